@@ -1,0 +1,91 @@
+"""Machine-learning data in shared memory, once per machine: every process maps the same copy.
+
+The public names are handed out lazily (PEP 562): `import dsmem` imports none of numpy, h5py, torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from dsmem.errors import (
+        Ambiguous,
+        BadSource,
+        DamagedObject,
+        DsmemError,
+        InUse,
+        NoSpace,
+        NotPinned,
+        SourceBusy,
+        SourceChanged,
+        UnsafeRoot,
+        Unsupported,
+        UsageError,
+    )
+    from dsmem.pinning.arrayfile import ArrayFile
+    from dsmem.pinning.explaining import ExplainedDataset, Explanation, explain
+    from dsmem.pinning.opening import File, attach
+    from dsmem.pinning.pin import Pinned, pin
+
+_HOMES = {
+    "ArrayFile": "dsmem.pinning.arrayfile",
+    "ExplainedDataset": "dsmem.pinning.explaining",
+    "Explanation": "dsmem.pinning.explaining",
+    "File": "dsmem.pinning.opening",
+    "Pinned": "dsmem.pinning.pin",
+    "attach": "dsmem.pinning.opening",
+    "explain": "dsmem.pinning.explaining",
+    "pin": "dsmem.pinning.pin",
+    "Ambiguous": "dsmem.errors",
+    "BadSource": "dsmem.errors",
+    "DamagedObject": "dsmem.errors",
+    "DsmemError": "dsmem.errors",
+    "InUse": "dsmem.errors",
+    "NoSpace": "dsmem.errors",
+    "NotPinned": "dsmem.errors",
+    "SourceBusy": "dsmem.errors",
+    "SourceChanged": "dsmem.errors",
+    "UnsafeRoot": "dsmem.errors",
+    "Unsupported": "dsmem.errors",
+    "UsageError": "dsmem.errors",
+}
+
+__all__ = [
+    "Ambiguous",
+    "ArrayFile",
+    "BadSource",
+    "DamagedObject",
+    "DsmemError",
+    "ExplainedDataset",
+    "Explanation",
+    "File",
+    "InUse",
+    "NoSpace",
+    "NotPinned",
+    "Pinned",
+    "SourceBusy",
+    "SourceChanged",
+    "UnsafeRoot",
+    "Unsupported",
+    "UsageError",
+    "__version__",
+    "attach",
+    "explain",
+    "pin",
+]
+
+
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'dsmem' has no attribute {name!r}")
+    value: object = getattr(import_module(home), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,0 +1,116 @@
+"""The safetensors header: `<u64 length><JSON>`, then the tensors without gaps.
+
+Format: https://github.com/huggingface/safetensors#format. What is parsed here comes from a shared directory, so sizes
+and nesting are bounded, and every tensor is checked against the file before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dsmem.errors import DamagedObject
+
+PAGE_BYTES = 4096
+MAX_HEADER_BYTES = 100_000_000
+"""What the reference implementation accepts too."""
+DATA_BYTES_KEY = "dsmem.data_bytes"
+"""In `__metadata__`: the size of all tensors as published, by which a truncated object is known."""
+
+ITEM_BYTES: Mapping[str, int] = {
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "U32": 4, "I32": 4, "U64": 8, "I64": 8,
+    "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
+}  # fmt: skip
+_WIDEST_NUMBER = 10**18
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """One tensor of a file: its safetensors dtype, its shape, and where its bytes lie after the header."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A parsed header; `data_start` is where in the file offset 0 of the tensors lies.
+
+    Tensors are checked when they are asked for (`tensor`), so that opening costs no Python work for each of them.
+    """
+
+    raw: Mapping[str, object]
+    metadata: Mapping[str, str]
+    data_start: int
+    data_bytes: int
+
+    def names(self) -> list[str]:
+        """Names of all tensors."""
+        return [name for name in self.raw if name != "__metadata__"]
+
+    def tensor(self, name: str) -> Tensor:
+        """The tensor of that name, checked; raises KeyError when absent, DamagedObject when it can't be."""
+        entry = self.raw[name] if name != "__metadata__" else None
+        try:
+            assert isinstance(entry, dict)
+            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+            whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+            right = whole and end - begin == math.prod(shape) * ITEM_BYTES[dtype] and end <= self.data_bytes
+        except (AssertionError, KeyError, TypeError, ValueError) as exc:
+            raise DamagedObject(f"tensor {name!r} has no valid description") from exc
+        if not right:
+            raise DamagedObject(f"tensor {name!r} does not fit the file")
+        return Tensor(dtype, shape, begin, end)
+
+
+def parse(data: memoryview, file_bytes: int) -> Header:
+    """Parse the header at the start of `data`, which holds the file or at least its header; raises DamagedObject."""
+    if len(data) < 8:
+        raise DamagedObject(f"too short for a header: {file_bytes} bytes")
+    (length,) = struct.unpack_from("<Q", data)
+    if length > min(MAX_HEADER_BYTES, file_bytes - 8):
+        raise DamagedObject(f"the header claims {length} bytes of a file of {file_bytes}")
+    try:
+        raw = json.loads(bytes(data[8 : 8 + length]))
+        metadata = raw.get("__metadata__", {})
+        valid = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
+    except (ValueError, RecursionError, AttributeError) as exc:
+        raise DamagedObject("the header is not JSON of the expected form") from exc
+    if not valid:
+        raise DamagedObject("the header's __metadata__ is not a table of strings")
+    return Header(raw, metadata, 8 + length, file_bytes - 8 - length)
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, size_bytes: int) -> bytes:
+    """The header as `size_bytes` bytes of file (padded with spaces); raises ValueError when it does not fit."""
+    text = _dump(tensors, metadata)
+    if len(text) > size_bytes - 8:
+        raise ValueError(f"the header needs {len(text) + 8} bytes and has {size_bytes}")
+    return struct.pack("<Q", size_bytes - 8) + text.ljust(size_bytes - 8)
+
+
+def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare_bytes: int) -> int:
+    """Bytes to keep for a header whose offsets are not known yet: the widest numbers, spare room, whole pages."""
+    widest = {
+        name: Tensor(t.dtype, (*t.shape[:-1], _WIDEST_NUMBER) if t.shape else (), _WIDEST_NUMBER, _WIDEST_NUMBER)
+        for name, t in tensors.items()
+    }
+    needed = 8 + len(_dump(widest, metadata)) + spare_bytes
+    return -(-needed // PAGE_BYTES) * PAGE_BYTES
+
+
+def _dump(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
+    for name, t in tensors.items():
+        table[name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin, t.end]}
+    return json.dumps(table, separators=(",", ":")).encode("ascii")
+
+
+def shape_bytes(dtype: str, shape: Sequence[int]) -> int:
+    """Bytes of a tensor of that safetensors dtype and shape."""
+    return math.prod(shape) * ITEM_BYTES[dtype]

@@ -1,0 +1,64 @@
+"""What an object holds, a line a dataset: for lists and reports."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsmem.arrays import dtypes, tree
+from dsmem.arrays.header import Header
+from dsmem.arrays.views import TreeContents
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetSummary:
+    """One dataset; `shape` None = a null dataspace; `size_bytes` counts offsets of variable-length items too."""
+
+    path: str
+    shape: tuple[int, ...] | None
+    dtype: str
+    size_bytes: int
+
+
+def summarize(header: Header, name: str) -> tuple[DatasetSummary, ...]:
+    """Every dataset of an object, in the order of its tree; raises DamagedObject."""
+    contents = TreeContents(header, np.empty(0, np.uint8), "pinned", "", label=name)
+    return tuple(_summary(header, path, record) for path, record in contents.tree.datasets.items())
+
+
+def _summary(header: Header, path: str, record: dict[str, Any]) -> DatasetSummary:
+    dtype = dtypes.from_json(record["dtype"]) if "dtype" in record else None
+    if record.get("null"):
+        return DatasetSummary(path, None, label(dtype), 0)
+    tensor = header.tensor(tree.tensor_name(path))
+    size_bytes = tensor.end - tensor.begin
+    if "shape" in record:
+        offsets = header.tensor(tree.offsets_name(path))
+        return DatasetSummary(path, tuple(record["shape"]), label(dtype), size_bytes + offsets.end - offsets.begin)
+    if dtype is None:
+        return DatasetSummary(path, tensor.shape, label(dtypes.of_carrier(tensor.dtype)), size_bytes)
+    carried = dtypes.carrier(dtype).item_shape
+    return DatasetSummary(path, tensor.shape[: len(tensor.shape) - len(carried)], label(dtype), size_bytes)
+
+
+def label(dtype: np.dtype[Any] | None) -> str:
+    """A dtype in a word or two: 'uint8', 'float32 big-endian', 'string', 'compound (3 fields)', 'enum (int8)'."""
+    if dtype is None:
+        return "?"
+    metadata: Mapping[str, Any] = dtype.metadata or {}
+    if dtype.kind == "O":
+        base = metadata.get("vlen")
+        return "string" if base in (str, bytes) else f"variable {np.dtype(base).name}" if base else "object"
+    if dtype.subdtype is not None:
+        return f"{label(dtype.subdtype[0])}[{math.prod(dtype.subdtype[1])}]"
+    if dtype.names is not None:
+        return f"compound ({len(dtype.names)} fields)"
+    if "enum" in metadata:
+        return f"enum ({dtype.name})"
+    if dtype.kind in "SV":
+        return f"{'string' if dtype.kind == 'S' else 'opaque'}[{dtype.itemsize}]"
+    return f"{dtype.name} big-endian" if dtype.byteorder == ">" else dtype.name

@@ -1,0 +1,1 @@
+"""Every claim measured beside what a user would do without dsmem."""

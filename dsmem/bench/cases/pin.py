@@ -1,0 +1,115 @@
+"""Pinning a warm file: against sharing it by hand, and against the fastest plain way to fill the same memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from multiprocessing.shared_memory import SharedMemory
+from typing import BinaryIO
+
+import dsmem
+from dsmem.bench import limits, recipes, sources
+from dsmem.bench.harness import Comparison, Contender
+from dsmem.bench.limits import Fill
+from dsmem.bench.sizes import Need
+from dsmem.bench.sources import Array, Source
+from dsmem.bench.workbench import Case, Effort, Workbench
+from dsmem.digest import DEFAULT_ALGORITHM, hash_descriptor, hash_file
+
+Segments = dict[str, tuple[SharedMemory, Array]]
+_COPY = "the bytes of the file"
+
+
+def compare(bench: Workbench) -> Generator[Comparison]:
+    """One comparison; every turn has a store, or a file, of its own, which is removed after it."""
+    source, place = bench.source, bench.place
+    limits.read_cached(source.path)
+    ours = Contender(
+        "dsmem.pin",
+        "dsmem",
+        lambda _: dsmem.pin(source.path),
+        answer=lambda _: attached(source),
+        around=place.store,
+    )
+    recipe = Contender(
+        "md5 + h5py + SharedMemory",
+        "recipe",
+        partial(pin_by_hand, source),
+        answer=in_segments,
+        around=segments,
+    )
+    fills = [
+        Contender(
+            name,
+            "limit",
+            partial(_fill, fill, source.path),
+            answer=_content if copies else _size_bytes,
+            question=_COPY if copies else "size",
+            around=partial(limits.new_file, place.shared),
+        )
+        for name, fill, copies in limits.FILLS
+    ]
+    expected = {
+        _COPY: hash_file(source.path, cache=False).hex,
+        "size": os.stat(source.path).st_size,
+    }
+    title = "a warm file into shared memory, digest included"
+    contenders = [ours, recipe, *fills]
+    yield Comparison(title, source.data_bytes, contenders, expected=expected, watch=str(place.shared))
+
+
+def attached(source: Source) -> str:
+    """Attach what is pinned, and digest all of it."""
+    with dsmem.attach(source.path) as file:
+        return sources.content_digest({name: file[name][()] for name in source.names})
+
+
+def pin_by_hand(source: Source, held: Segments) -> Segments:
+    """The recipe, its segments recorded where `segments` removes them."""
+    held.update(recipes.pin(source.path, source.names)[1])
+    return held
+
+
+def in_segments(held: Segments) -> str:
+    """Digest what lies in the segments."""
+    return sources.content_digest({name: array for name, (_, array) in held.items()})
+
+
+@contextmanager
+def segments() -> Iterator[Segments]:
+    """Segments of one turn, removed after it."""
+    held: Segments = {}
+    try:
+        yield held
+    finally:
+        for name in list(held):
+            segment, array = held.pop(name)
+            segment.unlink()
+            del array
+            # After an error a traceback may still hold the array; the memory is freed with it.
+            with suppress(BufferError):
+                segment.close()
+
+
+def _fill(fill: Fill, path: str, target: BinaryIO) -> BinaryIO:
+    fill(path, target)
+    return target
+
+
+def _content(target: BinaryIO) -> str:
+    return hash_descriptor(target.fileno(), _size_bytes(target), DEFAULT_ALGORITHM)
+
+
+def _size_bytes(target: BinaryIO) -> int:
+    return os.fstat(target.fileno()).st_size
+
+
+CASE = Case(
+    "pin",
+    "a file is shared as fast as memory can be filled",
+    compare,
+    need=Need(memory=3.2, shared=1.1, files=1),
+    effort=Effort(md5=1, fill=6, copy=7),
+)

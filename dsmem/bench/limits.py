@@ -1,0 +1,109 @@
+"""What the machine can do at best, by plain means: the yardstick that stands beside every speed."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from dsmem import parallel, proc
+
+_BLOCK_BYTES = 1 << 20
+_SLICE_BYTES = 32 << 20
+Fill = Callable[[str, BinaryIO], None]
+
+
+def copy_memory(size_bytes: int) -> Callable[[], None]:
+    """A function that copies so many bytes from memory to memory, in one thread; both are touched beforehand."""
+    source, target = np.ones(size_bytes, np.uint8), np.zeros(size_bytes, np.uint8)
+    return lambda: np.copyto(target, source)
+
+
+def read_cached(path: str) -> None:
+    """Read a file that lies in the page cache, 1 MiB at a time, with a thread for each CPU."""
+    with Path(path).open("rb", buffering=0) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+
+        def read(start: int) -> None:
+            buffer = memoryview(bytearray(_BLOCK_BYTES))
+            for offset in range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES):
+                os.preadv(file.fileno(), [buffer], offset)
+
+        _in_threads(read, size_bytes)
+
+
+def open_and_map(path: str) -> int:
+    """Open a file, map it, read its first byte: less can't be done to reach a file's data."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with mmap.mmap(fd, os.fstat(fd).st_size, prot=mmap.PROT_READ) as mapped:
+            return mapped[0]
+    finally:
+        os.close(fd)
+
+
+def fill_one_thread(path: str, target: BinaryIO) -> None:
+    """Copy a file as `dd bs=1M` does: read and write 1 MiB at a time."""
+    with Path(path).open("rb", buffering=0) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        _copy(file.fileno(), target.fileno(), range(0, size_bytes, _BLOCK_BYTES), bytearray(_BLOCK_BYTES))
+
+
+def fill_threads(path: str, target: BinaryIO) -> None:
+    """Copy a file 1 MiB at a time, with a thread for each CPU."""
+    with Path(path).open("rb", buffering=0) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+
+        def copy(start: int) -> None:
+            blocks = range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES)
+            _copy(file.fileno(), target.fileno(), blocks, bytearray(_BLOCK_BYTES))
+
+        _in_threads(copy, size_bytes)
+
+
+def fill_hot(path: str, target: BinaryIO) -> None:
+    """Write as many bytes as the file has, the same 1 MiB again and again, with a thread for each CPU: no reading."""
+    fill_hot_bytes(os.stat(path).st_size, target)
+
+
+def fill_hot_bytes(size_bytes: int, target: BinaryIO) -> None:
+    """Write so many bytes, the same 1 MiB again and again, with a thread for each CPU: no reading, no decoding."""
+    block = memoryview(bytes(range(256)) * (_BLOCK_BYTES // 256))
+
+    def write(start: int) -> None:
+        end = min(start + _SLICE_BYTES, size_bytes)
+        for offset in range(start, end, _BLOCK_BYTES):
+            os.pwrite(target.fileno(), block[: min(_BLOCK_BYTES, end - offset)], offset)
+
+    _in_threads(write, size_bytes)
+
+
+FILLS: tuple[tuple[str, Fill, bool], ...] = (
+    ("dd bs=1M", fill_one_thread, True),
+    ("pread + pwrite, threads", fill_threads, True),
+    ("pwrite of a hot buffer, threads", fill_hot, False),
+)
+"""The plain ways to fill shared memory, and whether each copies the file; the fastest in a run is that run's limit."""
+
+
+def new_file(directory: Path) -> BinaryIO:
+    """A file without a name in that directory; its memory is given back when it is closed."""
+    return tempfile.TemporaryFile(dir=directory, buffering=0)
+
+
+def _copy(source: int, target: int, offsets: range, buffer: bytearray) -> None:
+    view = memoryview(buffer)
+    for offset in offsets:
+        count = os.preadv(source, [view], offset)
+        os.pwrite(target, view[:count], offset)
+
+
+def _in_threads(work: Callable[[int], None], size_bytes: int) -> None:
+    starts = range(0, size_bytes, _SLICE_BYTES)
+    parallel.run((partial(work, start) for start in starts), min(proc.usable_cpus(), len(starts)))

@@ -1,0 +1,79 @@
+"""What people write today, without dsmem: the plain code that every case is compared with.
+
+It is meant to be read and to be fair: what a careful user would write, no slower and no cleverer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+from collections.abc import Iterable, Sequence
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def md5_of_file(path: str) -> str:
+    """The MD5 of a file, read in blocks of 1 MiB."""
+    digest = hashlib.md5()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def preload(path: str, names: Iterable[str]) -> dict[str, Array]:
+    """Every dataset as an array of this process: what a Dataset with `--preload` does when it starts."""
+    with h5py.File(path, "r") as file:
+        return {name: np.asarray(file[name][...]) for name in names}
+
+
+def pin(path: str, names: Iterable[str]) -> tuple[str, dict[str, tuple[SharedMemory, Array]]]:
+    """Share a file by hand: its MD5 names it, h5py reads each dataset, a copy goes into a segment of its own.
+
+    The segments are the caller's to close and unlink.
+    """
+    digest = md5_of_file(path)
+    shared = {}
+    with h5py.File(path, "r") as file:
+        for name in names:
+            data = np.asarray(file[name][...])
+            segment = SharedMemory(create=True, size=max(1, data.nbytes))
+            array: Array = np.ndarray(data.shape, data.dtype, buffer=segment.buf)
+            array[...] = data
+            shared[name] = segment, array
+    return digest, shared
+
+
+def read_direct_into(memory: mmap.mmap, path: str, name: str) -> Array:
+    """One dataset, read by h5py straight into memory that others can map: the least that h5py can do."""
+    with h5py.File(path, "r") as file:
+        dataset = file[name]
+        array = np.frombuffer(memory, dataset.dtype).reshape(dataset.shape)
+        dataset.read_direct(array)
+    return array
+
+
+def read_one_element(path: str, name: str) -> Any:
+    """Open the file, read one element, close it."""
+    with h5py.File(path, "r") as file:
+        dataset = file[name]
+        return dataset[(0,) * dataset.ndim]
+
+
+def load_and_read_one_element(path: str, names: Sequence[str], name: str) -> Any:
+    """Load everything into memory, then read one element: the start of a training process that preloads."""
+    array = preload(path, names)[name]
+    return array[(0,) * array.ndim]
+
+
+def read_samples(dataset: Any, indices: Sequence[int], batch: Array) -> Array:
+    """Random samples into a batch, one by one, as a DataLoader's workers do; `dataset` is anything that is indexed."""
+    for place, index in enumerate(indices):
+        batch[place] = dataset[index]
+    return batch

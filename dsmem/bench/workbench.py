@@ -1,0 +1,57 @@
+"""What a case works with: a private place, the file that is measured, and the number of runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dsmem.bench import sources
+from dsmem.bench.harness import Comparison
+from dsmem.bench.scratch import Scratch
+from dsmem.bench.sizes import Need
+from dsmem.bench.sources import Source
+
+
+@dataclass(frozen=True, slots=True)
+class Workbench:
+    """Given to every case of a run. Files that a case makes itself go to `new_file`'s directory."""
+
+    place: Scratch
+    source: Source
+    """The file to measure: the user's, or one that was made."""
+    size_bytes: int
+    """How much data the files that a case makes should hold."""
+
+    def new_file(self, name: str) -> Path:
+        """A path for a file of this run; whoever makes it removes it when it is large."""
+        return self.place.files / name
+
+    def small_file(self) -> Source:
+        """A file like the large one, of about 1 MiB."""
+        return sources.make_training_file(self.new_file("small.h5"), 1 << 20)
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How often, in a round, each byte of the data is hashed by MD5, written to new memory, read or copied."""
+
+    md5: float
+    fill: float
+    copy: float
+    fixed_s: float = 0.5
+    """What it takes besides, in all, whatever the size."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One claim and how it is measured."""
+
+    name: str
+    claim: str
+    compare: Callable[[Workbench], Generator[Comparison]]
+    """Yields comparisons one by one; what it sets up, it removes when it is closed."""
+    need: Need
+    effort: Effort
+    rounds: int | None = None
+    """Its number of rounds, whatever number of runs is asked for."""

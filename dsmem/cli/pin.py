@@ -1,0 +1,181 @@
+"""`dsmem pin`: put HDF5 files into shared memory and show what is there now."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+
+from dsmem import units
+from dsmem.cli import explained, progress, rows
+from dsmem.cli.commands import Algo, Json
+from dsmem.cli.errors import Failures
+from dsmem.cli.output import Column, Output, note
+from dsmem.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsmem.errors import Allow
+    from dsmem.pinning.pin import Pinned
+
+EXAMPLES = (
+    "dsmem pin train.h5",
+    "dsmem pin data/ 'more/*.h5' --budget 40GiB",
+    "dsmem pin train.h5 --only 'images*' --name images",
+    "dsmem pin --explain train.h5",
+)
+
+
+def pin(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Files, directories that hold some, or globs.")],
+    only: Annotated[
+        list[str] | None,
+        typer.Option("--only", metavar="GLOB", help="Pin only the datasets that match; may be repeated."),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", help="The name to attach by."),
+    ] = None,
+    algo: Algo = "xxh3-tree",
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare every byte with what h5py reads, not a sample.")
+    ] = False,
+    no_hash_cache: Annotated[
+        bool,
+        typer.Option("--no-hash-cache", help="Compute the digest even where it is known."),
+    ] = False,
+    skip_unsupported: Annotated[
+        bool, typer.Option("--skip-unsupported", help="Leave out what can't be pinned exactly.")
+    ] = False,
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", metavar="SIZE", help="Evict what is longest unused, to hold no more: 40GiB."),
+    ] = None,
+    keep: Annotated[
+        bool | None,
+        typer.Option("--keep/--no-keep", help="Never evict it, clean it only by its name; or no longer so."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allow",
+            metavar="external|oversized",
+            help="Of a file that you trust: read other files too; take sizes that can hardly be.",
+        ),
+    ] = None,
+    untrusted: Annotated[
+        bool,
+        typer.Option("--untrusted", help="Of a file from elsewhere: read it in a child that may crash (0.3 s more)."),
+    ] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show how each dataset would be read, and pin nothing.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Put HDF5 files into shared memory, once.
+
+    Every process then maps the same copy: `dsmem.File("train.h5")` in place of `h5py.File("train.h5")`.
+    """
+    out = Output(as_json=json)
+    budget_bytes = None if budget is None else units.parse_bytes(budget)
+    allowed = cast("list[Allow]", allow or [])  # the library looks at each
+    if explain and untrusted:
+        raise UsageError("--explain reads the file in this process, --untrusted does not")
+    failures = Failures()
+    files = _gathered(paths, failures)
+    if explain:
+        explained.explain(files, failures, out, only=only, allow=allowed)
+        failures.end()
+        return
+    from dsmem.pinning.pin import pin as pin_file
+
+    if name is not None and len(files) > 1:
+        raise UsageError(f"--name names one file; these are {len(files)}")
+    pinned: list[Pinned] = []
+    with progress.bar("pinning", files) as bar:
+        for path in files:
+            work = partial(
+                pin_file,
+                path,
+                only=only,
+                name=name,
+                algo=algo,
+                verify=verify,
+                skip_unsupported=skip_unsupported,
+                allow=allowed,
+                hash_cache=not no_hash_cache,
+                budget=budget_bytes,
+                keep=keep,
+                untrusted=untrusted,
+                progress=bar.follow(path),
+            )
+            one = failures.attempt(path, work)
+            if one is None:
+                continue
+            pinned.append(one)
+            _tell_evicted(bar, one)
+            if out.terminal:
+                with bar.aside():
+                    _show(out, one, more=len(pinned) > 1)
+    if json:
+        out.json({"pinned": pinned, "failed": failures.as_rows()})
+    elif not out.terminal and pinned:
+        _show_rows(out, pinned)
+    failures.end()
+
+
+def _tell_evicted(bar: progress.Bar, pinned: Pinned) -> None:
+    if pinned.evicted:
+        with bar.aside():
+            note(f"evicted {rows.count(len(pinned.evicted))}, {units.format_bytes(pinned.evicted_bytes)}")
+
+
+def _gathered(paths: Sequence[str], failures: Failures) -> list[str]:
+    """The files that the paths mean, each once, in the order given."""
+    from dsmem.pinning.gather import gather
+
+    files: list[str] = []
+    for path in paths:
+        files += failures.attempt(path, partial(gather, [path])) or ()
+    return list(dict.fromkeys(files))
+
+
+def _show(out: Output, pinned: Pinned, *, more: bool) -> None:
+    if more:
+        out.line("")
+    out.record([("name", pinned.name), ("source", pinned.source), ("digest", f"{pinned.algo}:{pinned.digest}")])
+    out.table(rows.DATASET, [rows.dataset(one) for one in pinned.datasets])
+    _sum_up(out, pinned)
+
+
+def _show_rows(out: Output, pinned: Sequence[Pinned]) -> None:
+    """A row a dataset, led by what it belongs to; a file without datasets has one row all the same."""
+    columns = (
+        Column("name", "name"),
+        Column("source", "source"),
+        Column("digest", "digest"),
+        *rows.DATASET,
+    )
+    cells: list[list[object]] = []
+    for one in pinned:
+        about = [one.name, one.source, f"{one.algo}:{one.digest}"]
+        cells += [[*about, *rows.dataset(dataset)] for dataset in one.datasets]
+        if not one.datasets:
+            cells.append([*about, None, None, None, 0])
+    out.table(columns, cells)
+    for one in pinned:
+        _sum_up(out, one)
+
+
+def _sum_up(out: Output, pinned: Pinned) -> None:
+    for refusal in pinned.refused:
+        out.warning(f"left out: {refusal.path}: {refusal.reason}")
+    size, took = units.format_bytes(pinned.size_bytes), units.format_duration(pinned.elapsed_s)
+    if pinned.already:
+        out.result(f"{pinned.name} is already pinned: {size}, found in {took}")
+    elif pinned.waited:
+        out.result(f"{pinned.name} was pinned by another process meanwhile: {size}, waited {took}")
+    else:
+        rate = units.format_rate(pinned.size_bytes, pinned.elapsed_s)
+        out.result(f"pinned {pinned.name}: {size} in {took}, {rate}")

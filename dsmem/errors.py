@@ -1,0 +1,139 @@
+"""All errors of dsmem: each is a DsmemError and the builtin that a caller would expect.
+
+They carry facts as attributes (all picklable); exit codes and hints are the command line's (`cli/errors.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Allow = Literal["external", "oversized"]
+"""What is refused unless it is allowed: data in other files; sizes that a file can hardly hold."""
+
+
+class DsmemError(Exception):
+    """Anything dsmem refuses or fails to do."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only facts would be lost by Exception's own pickling, which replays the positional arguments.
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(kind: type[DsmemError], args: tuple[object, ...], facts: dict[str, object]) -> DsmemError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(facts)
+    return error
+
+
+class UsageError(DsmemError, ValueError):
+    """Arguments that cannot be meant."""
+
+
+class NotPinned(DsmemError, LookupError):
+    """Nothing of that path or name is in the store (`target`), or what is there is of an older file."""
+
+    def __init__(self, message: str, *, target: str = "") -> None:
+        super().__init__(message)
+        self.target = target
+
+
+class Ambiguous(DsmemError, LookupError):
+    """Several things could be meant; `candidates` names them all."""
+
+    def __init__(self, message: str, *, candidates: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.candidates = tuple(candidates)
+
+
+class SourceMissing(DsmemError, FileNotFoundError):
+    """The file to read is not there."""
+
+
+class BadSource(DsmemError, ValueError):
+    """The file to read is not what it should be: not HDF5, truncated, empty, a directory, unreadable."""
+
+
+class SourceChanged(DsmemError, RuntimeError):
+    """The file changed while it was read; nothing was published."""
+
+
+class SourceBusy(DsmemError, BlockingIOError):
+    """The file is open for writing in another process (`path`)."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """One thing in a file that dsmem does not pin, and why."""
+
+    path: str
+    reason: str
+    allow: Allow | None = None
+    """What would let it through, if anything does."""
+
+
+class Unsupported(DsmemError, TypeError):
+    """The file holds things that can't be pinned exactly; `refusals` names every one with its reason."""
+
+    def __init__(self, message: str, *, refusals: Sequence[Refusal] = ()) -> None:
+        super().__init__(message)
+        self.refusals = tuple(refusals)
+
+
+class NoSpace(DsmemError, OSError):
+    """Not enough room: `need_bytes`, `free_bytes`, what limits it (`limit`), what a clean would free.
+
+    Under a budget (`budget_bytes`) also the objects that could not be evicted: `held` by processes, and `kept`.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        need_bytes: int = 0,
+        free_bytes: int = 0,
+        limit: str = "",
+        reclaimable_bytes: int = 0,
+        budget_bytes: int | None = None,
+        held: Sequence[str] = (),
+        kept: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.need_bytes = need_bytes
+        self.free_bytes = free_bytes
+        self.limit = limit
+        self.reclaimable_bytes = reclaimable_bytes
+        self.budget_bytes = budget_bytes
+        self.held = tuple(held)
+        self.kept = tuple(kept)
+
+
+class InUse(DsmemError, BlockingIOError):
+    """Objects that other processes hold were left alone; `names` and `pids` say which and by whom."""
+
+    def __init__(self, message: str, *, names: Sequence[str] = (), pids: Sequence[int] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+        self.pids = tuple(pids)
+
+
+class DamagedObject(DsmemError, ValueError):
+    """An object in the store (`name`) is not what it should be."""
+
+    def __init__(self, message: str, *, name: str = "") -> None:
+        super().__init__(message)
+        self.name = name
+
+
+class UnsafeRoot(DsmemError, PermissionError):
+    """The store's root (`root`) is a symlink, another user's, on a network file system, or not a directory."""
+
+    def __init__(self, message: str, *, root: str = "") -> None:
+        super().__init__(message)
+        self.root = root

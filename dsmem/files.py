@@ -1,0 +1,140 @@
+"""Files handled safely: no followed links, owners checked, names replaced whole, locks that the kernel keeps.
+
+flock belongs to the open file description: it is shared by dup and fork, and the kernel drops it with the last of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+import tempfile
+import time
+from dataclasses import dataclass
+
+from dsmem.errors import UnsafeRoot
+
+_TIMESTAMP_GRAIN_S = 0.05
+"""Kernels stamp files with a clock that ticks every 1–10 ms: an edit within one tick leaves mtime as it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileIdentity:
+    """What changes when a file's content does, without reading it."""
+
+    dev: int
+    ino: int
+    size_bytes: int
+    mtime_ns: int
+    ctime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> FileIdentity:
+        """The identity in a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+    def as_list(self) -> list[int]:
+        """Five integers, for JSON."""
+        return [self.dev, self.ino, self.size_bytes, self.mtime_ns, self.ctime_ns]
+
+    @classmethod
+    def from_list(cls, values: object) -> FileIdentity:
+        """The inverse of `as_list`; raises ValueError for anything else."""
+        if not (isinstance(values, list) and len(values) == 5 and all(type(v) is int for v in values)):
+            raise ValueError(f"not a file identity: {values!r}")
+        return cls(*values)
+
+
+def settled_identity(fd: int) -> FileIdentity:
+    """The identity of an open file once its timestamps are old enough to betray every later edit (≤ 50 ms)."""
+    while True:
+        status = os.fstat(fd)
+        age_s = time.time() - max(status.st_mtime, status.st_ctime)
+        if not 0 <= age_s < _TIMESTAMP_GRAIN_S:
+            return FileIdentity.of(status)
+        time.sleep(_TIMESTAMP_GRAIN_S - age_s)
+
+
+def open_own(path: str, flags: int = os.O_RDONLY) -> int:
+    """A descriptor of a regular file of our own, never through a symlink; raises UnsafeRoot otherwise."""
+    try:
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
+    except OSError as exc:
+        if exc.errno == errno.ELOOP:
+            raise UnsafeRoot(f"{path} is a symlink", root=path) from exc
+        raise
+    status = os.fstat(fd)
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+        os.close(fd)
+        raise UnsafeRoot(f"{path} is not a regular file of uid {os.geteuid()}", root=path)
+    return fd
+
+
+def read_own(path: str, limit_bytes: int) -> bytes:
+    """The bytes of a small file of our own; raises ValueError when it is larger than the limit."""
+    fd = open_own(path)
+    try:
+        data = os.read(fd, limit_bytes + 1)
+    finally:
+        os.close(fd)
+    if len(data) > limit_bytes:
+        raise ValueError(f"{path} is larger than {limit_bytes} bytes")
+    return data
+
+
+def write_atomic(path: str, data: bytes) -> None:
+    """Replace `path` whole, mode 0600: readers see the old bytes or the new ones. Killed: a `.tmp-*` stays."""
+    fd, temporary = tempfile.mkstemp(prefix=".tmp-", dir=os.path.dirname(path))
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        unlink_if_there(temporary)
+        raise
+
+
+def unlink_if_there(path: str) -> bool:
+    """Whether there was something to unlink."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def try_lock(fd: int, *, exclusive: bool) -> bool:
+    """Take a flock without waiting; False when another open file description holds a conflicting one."""
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def names_inode(path: str, status: os.stat_result) -> bool:
+    """Whether the name still leads to the inode of `status`, itself and not through a link."""
+    try:
+        named = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (named.st_dev, named.st_ino) == (status.st_dev, status.st_ino)
+
+
+def pread_full(fd: int, buffer: memoryview, offset: int) -> int:
+    """Fill the buffer from `offset`; fewer bytes only at the end of the file."""
+    done = os.preadv(fd, [buffer], offset)
+    while 0 < done < len(buffer):
+        more = os.preadv(fd, [buffer[done:]], offset + done)
+        if more == 0:
+            break
+        done += more
+    return done
+
+
+def pwrite_full(fd: int, buffer: memoryview, offset: int) -> None:
+    """Write all of the buffer at `offset`."""
+    done = os.pwrite(fd, buffer, offset)
+    while done < len(buffer):
+        done += os.pwrite(fd, buffer[done:], offset + done)

@@ -1,0 +1,1 @@
+"""What an HDF5 file holds, and how its bytes come out of it."""

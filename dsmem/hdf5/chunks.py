@@ -1,0 +1,219 @@
+"""Chunked datasets decoded in threads: where every chunk lies, grouped into bands that are contiguous in memory.
+
+A band is what some chunks fill without a gap: whole rows of the first axis. Bands, not chunks, are the unit of work, so
+that small chunks share a read, a write and a task.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsmem import files
+from dsmem.errors import BadSource
+from dsmem.hdf5.codecs import Array, Pipeline, Undecodable
+
+BAND_BYTES = 2 << 20
+"""What a band is filled up to, of small chunks."""
+LARGEST_BAND_BYTES = 16 << 20
+"""A longer band is decoded into the object itself, in pieces, not through a buffer."""
+_SPAN_BYTES = 8 << 20
+_MISSING = -1
+
+
+class DamagedIndex(BadSource):
+    """A chunk index that can't be; the message does not say whose."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTable:
+    """All chunks of a dataset by grid position in C order: int64 file offsets (-1 = never written) and sizes, masks."""
+
+    grid: tuple[int, ...]
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    sizes: np.ndarray[Any, np.dtype[np.int64]]
+    masks: np.ndarray[Any, np.dtype[np.int64]]
+
+    @property
+    def missing(self) -> int:
+        """How many were never written."""
+        return int((self.offsets == _MISSING).sum())
+
+
+def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> ChunkTable:
+    """The chunk index of an h5py DatasetID; raises DamagedIndex when it points outside the file or the dataset."""
+    grid = tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    infos: list[Any] = []
+    dataset_id.chunk_iter(infos.append)
+    total = math.prod(grid)
+    table = ChunkTable(grid, np.full(total, _MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
+    if not infos:
+        return table
+    corners, masks, offsets, sizes = zip(*infos, strict=True)  # h5py's StoreInfo: a tuple of these four
+    starts = np.array(corners, np.int64)
+    positions = starts // np.array(chunks, np.int64)
+    if (positions >= np.array(grid)).any() or (starts < 0).any():
+        raise DamagedIndex("its chunk index leads outside the dataset")
+    where = np.ravel_multi_index(tuple(positions.T), grid)
+    if (starts % np.array(chunks, np.int64)).any() or len(np.unique(where)) < len(where):
+        raise DamagedIndex("its chunk index is damaged: a chunk lies between others, or there are two of one")
+    table.offsets[where], table.sizes[where], table.masks[where] = offsets, sizes, masks
+    first, length = table.offsets[where], table.sizes[where]
+    if (first < 0).any() or (length < 0).any() or (first > file_bytes - length).any():
+        raise DamagedIndex("its chunk index leads outside the file")
+    return table
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Chunks `first` up to `last` (grid positions), which lie in bytes [start, start + size) of the dataset.
+
+    `whole` says whether they fill it: a long band is shared by several tasks.
+    """
+
+    first: int
+    last: int
+    start: int
+    size_bytes: int
+    whole: bool
+    source_end: int
+    """Where in the file the last of their bytes lies."""
+
+
+class ChunkedDataset:
+    """One dataset to decode: `bands` are the tasks, `decode` does one. Threads share it."""
+
+    def __init__(
+        self,
+        fd: int,
+        table: ChunkTable,
+        *,
+        shape: tuple[int, ...],
+        chunks: tuple[int, ...],
+        item_bytes: int,
+        pipeline: Pipeline,
+        fill: bytes,
+        label: str,
+    ) -> None:
+        self._fd = fd
+        self._table = table
+        self._shape = shape
+        self._chunks = chunks
+        self._item_bytes = item_bytes
+        self._pipeline = pipeline
+        self._fill = np.frombuffer(fill, np.uint8)
+        self._label = label
+        self._chunk_bytes = math.prod(chunks) * item_bytes
+        self._whole_rows = chunks[1:] == shape[1:]
+        self._local = threading.local()
+
+    def bands(self) -> Iterator[Band]:
+        """Every chunk once, in the order of the dataset."""
+        in_row = math.prod(self._table.grid[1:])
+        row_bytes = math.prod(self._shape[1:]) * self._item_bytes
+        band_bytes = self._chunks[0] * row_bytes
+        together = max(BAND_BYTES // max(band_bytes, 1), 1)
+        ends = np.maximum(self._table.offsets, 0) + self._table.sizes
+        for row in range(0, self._table.grid[0], together):
+            last_row = min(row + together, self._table.grid[0])
+            start = row * band_bytes
+            size = min(last_row * band_bytes, self._shape[0] * row_bytes) - start
+            first, last = row * in_row, last_row * in_row
+            if size <= LARGEST_BAND_BYTES:
+                yield Band(first, last, start, size, True, int(ends[first:last].max()))
+                continue
+            step = max(BAND_BYTES // self._chunk_bytes, 1)
+            for i in range(first, last, step):
+                j = min(i + step, last)
+                yield Band(i, j, start, size, last - first <= step, int(ends[i:j].max()))
+
+    def decode(self, band: Band, out: Array) -> int:
+        """Decode a band's chunks into `out`: uint8, the band's size; returns how many bytes they are.
+
+        Raises BadSource for chunks that can't be decoded.
+        """
+        rows = band.size_bytes // (math.prod(self._shape[1:]) * self._item_bytes)
+        target = out.reshape(rows, *self._shape[1:], self._item_bytes)
+        first_row = band.start // (math.prod(self._shape[1:]) * self._item_bytes)
+        offsets = self._table.offsets[band.first : band.last].tolist()
+        sizes = self._table.sizes[band.first : band.last].tolist()
+        masks = self._table.masks[band.first : band.last].tolist()
+        pieces = self._read(offsets, sizes)
+        position = band.first
+        # The size of a chunk in whole rows; 0: none goes straight to its place. Small chunks must not drown in Python.
+        straight = self._chunk_bytes if self._whole_rows else 0
+        at = (position * self._chunks[0] - first_row) * (self._chunk_bytes // self._chunks[0])
+        undo = self._pipeline.decode
+        try:
+            for data, mask in zip(pieces, masks, strict=True):
+                end = at + straight
+                if straight and data is not None and end <= len(out):
+                    undo(data, out[at:end], mask)
+                else:
+                    self._decode_one(position, data, mask, target, first_row)
+                position += 1
+                at = end
+        except Undecodable as exc:
+            raise BadSource(f"{self._label}: the chunk at {self._corner(position)} can't be decoded: {exc}") from exc
+        return band.size_bytes if band.whole else min((band.last - band.first) * self._chunk_bytes, band.size_bytes)
+
+    def _decode_one(self, position: int, data: memoryview | None, mask: int, target: Array, first_row: int) -> None:
+        """A chunk that is missing, cut off at an edge, or narrower than a row."""
+        corner = self._corner(position)
+        clipped = tuple(
+            slice(0, min(chunk, extent - start))
+            for chunk, extent, start in zip(self._chunks, self._shape, corner, strict=True)
+        )
+        place = target[
+            (
+                slice(corner[0] - first_row, corner[0] - first_row + clipped[0].stop),
+                *(slice(start, start + part.stop) for start, part in zip(corner[1:], clipped[1:], strict=True)),
+            )
+        ]
+        if data is None:
+            place[...] = self._fill
+            return
+        chunk = self._scratch("chunk", self._chunk_bytes)
+        self._pipeline.decode(data, chunk, mask)
+        place[...] = chunk.reshape(*self._chunks, self._item_bytes)[clipped]
+
+    def _corner(self, position: int) -> tuple[int, ...]:
+        corner: list[int] = []
+        for count, chunk in zip(reversed(self._table.grid), reversed(self._chunks), strict=True):
+            position, here = divmod(position, count)
+            corner.append(here * chunk)
+        return tuple(reversed(corner))
+
+    def _read(self, offsets: list[int], sizes: list[int]) -> Iterator[memoryview | None]:
+        """The stored bytes of chunks, one read for what lies together; None for those never written."""
+        i = 0
+        while i < len(offsets):
+            if offsets[i] == _MISSING:
+                yield None
+                i += 1
+                continue
+            j, low, high, wanted = i, offsets[i], offsets[i] + sizes[i], 0
+            while j < len(offsets) and offsets[j] != _MISSING:
+                low_, high_ = min(low, offsets[j]), max(high, offsets[j] + sizes[j])
+                if j > i and (high_ - low_ > _SPAN_BYTES or high_ - low_ > 2 * (wanted + sizes[j]) + 65_536):
+                    break
+                low, high, wanted, j = low_, high_, wanted + sizes[j], j + 1
+            buffer = self._scratch("span", high - low).data
+            if files.pread_full(self._fd, buffer, low) < high - low:
+                raise BadSource(f"{self._label}: the file ends within its chunks")
+            for k in range(i, j):
+                yield buffer[offsets[k] - low : offsets[k] - low + sizes[k]]
+            i = j
+
+    def _scratch(self, name: str, size_bytes: int) -> Array:
+        """This thread's buffer of that name, at least as long."""
+        buffer: Array | None = getattr(self._local, name, None)
+        if buffer is None or len(buffer) < size_bytes:
+            buffer = np.empty(size_bytes, np.uint8)
+            setattr(self._local, name, buffer)
+        return buffer[:size_bytes]

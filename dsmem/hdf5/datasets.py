@@ -1,0 +1,187 @@
+"""One HDF5 dataset: what it is to numpy, how its bytes can be read, or why they are refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+from h5py import h5d, h5s, h5t
+
+from dsmem import units
+from dsmem.arrays import dtypes, tree
+from dsmem.arrays.dtypes import UnsupportedType
+from dsmem.errors import Allow
+from dsmem.hdf5 import elsewhere
+from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
+from dsmem.hdf5.elsewhere import NotAllowed
+from dsmem.hdf5.filters import check_installed, filters_of
+from dsmem.hdf5.opening import reason
+
+Tier = Literal["contiguous", "chunked", "h5py", "empty"]
+"""Copied as it lies; decoded in threads; read by h5py; nothing to read."""
+Layout = Literal["contiguous", "chunked", "compact", "virtual", "external", "unknown"]
+_LAYOUTS: dict[int, Layout] = {
+    h5d.CONTIGUOUS: "contiguous",
+    h5d.CHUNKED: "chunked",
+    h5d.COMPACT: "compact",
+    h5d.VIRTUAL: "virtual",
+}
+_LEAST_OVERSIZED_BYTES = 4 << 30
+_MOST_RATIO = 1000
+"""Deflate, the usual filter, packs at most 1032 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One dataset to bring into memory: what it is, how it is read, and why so."""
+
+    path: str
+    info: tree.Dataset
+    tier: Tier
+    why: str
+    offset: int | None
+    """Where in the file its bytes lie, exactly as they are in memory; None unless `tier` is "contiguous"."""
+    storage_bytes: int
+    filters: tuple[Filter, ...] = ()
+    layout: Layout = "contiguous"
+    is_outside: bool = False
+    """Some of it lies in other files, whose changes nobody notices."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes in memory; 0 for what varies in length, which is known only after reading."""
+        if self.info.shape is None or self.info.dtype.kind == "O":
+            return 0
+        return math.prod(self.info.shape) * self.info.dtype.itemsize
+
+
+def inspect(
+    dataset: Any, path: str, file_bytes: int, *, allow: Collection[Allow] = (), in_other_file: bool = False
+) -> Item:
+    """What an h5py.Dataset of a file of that size is, and how it is read; raises UnsupportedType with the reason.
+
+    `in_other_file`: an external link led to it.
+    """
+    plist = dataset.id.get_create_plist()
+    try:
+        dtype = dataset.dtype
+    except (TypeError, ValueError) as exc:
+        raise UnsupportedType(f"a type that numpy lacks ({reason(exc)})") from exc
+    _check_type(dataset, dtype)
+    layout = plist.get_layout()
+    filters = filters_of(plist) if layout == h5d.CHUNKED else ()
+    check_installed(filters)
+    reach = elsewhere.check(dataset, allow)  # before its shape, for which HDF5 may open virtual sources
+    item = Item(
+        path,
+        tree.Dataset(None, dtype),
+        "empty",
+        "a null dataspace",
+        None,
+        0,
+        filters,
+        layout="external" if plist.get_external_count() else _LAYOUTS.get(layout, "unknown"),
+        is_outside=in_other_file or (reach is not None and reach.outside),
+    )
+    space = dataset.id.get_space()
+    if space.get_simple_extent_type() == h5s.NULL:
+        return replace(item, info=_info(dataset, None, dtype, plist, layout, None))
+    shape = tuple(int(n) for n in space.shape)
+    item = replace(item, info=_info(dataset, shape, dtype, plist, layout, _note(dataset, dtype)))
+    if math.prod(shape) == 0:
+        return replace(item, why="no items")
+    storage = int(dataset.id.get_storage_size()) if reach is None else reach.stored_bytes
+    _check_size(math.prod(shape) * dtype.itemsize, storage, allow)
+    item = replace(item, storage_bytes=storage)
+    why = _only_h5py(dataset, item)
+    if why is not None:
+        return replace(item, tier="h5py", why=why)
+    return _chunked(item) if layout == h5d.CHUNKED else _contiguous(item, dataset.id.get_offset(), file_bytes)
+
+
+def describe(dataset: Any) -> tree.Dataset:
+    """What h5py tells of a dataset that can't be pinned, all but its type, which numpy may lack, and fill value."""
+    plist = dataset.id.get_create_plist()
+    info = _info(dataset, None, np.dtype("V"), plist, plist.get_layout(), None)
+    return replace(info, shape=dataset.shape, maxshape=dataset.maxshape)
+
+
+def _only_h5py(dataset: Any, item: Item) -> str | None:
+    """Why a dataset's bytes are not in the file as numpy would have them, filters apart; None when they are."""
+    if item.layout not in ("contiguous", "chunked"):
+        return {"external": "external storage", "unknown": "unknown layout"}.get(item.layout, item.layout)
+    if item.is_outside:
+        return "in another file"
+    if item.info.dtype.kind == "O":
+        return "variable length"
+    if dataset.id.get_type() != h5t.py_create(item.info.dtype):
+        return "its type in the file is not the one in memory"
+    return None
+
+
+def _contiguous(item: Item, offset: int | None, file_bytes: int) -> Item:
+    if offset is None or item.storage_bytes != item.size_bytes or offset + item.size_bytes > file_bytes:
+        return replace(item, tier="h5py", why="not allocated in full")
+    return replace(item, tier="contiguous", why="contiguous", offset=int(offset))
+
+
+def _chunked(item: Item) -> Item:
+    named = " + ".join(one.name for one in item.filters) or "no filter"
+    try:
+        Pipeline(item.filters, math.prod(item.info.chunks or ()) * item.info.dtype.itemsize)
+    except NotKnown as exc:
+        return replace(item, tier="h5py", why=f"chunked, {named}: {exc}")
+    return replace(item, tier="chunked", why=f"chunked, {named}")
+
+
+def _check_type(dataset: Any, dtype: np.dtype[Any]) -> None:
+    """Raise UnsupportedType for a type that can't be pinned exactly."""
+    if dtypes.variable_base(dtype) is None:
+        dtypes.carrier(dtype)
+    dtypes.to_json(dtype)
+    in_file, in_memory = dataset.id.get_type(), h5t.py_create(dtype)
+    if in_file != in_memory and h5t.find(in_file, in_memory) is None:
+        raise UnsupportedType(f"a type that h5py can't read as {dtype}")
+
+
+def _check_size(size_bytes: int, stored_bytes: int, allow: Collection[Allow]) -> None:
+    """Raise NotAllowed for a size that hardly can be: a few bytes of a hostile file could fill the memory."""
+    if size_bytes <= max(_LEAST_OVERSIZED_BYTES, _MOST_RATIO * stored_bytes) or "oversized" in allow:
+        return
+    declared, stored = units.format_bytes(size_bytes), units.format_bytes(stored_bytes)
+    raise NotAllowed(f"{declared} declared, {stored} stored", allow="oversized")
+
+
+def _info(
+    dataset: Any,
+    shape: tuple[int, ...] | None,
+    dtype: np.dtype[Any],
+    plist: Any,
+    layout: int,
+    note: str | None,
+) -> tree.Dataset:
+    options: dict[str, Any] = {}
+    if layout == h5d.CHUNKED:
+        options = {
+            "chunks": tuple(int(n) for n in plist.get_chunk()),
+            "compression": dataset.compression,
+            "compression_opts": dataset.compression_opts,
+            "shuffle": bool(dataset.shuffle),
+            "fletcher32": bool(dataset.fletcher32),
+            "scaleoffset": dataset.scaleoffset,
+        }
+    fill = None
+    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and shape is not None:
+        fill = dataset.fillvalue
+    maxshape = None if shape is None else tuple(dataset.maxshape)
+    return tree.Dataset(shape, dtype, maxshape=maxshape, fillvalue=fill, note=note, **options)
+
+
+def _note(dataset: Any, dtype: np.dtype[Any]) -> str | None:
+    kind = dataset.id.get_type()
+    if isinstance(kind, h5t.TypeFloatID) and kind.get_size() != dtype.itemsize:
+        return f"a {8 * kind.get_size()}-bit float in the file, read as {dtype.name}"
+    return None

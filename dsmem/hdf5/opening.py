@@ -1,0 +1,78 @@
+"""HDF5 files opened by descriptor, so that what is parsed is what is read; h5py's errors translated in one place."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import h5py
+
+from dsmem import files
+from dsmem.errors import BadSource, SourceBusy, SourceChanged
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError, IndexError)
+"""What h5py raises for a file that is not as it should be."""
+
+
+def lock_source(fd: int, path: str) -> None:
+    """Hold a shared flock on the source while the descriptor (or a map of it) lives; h5py's writers honour it.
+
+    Raises SourceBusy when someone has the file open for writing. File systems without flock are read without one.
+    """
+    try:
+        locked = files.try_lock(fd, exclusive=False)
+    except OSError:
+        return
+    if not locked:
+        raise SourceBusy(f"{path} is open for writing in another process", path=path)
+
+
+def check_signature(fd: int, path: str) -> None:
+    """Raise BadSource unless the HDF5 signature is at 0, 512, 1024, 2048, … (it moves with a user block)."""
+    size = os.fstat(fd).st_size
+    if size == 0:
+        raise BadSource(f"{path} is empty")
+    offset = 0
+    while offset < size:
+        if os.pread(fd, len(_SIGNATURE), offset) == _SIGNATURE:
+            return
+        offset = 512 if offset == 0 else offset * 2
+    raise BadSource(f"{path} is not an HDF5 file")
+
+
+@contextmanager
+def opened(fd: int, path: str, *, by_name: bool = False) -> Iterator[Any]:
+    """The h5py.File of an open descriptor, closed on the way out; raises BadSource with HDF5's own words.
+
+    `by_name`: opened by its path, beside which HDF5 then looks for other files; SourceChanged if that is another file.
+    """
+    with translated(path):
+        file = h5py.File(path if by_name else f"/proc/self/fd/{fd}", "r")
+    try:
+        if not os.path.sameopenfile(file.id.get_vfd_handle(), fd):
+            raise SourceChanged(f"{path} was replaced while it was opened")
+        yield file
+    finally:
+        file.close()
+
+
+@contextmanager
+def translated(path: str, what: str = "") -> Iterator[None]:
+    """Turn what h5py raises inside into BadSource about `path`; errors of dsmem pass."""
+    try:
+        yield
+    except BadSource:
+        raise
+    except _FOREIGN as exc:
+        place = f"{path}: {what}" if what else path
+        raise BadSource(f"{place} can't be read as HDF5: {reason(exc)}") from exc
+
+
+def reason(exc: BaseException) -> str:
+    """HDF5's message without the wrapping, on one line."""
+    text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
+    inner = text[text.find("(") + 1 : text.rfind(")")] if text.startswith("Unable to") and "(" in text else text
+    return " ".join(inner.split()) or type(exc).__name__

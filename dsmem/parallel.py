@@ -1,0 +1,42 @@
+"""Work spread over threads, for code that releases the GIL: the first error stops the rest and is raised."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+
+
+def run(tasks: Iterable[Callable[[], None]], threads: int) -> None:
+    """Run every task, up to `threads` at a time, in the order given; on an interrupt the running ones finish first."""
+    remaining = iter(tasks)
+    taking = threading.Lock()
+    errors: list[BaseException] = []
+    stop = threading.Event()
+
+    def work() -> None:
+        while not stop.is_set():
+            try:
+                with taking:
+                    task = next(remaining, None)
+                if task is None:
+                    return
+                task()
+            except BaseException as exc:  # noqa: BLE001 - raised in the caller, below
+                errors.append(exc)
+                stop.set()
+
+    workers = [threading.Thread(target=work, name=f"dsmem-{i}", daemon=True) for i in range(threads)]
+    started: list[threading.Thread] = []
+    try:
+        for worker in workers:
+            worker.start()
+            started.append(worker)
+        for worker in started:
+            worker.join()
+    except BaseException:
+        stop.set()
+        for worker in started:
+            worker.join()
+        raise
+    if errors:
+        raise errors[0]

@@ -1,0 +1,1 @@
+"""HDF5 files into the store, and arrays out of it."""

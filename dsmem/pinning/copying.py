@@ -1,0 +1,243 @@
+"""One pass over the source: each 32 MiB slice is read by a thread, hashed while it is hot, and copied to its place.
+
+The pass reads every byte of the file once, whatever is copied, because the digest of the whole file is its identity.
+"""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from dsmem import digest, files, parallel, proc
+from dsmem.errors import SourceChanged
+from dsmem.pinning.pagecache import PageCache
+from dsmem.progress import Progress
+from dsmem.store.draft import Draft
+
+_BLOCK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Bytes of the source that go to the object as they are."""
+
+    source_offset: int
+    target_offset: int
+    size_bytes: int
+
+    @property
+    def source_end(self) -> int:
+        """First byte of the source after it."""
+        return self.source_offset + self.size_bytes
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether all of these bytes of the source belong to it."""
+        return self.source_offset <= start and end <= self.source_end
+
+    def clipped(self, start: int, end: int) -> tuple[int, int]:
+        """The part of these bytes of the source that belongs to it."""
+        return max(self.source_offset, start), min(self.source_end, end)
+
+    def target_of(self, offset: int) -> int:
+        """Where in the object a byte of the source goes."""
+        return self.target_offset + offset - self.source_offset
+
+
+@dataclass(frozen=True, slots=True)
+class Digests:
+    """What the pass computed: the identity's tree digest, and the plain stream that was asked for, if any."""
+
+    tree_hex: str
+    stream_hex: str | None
+
+
+class _Pass:
+    def __init__(self, fd: int, size_bytes: int, draft: Draft, extents: Sequence[Extent], progress: Progress) -> None:
+        self.fd = fd
+        self.size_bytes = size_bytes
+        self._draft = draft
+        self._extents = sorted(extents, key=lambda extent: extent.source_offset)
+        self._ends = _running_maximum([extent.source_end for extent in self._extents])
+        self._progress = progress
+        self._done_bytes = 0
+        self._counting = threading.Lock()
+        self._local = threading.local()
+        starts = range(0, size_bytes, digest.SLICE_BYTES)
+        self.digests = [b""] * len(starts)
+        self.finished = [threading.Event() for _ in starts]
+        self.failed = threading.Event()
+        self.cache = PageCache(fd, size_bytes)
+        self.followed = False
+        """Whether a stream digest reads each slice once more, and lets go of it then."""
+
+    def add(self, size_bytes: int) -> None:
+        """Count bytes that have reached the object."""
+        with self._counting:
+            self._done_bytes += size_bytes
+            done_bytes = self._done_bytes
+        self._progress(done_bytes, 0)
+
+    def copy_slice(self, index: int) -> None:
+        start = index * digest.SLICE_BYTES
+        end = min(start + digest.SLICE_BYTES, self.size_bytes)
+        self.cache.expect(index)
+        hasher = digest.slice_digest()
+        try:
+            for offset in range(start, end, _BLOCK_BYTES):
+                hasher.update(self._copy_block(offset, min(_BLOCK_BYTES, end - offset)))
+        except BaseException:
+            self.failed.set()
+            raise
+        finally:
+            self.finished[index].set()
+        self.digests[index] = hasher.digest()
+        if not self.followed:
+            self.cache.passed(index)
+
+    def _copy_block(self, offset: int, size_bytes: int) -> memoryview:
+        extents = self._overlapping(offset, offset + size_bytes)
+        first = extents[0] if extents else None
+        within = len(extents) == 1 and first is not None and first.holds(offset, offset + size_bytes)
+        if self._draft.in_place and within and first is not None:
+            data = self._draft.read_from(self.fd, offset, first.target_of(offset), size_bytes)
+        else:
+            data = self._buffer()[:size_bytes]
+            data = data[: files.pread_full(self.fd, data, offset)]
+            for extent in extents if len(data) == size_bytes else ():
+                begin, stop = extent.clipped(offset, offset + size_bytes)
+                self._draft.write(extent.target_of(begin), data[begin - offset : stop - offset])
+        if len(data) < size_bytes:
+            raise SourceChanged("the file became shorter while it was read")
+        clipped = (extent.clipped(offset, offset + size_bytes) for extent in extents)
+        self.add(sum(stop - begin for begin, stop in clipped))
+        return data
+
+    def _overlapping(self, start: int, end: int) -> list[Extent]:
+        found: list[Extent] = []
+        for i in range(bisect.bisect_right(self._ends, start), len(self._extents)):
+            extent = self._extents[i]
+            if extent.source_offset >= end:
+                break
+            if extent.source_end > start:
+                found.append(extent)
+        return found
+
+    def _buffer(self) -> memoryview:
+        if not hasattr(self._local, "buffer"):
+            self._local.buffer = memoryview(bytearray(_BLOCK_BYTES))
+        buffer: memoryview = self._local.buffer
+        return buffer
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """A task that decodes some of the source into the object, and returns how many bytes that was."""
+
+    source_end: int
+    """The task is due once the file has been read up to here: what it reads is in the page cache then."""
+    run: Callable[[], int]
+
+
+def copy(
+    fd: int,
+    size_bytes: int,
+    draft: Draft,
+    extents: Sequence[Extent],
+    decodings: Iterable[Decoding],
+    stream_algo: str | None,
+    progress: Progress,
+) -> Digests:
+    """Hash the file, copy its extents into the draft, run the decodings; `progress` gets (bytes in the object, 0).
+
+    A plain stream (`stream_algo`) is computed in order by a thread that follows the copiers, on what they just read.
+    Raises SourceChanged when the file becomes shorter, NoSpace when the store is full.
+    """
+    work = _Pass(fd, size_bytes, draft, extents, progress)
+    tasks = _in_file_order(work, decodings)
+    threads = proc.usable_cpus()
+    try:
+        stream_hex = _run(work, tasks, threads, stream_algo)
+    finally:
+        work.cache.finish()
+    return Digests(digest.tree_digest(work.digests), stream_hex)
+
+
+def _run(work: _Pass, tasks: Iterator[Callable[[], None]], threads: int, stream_algo: str | None) -> str | None:
+    """Run the tasks, and beside them the plain stream if one is asked for; returns its digest."""
+    if stream_algo is None:
+        parallel.run(tasks, threads)
+        return None
+    work.followed = True
+    follower = _Follower(work, stream_algo)
+    follower.start()
+    try:
+        parallel.run(tasks, threads)
+    except BaseException:
+        work.failed.set()
+        raise
+    finally:
+        for event in work.finished:
+            event.set()
+        follower.join()
+    if follower.error is not None:
+        raise follower.error
+    return follower.hex
+
+
+def _in_file_order(work: _Pass, decodings: Iterable[Decoding]) -> Iterator[Callable[[], None]]:
+    """Slices as they lie in the file, and behind each the decodings of what has been read by then."""
+    slices = [partial(work.copy_slice, index) for index in range(len(work.digests))]
+    yield from slices[:1]  # while one thread copies that, another reads the chunk indices, which takes Python's time
+    due = deque(sorted(decodings, key=lambda decoding: decoding.source_end))
+    for index, task in enumerate(slices):
+        if index:
+            yield task
+        while due and due[0].source_end <= (index + 1) * digest.SLICE_BYTES:
+            yield partial(_decode, work, due.popleft())
+    while due:
+        yield partial(_decode, work, due.popleft())
+
+
+def _decode(work: _Pass, decoding: Decoding) -> None:
+    work.add(decoding.run())
+
+
+class _Follower(threading.Thread):
+    """Feeds a plain hash stream with one slice after the other, each as soon as it has been copied."""
+
+    def __init__(self, work: _Pass, algo: str) -> None:
+        super().__init__(name="dsmem-digest", daemon=True)
+        self._hasher = digest.stream(algo)
+        self._work = work
+        self.hex = ""
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        buffer = memoryview(bytearray(8 << 20))
+        try:
+            for index, finished in enumerate(self._work.finished):
+                finished.wait()
+                end = min((index + 1) * digest.SLICE_BYTES, self._work.size_bytes)
+                for offset in range(index * digest.SLICE_BYTES, end, len(buffer)):
+                    if self._work.failed.is_set():
+                        return
+                    piece = buffer[: min(len(buffer), end - offset)]
+                    if files.pread_full(self._work.fd, piece, offset) < len(piece):
+                        raise SourceChanged("the file became shorter while it was read")
+                    self._hasher.update(piece)
+                    self._work.add(0)  # it may lag behind the copiers: those who watch see that it goes on
+                self._work.cache.passed(index)
+            self.hex = self._hasher.hexdigest()
+        except (OSError, SourceChanged) as exc:
+            self.error = exc
+
+
+def _running_maximum(values: Sequence[int]) -> list[int]:
+    highest: list[int] = []
+    for value in values:
+        highest.append(max(value, highest[-1]) if highest else value)
+    return highest

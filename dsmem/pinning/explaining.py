@@ -1,0 +1,106 @@
+"""`explain`: what pinning a file would do with each dataset, and what it would refuse. No data is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dsmem import digest
+from dsmem.arrays.summary import label
+from dsmem.errors import Allow, Refusal
+from dsmem.pinning.pin import checked_allow
+
+if TYPE_CHECKING:
+    from dsmem.hdf5.datasets import Item
+
+Tier = Literal["contiguous", "chunked", "h5py", "empty"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainedDataset:
+    """How one dataset would come into memory."""
+
+    path: str
+    shape: tuple[int, ...] | None
+    """None = a null dataspace."""
+    dtype: str
+    layout: str
+    """'contiguous', 'chunked', 'compact', 'virtual', 'external' or 'unknown'."""
+    chunks: tuple[int, ...] | None
+    filters: tuple[str, ...]
+    """In the order in which they were applied; one that is not HDF5's own says where its code comes from."""
+    size_bytes: int
+    """In memory; 0 for what varies in length, which is known only after reading."""
+    stored_bytes: int
+    ratio: float | None
+    """Size in memory by size in the file; None where either is 0."""
+    tier: Tier
+    """"contiguous": copied as it lies; "chunked": decoded in threads; "h5py": read by it; "empty": nothing to read."""
+    why: str
+    """Why that tier."""
+    is_outside: bool
+    """Some of it lies in other files."""
+    note: str | None
+    """What a user should know of how it is stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What `pin` would do with a file; with `refused` not empty it needs `skip_unsupported`, `only` or `allow`."""
+
+    path: str
+    size_bytes: int
+    """Of the file."""
+    datasets: tuple[ExplainedDataset, ...]
+    refused: tuple[Refusal, ...]
+
+
+def explain(
+    path: str | os.PathLike[str], *, only: Sequence[str] | None = None, allow: Collection[Allow] = ()
+) -> Explanation:
+    """What `pin` would do with an HDF5 file, found without reading data and without a store.
+
+    `only` and `allow` are those of `pin`. Raises SourceMissing, BadSource, SourceBusy (open for writing), UsageError.
+    """
+    from dsmem.hdf5 import opening, scan
+    from dsmem.pinning.loading import nothing_selected
+
+    source = os.path.realpath(path)
+    allowed = checked_allow(allow)
+    chosen = tuple(only or ())
+    fd = digest.open_source(source)
+    try:
+        opening.lock_source(fd, source)
+        opening.check_signature(fd, source)
+        size_bytes = os.fstat(fd).st_size
+        with opening.opened(fd, source, by_name="external" in allowed) as file:
+            found = scan.scan(file, source, only=chosen, allow=allowed, file_bytes=size_bytes)
+            if chosen and not found.items and not found.refusals:
+                raise nothing_selected(file, source, chosen)
+    finally:
+        os.close(fd)
+    return Explanation(source, size_bytes, tuple(map(_explained, found.items)), tuple(found.refusals))
+
+
+def _explained(item: Item) -> ExplainedDataset:
+    from dsmem.hdf5 import filters
+
+    info, size_bytes, stored_bytes = item.info, item.size_bytes, item.storage_bytes
+    origins = [(one.name, filters.origin(one.code)) for one in item.filters]
+    return ExplainedDataset(
+        path=item.path,
+        shape=info.shape,
+        dtype=label(info.dtype),
+        layout=item.layout,
+        chunks=info.chunks,
+        filters=tuple(name if origin is None else f"{name} ({origin})" for name, origin in origins),
+        size_bytes=size_bytes,
+        stored_bytes=stored_bytes,
+        ratio=round(size_bytes / stored_bytes, 3) if size_bytes and stored_bytes else None,
+        tier=item.tier,
+        why=item.why,
+        is_outside=item.is_outside,
+        note=info.note,
+    )

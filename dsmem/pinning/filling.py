@@ -1,0 +1,262 @@
+"""Fill a draft with the arrays of an HDF5 file: lay them out, copy or read each, write the header last."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dsmem import proc
+from dsmem.arrays import dtypes, header, layout, tree, views
+from dsmem.arrays.header import Tensor
+from dsmem.arrays.layout import Planned
+from dsmem.errors import DsmemError, SourceChanged
+from dsmem.hdf5 import reading
+from dsmem.hdf5.datasets import Item
+from dsmem.hdf5.opening import translated
+from dsmem.hdf5.scan import Scan
+from dsmem.pinning import copying, decoding, processes
+from dsmem.pinning.copying import Digests, Extent
+from dsmem.pinning.processes import Slab
+from dsmem.progress import Progress
+from dsmem.store.draft import Draft
+from dsmem.store.objects import PROVENANCE_KEY
+from dsmem.store.refs import Provenance
+
+_SAMPLES = 8
+_SAMPLE_BYTES = 64 << 10
+_WIDEST = "9" * 19
+_Piece = TypeVar("_Piece")
+
+
+class ReadDifferently(DsmemError, RuntimeError):
+    """What was copied is not what h5py reads: a fault of dsmem, found before anything was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where everything goes in an object; `unknown` tensors are appended in their order as they are read."""
+
+    scan: Scan
+    tensors: dict[str, Tensor]
+    unknown: list[Planned]
+    data_start: int
+    metadata: Mapping[str, str]
+
+    @property
+    def known_bytes(self) -> int:
+        """Size of the object without what varies in length."""
+        return self.data_start + max((tensor.end for tensor in self.tensors.values()), default=0)
+
+    def begin(self, item: Item) -> int:
+        """Where in the object a fixed-size dataset begins."""
+        return self.data_start + self.tensors[tree.tensor_name(item.path)].begin
+
+    @property
+    def need_bytes(self) -> int:
+        """The best guess of the size before reading."""
+        variable = sum(item.storage_bytes for item in self.scan.items if item.info.dtype.kind == "O")
+        return self.known_bytes + variable
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all fixed-size arrays: what progress counts to."""
+        return sum(item.size_bytes for item in self.scan.items)
+
+
+def plan(scan: Scan, provenance: Provenance) -> Plan:
+    """Lay out the arrays of a scan; `provenance` is as wide as the one that will be sealed in."""
+    planned: list[Planned] = []
+    for item in scan.items:
+        planned.extend(_planned(item))
+    tensors, unknown = layout.place(planned)
+    metadata = {
+        PROVENANCE_KEY: provenance.dump(),
+        views.DATA_BYTES_KEY: _WIDEST,
+        views.TREE_KEY: scan.tree.dump(),
+        views.ATTRIBUTES_KEY: json.dumps(scan.attributes, separators=(",", ":")),
+    }
+    everything = {**tensors, **{one.name: Tensor(one.dtype, (0,), 0, 0) for one in unknown}}
+    return Plan(scan, tensors, unknown, header.reserve(everything, metadata, spare_bytes=64), metadata)
+
+
+def _planned(item: Item) -> list[Planned]:
+    info, name = item.info, tree.tensor_name(item.path)
+    if info.shape is None:
+        return []
+    base = dtypes.variable_base(info.dtype)
+    carrier = dtypes.carrier(info.dtype if base is None else base)
+    if base is None:
+        return [Planned(name, carrier.code, (*info.shape, *carrier.item_shape), carrier.align)]
+    items = int(np.prod(info.shape, dtype=np.int64))
+    return [
+        Planned(tree.offsets_name(item.path), "I64", (items + 1,), 8),
+        Planned(name, carrier.code, None, carrier.align),
+    ]
+
+
+def fill(
+    plan: Plan,
+    draft: Draft,
+    fd: int,
+    size_bytes: int,
+    file: Any,
+    *,
+    path: str,
+    stream_algo: str | None,
+    verify: bool,
+    progress: Progress,
+) -> tuple[Digests, Callable[[Provenance], None]]:
+    """Read everything of the plan into the draft; returns the digests and the function that writes the header.
+
+    `fd` is the open source, `file` the h5py.File of it. Raises BadSource, SourceChanged, NoSpace, ReadDifferently.
+    """
+    draft.allocate(plan.known_bytes)
+    copied = [item for item in plan.scan.items if item.tier == "contiguous"]
+    extents = [Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None]
+    total = plan.total_bytes
+    decoded = [item for item in plan.scan.items if item.tier == "chunked"]
+    decodings = decoding.decodings(decoded, plan.begin, fd, size_bytes, file, draft, path=path)
+    digests = copying.copy(
+        fd, size_bytes, draft, extents, decodings, stream_algo, lambda done, _: progress(done, total)
+    )
+    done = sum(item.size_bytes for item in (*copied, *decoded))
+    tensors = dict(plan.tensors)
+    rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
+    for size in _read_rest(plan, draft, fd, file, path, rest):
+        done += size
+        progress(done, total)
+    cursor = plan.known_bytes
+    by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
+    for planned in plan.unknown:
+        item = by_name[planned.name]
+        end, elements = _read_variable(plan, draft, file, path, item, cursor, lambda: progress(done, total))
+        tensors[planned.name] = _variable_tensor(
+            planned, item, elements, cursor - plan.data_start, end - plan.data_start
+        )
+        cursor = end
+    direct = [*copied, *decoded]
+    compare(
+        plan,
+        draft,
+        file,
+        path,
+        direct if verify else _sampled(direct),
+        whole=verify,
+        at_piece=lambda: progress(done, total),
+    )
+    draft.allocate(cursor)
+
+    def seal(provenance: Provenance) -> None:
+        metadata = {
+            **plan.metadata,
+            PROVENANCE_KEY: provenance.dump(),
+            views.DATA_BYTES_KEY: str(cursor - plan.data_start),
+        }
+        draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=plan.data_start)))
+
+    return digests, seal
+
+
+def _read_rest(plan: Plan, draft: Draft, fd: int, file: Any, path: str, items: Sequence[Item]) -> Iterator[int]:
+    """Let h5py read what only it can, in processes where there is enough of it; yields the bytes of each piece."""
+    workers = proc.usable_cpus()
+    here, inside = items, [item for item in items if not item.is_outside]
+    if workers > 1 and sum(item.size_bytes for item in inside) >= processes.WORTH_BYTES:
+        slabs = (slab for item in inside for slab in _slabs(item, plan.begin(item)))
+        yield from processes.read(slabs, fd, draft, workers, path=path)
+        here = [item for item in items if item.is_outside]  # found by the file's name, which others don't know
+    for item in here:
+        start = plan.begin(item)
+        pieces = reading.read_fixed(_dataset(file, path, item), item.info.dtype.itemsize)
+        for offset, data in _translated(pieces, path, item):
+            draft.write(start + offset, data)
+            yield len(data)
+
+
+def _slabs(item: Item, start: int) -> Iterator[Slab]:
+    item_bytes = item.info.dtype.itemsize
+    for first, count, selection in reading.blocks(item.info.shape or (), item_bytes, item.info.chunks):
+        yield Slab(tree.raw(item.path), selection, start + first * item_bytes, count * item_bytes)
+
+
+def _dataset(file: Any, path: str, item: Item) -> Any:
+    with translated(path, item.path):
+        dataset = file[tree.raw(item.path)]
+        if dataset.shape == item.info.shape and dataset.dtype == item.info.dtype:
+            return dataset
+    raise SourceChanged(f"{path}: /{item.path} changed, in another file, while it was read")
+
+
+def _translated(pieces: Iterator[_Piece], path: str, item: Item) -> Iterator[_Piece]:
+    """Iterate with h5py's errors translated, and those of whoever takes the pieces left as they are."""
+    while True:
+        with translated(path, item.path):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
+
+
+def _read_variable(
+    plan: Plan, draft: Draft, file: Any, path: str, item: Item, cursor: int, at_piece: Callable[[], None]
+) -> tuple[int, int]:
+    """Append the values at `cursor` and write their offsets; returns where they end, and the number of elements."""
+    base = dtypes.variable_base(item.info.dtype)
+    assert base is not None
+    at = plan.data_start + plan.tensors[tree.offsets_name(item.path)].begin
+    draft.write(at, np.zeros(1, np.int64).view(np.uint8).data)
+    at += 8
+    elements = 0
+    if item.tier == "empty":
+        return cursor, 0
+    for data, lengths in _translated(reading.read_variable(_dataset(file, path, item), base), path, item):
+        ends = elements + np.cumsum(lengths)
+        draft.write(cursor, data)
+        draft.write(at, ends.view(np.uint8).data)
+        cursor += len(data)
+        at += ends.nbytes
+        elements = int(ends[-1])
+        at_piece()
+    return cursor, elements
+
+
+def _variable_tensor(planned: Planned, item: Item, elements: int, begin: int, end: int) -> Tensor:
+    base = dtypes.variable_base(item.info.dtype)
+    assert base is not None
+    return Tensor(planned.dtype, (elements, *dtypes.carrier(base).item_shape), begin, end)
+
+
+def _sampled(items: Sequence[Item]) -> Sequence[Item]:
+    return items if len(items) <= _SAMPLES else random.sample(items, _SAMPLES)
+
+
+def compare(
+    plan: Plan,
+    draft: Draft,
+    file: Any,
+    path: str,
+    items: Sequence[Item],
+    *,
+    whole: bool,
+    at_piece: Callable[[], None],
+) -> None:
+    """Compare copied datasets with what h5py reads, in whole or one block of each; raises ReadDifferently."""
+    for item in items:
+        shape, item_bytes = item.info.shape or (), item.info.dtype.itemsize
+        start = plan.begin(item)
+        if whole:
+            cuts = reading.blocks(shape, item_bytes, item.info.chunks)
+        else:
+            cuts = reading.some_block(shape, item_bytes, _SAMPLE_BYTES)
+        for first, count, selection in cuts:
+            with translated(path, item.path):
+                expected = reading.read_block(file[tree.raw(item.path)], selection)
+            if os.pread(draft.fd, count * item_bytes, start + first * item_bytes) != expected:
+                raise ReadDifferently(f"{path}: /{item.path} was copied differently from what h5py reads")
+            at_piece()

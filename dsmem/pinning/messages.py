@@ -1,0 +1,148 @@
+"""What a process that reads an untrusted file and the one that asked for it tell each other: lines of JSON on a socket.
+
+The reader may have been taken over by the file: what it says is bounded in size and checked before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from dataclasses import asdict
+from typing import Any
+
+from dsmem.errors import BadSource, DsmemError, NoSpace, Refusal, SourceChanged
+from dsmem.pinning.filling import ReadDifferently
+
+_MOST_BYTES = 64 << 20
+"""Of a message: hundreds of thousands of refusals."""
+_MOST_TEXT = 4000
+_PIECE_BYTES = 1 << 16
+_KINDS: dict[str, type[DsmemError]] = {kind.__name__: kind for kind in (BadSource, ReadDifferently, SourceChanged)}
+_NUMBERS = ("need_bytes", "free_bytes", "reclaimable_bytes")
+
+
+class Nonsense(ValueError):
+    """A message that the other side can't have meant."""
+
+
+class Silence(Exception):
+    """Nothing was said for too long."""
+
+
+class Channel:
+    """One end of the socket; `send` may be called from many threads."""
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+        self._sending = threading.Lock()
+        self._rest = b""
+        self._fds: list[int] = []
+
+    def send(self, kind: str, value: object, fd: int | None = None) -> None:
+        """Send a message, a descriptor with it; raises OSError (BrokenPipeError) when the other side is gone."""
+        line = json.dumps({kind: value}, separators=(",", ":")).encode() + b"\n"
+        with self._sending:
+            if fd is not None:
+                done = socket.send_fds(self._socket, [line], [fd])
+                line = line[done:]
+            if line:
+                self._socket.sendall(line)
+
+    def receive(self, timeout_s: float | None = None) -> tuple[str, Any] | None:
+        """The next message, None at the end; raises Silence, Nonsense."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        parts = [self._rest]
+        size_bytes = len(self._rest)
+        while b"\n" not in parts[-1]:
+            if size_bytes > _MOST_BYTES:
+                raise Nonsense("a message without an end")
+            self._socket.settimeout(None if deadline is None else max(deadline - time.monotonic(), 0.001))
+            try:
+                part, fds, _, _ = socket.recv_fds(self._socket, _PIECE_BYTES, 1)
+            except TimeoutError as exc:
+                raise Silence(f"nothing for {timeout_s:.0f} s") from exc
+            except ConnectionResetError:
+                return None
+            self._fds += fds
+            if not part:
+                return None
+            parts.append(part)
+            size_bytes += len(part)
+        line, _, self._rest = b"".join(parts).partition(b"\n")
+        try:
+            ((kind, value),) = json.loads(line).items()
+        except (ValueError, AttributeError, RecursionError) as exc:
+            raise Nonsense("not a message") from exc
+        return kind, value
+
+    def take_fd(self) -> int:
+        """The descriptor that came with a message."""
+        return self._fds.pop(0)
+
+
+def error_to_json(error: BaseException) -> dict[str, object]:
+    """Any error as JSON."""
+    text = str(error)[:_MOST_TEXT]
+    if not isinstance(error, DsmemError):
+        return {"kind": "", "message": f"{type(error).__name__}: {text}" if text else type(error).__name__}
+    facts = {name: getattr(error, name) for name in (*_NUMBERS, "limit")} if isinstance(error, NoSpace) else {}
+    return {"kind": type(error).__name__, "message": text, **facts}
+
+
+def error_from_json(value: Any, path: str) -> DsmemError:
+    """The error that a reader of `path` told of; BadSource for those that it should not have met. Raises Nonsense."""
+    try:
+        kind, message = value["kind"], value["message"]
+        if type(message) is not str or len(message) > 2 * _MOST_TEXT:
+            raise TypeError("a text is not a text")
+        if kind == NoSpace.__name__:
+            need_bytes, free_bytes, reclaimable_bytes = (_count(value[name]) for name in _NUMBERS)
+            return NoSpace(
+                message,
+                need_bytes=need_bytes,
+                free_bytes=free_bytes,
+                limit=_text(value["limit"]),
+                reclaimable_bytes=reclaimable_bytes,
+            )
+    except (TypeError, KeyError) as exc:
+        raise Nonsense("not an error") from exc
+    if kind in _KINDS:
+        return _KINDS[kind](message)
+    return BadSource(f"{path}: reading it failed: {message}")
+
+
+def refusals_to_json(refusals: Any) -> list[dict[str, object]]:
+    """What was refused, as JSON."""
+    return [asdict(one) for one in refusals]
+
+
+def refusals_from_json(value: Any) -> tuple[Refusal, ...]:
+    """The inverse; raises Nonsense."""
+    try:
+        if not all(one["allow"] in (None, "external", "oversized") for one in value):
+            raise TypeError("no such flag")
+        return tuple(Refusal(_text(one["path"]), _text(one["reason"]), one["allow"]) for one in value)
+    except (TypeError, KeyError) as exc:
+        raise Nonsense("not a list of refusals") from exc
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise TypeError("a text is not a text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise TypeError("a number is not a number")
+    return value
+
+
+def checked_count(value: Any) -> int:
+    """A size in bytes; raises Nonsense."""
+    try:
+        return _count(value)
+    except TypeError as exc:
+        raise Nonsense(str(exc)) from exc

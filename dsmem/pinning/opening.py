@@ -1,0 +1,186 @@
+"""`attach` and `File`: a path or a name as arrays, from shared memory where it is pinned, else as well as may be."""
+
+from __future__ import annotations
+
+import logging
+import os
+from functools import partial
+from typing import Literal
+
+from dsmem import settings
+from dsmem.arrays import header as headers
+from dsmem.arrays import views
+from dsmem.arrays.views import TreeContents
+from dsmem.errors import (
+    Ambiguous,
+    DamagedObject,
+    NoSpace,
+    NotPinned,
+    SourceMissing,
+    UnsafeRoot,
+    Unsupported,
+    UsageError,
+)
+from dsmem.files import FileIdentity
+from dsmem.pinning.arrayfile import ArrayFile, as_array
+from dsmem.settings import PinMode
+from dsmem.store import leases, objects, obtain, refs
+from dsmem.store.leases import Lease
+from dsmem.store.objects import PROVENANCE_KEY
+from dsmem.store.refs import Provenance
+from dsmem.store.root import Store, make_store, open_store
+
+_log = logging.getLogger(__name__)
+
+
+def attach(target: str | os.PathLike[str]) -> ArrayFile:
+    """Map what is pinned of a path, or under a name: no hashing, no HDF5, constant in bytes.
+
+    A target with a `/`, or that exists, is a path; anything else a name. Raises NotPinned (also when the file has
+    changed since), Ambiguous, SourceMissing, DamagedObject, UnsafeRoot, InUse.
+    """
+    text = os.fspath(target)
+    store = open_store()
+    is_path = "/" in text or isinstance(target, os.PathLike)
+    if not is_path and os.path.exists(text):
+        is_path = True
+        if store is not None and refs.find_name(store, text) is not None:
+            raise Ambiguous(
+                f"{text!r} is both a file here and a name in the store",
+                candidates=[f"./{text}", f"name {text}"],
+            )
+    if not is_path:
+        if store is None:
+            raise NotPinned(f"nothing called {text!r} is in the store", target=text)
+        return _attach_object(store, objects.find(store, text), None)
+    found = _attach_path(store, text) if store is not None else None
+    if found is None:
+        _stat(text)
+        raise _not_pinned(store, text)
+    return found
+
+
+def File(
+    path: str | os.PathLike[str],
+    mode: Literal["r"] = "r",
+    *,
+    pin: PinMode | None = None,
+    preload: bool = False,
+) -> ArrayFile:
+    """Open an HDF5 file for reading, as h5py.File does: `.source` says where its arrays come from, `.why` why.
+
+    Pinned and unchanged → shared memory. Else, with `pin="auto"` (or DSMEM_PIN=auto), it is pinned now; whoever is
+    first loads, others wait. Else contiguous → mapped from the file; else h5py. `preload=True`: a private copy in RAM.
+    Raises SourceMissing, BadSource, SourceBusy, UsageError; a store that can't be used is logged and done without.
+    """
+    if mode != "r":
+        raise UsageError(f"dsmem.File reads only: mode {mode!r} is not 'r'")
+    text = os.fspath(path)
+    if preload:
+        from dsmem.pinning.preloading import preload as preloaded
+
+        return preloaded(text)
+    chosen = pin if pin is not None else settings.read().pin
+    if chosen not in ("never", "auto"):
+        raise UsageError(f"pin={chosen!r} means nothing; it is 'never' or 'auto'")
+    why = "not pinned"
+    try:
+        store = open_store()
+        found = _attach_path(store, text) if store is not None else None
+        if found is None and chosen == "auto":
+            found = _pin_and_attach(text)
+        if found is not None:
+            return found
+    except (NoSpace, Unsupported, UnsafeRoot, DamagedObject) as exc:
+        why = str(exc)
+        _log.warning("%s: done without shared memory: %s", text, exc)
+    from dsmem.pinning import unpinned
+
+    return unpinned.open_unpinned(text, why)
+
+
+def _attach_path(store: Store, text: str) -> ArrayFile | None:
+    path = os.path.realpath(text)
+    found = obtain.attach(store, path, "", FileIdentity.of(_stat(text)))
+    return None if found is None else open_lease(store, found[1], found[0].provenance, text)
+
+
+def _pin_and_attach(text: str) -> ArrayFile:
+    from dsmem.pinning.pin import PinRequest, obtain_file
+    from dsmem.progress import ignore
+
+    store = make_store()
+    obtained, _ = obtain_file(store, PinRequest(os.path.realpath(text)), ignore)
+    return open_lease(store, obtained.lease, obtained.ref.provenance, text)
+
+
+def _attach_object(store: Store, name: str, filename: str | None) -> ArrayFile:
+    return open_lease(store, leases.lease(store, name), None, filename)
+
+
+def open_lease(store: Store, held: Lease, provenance: Provenance | None, filename: str | None) -> ArrayFile:
+    """An ArrayFile over a leased object; `filename` None when it was attached by name."""
+    try:
+        with memoryview(held.map) as view:
+            header = headers.parse(view, len(view))
+        if header.metadata.get(views.DATA_BYTES_KEY) != str(header.data_bytes):
+            raise DamagedObject("its size is not the one it was published with")
+        if provenance is None:
+            provenance = Provenance.load(header.metadata[PROVENANCE_KEY])
+    except (DamagedObject, ValueError, KeyError) as exc:
+        held.map.close()  # else the error's traceback would hold the lease, and nobody could remove the object
+        raise DamagedObject(f"{held.name} in the store is damaged: {exc}", name=held.name) from exc
+    contents = TreeContents(header, as_array(held.map), "pinned", f"pinned as {held.name}", label=filename or held.name)
+    return ArrayFile(
+        contents,
+        filename=filename or held.name,
+        object_name=held.name,
+        digest=provenance.digest,
+        reopen=(_reopen, (held.name, filename)),
+        private=partial(_private, store, held, header),
+    )
+
+
+def _private(store: Store, held: Lease, header: headers.Header) -> TreeContents | None:
+    private = leases.private_map(store, held)
+    if private is None:
+        return None
+    return TreeContents(header, as_array(private), "pinned", "", label=held.name)
+
+
+def _reopen(object_name: str, filename: str | None) -> ArrayFile:
+    """What a pickled file becomes in another process: the very same object, or, once that is gone, the file."""
+    store = open_store()
+    try:
+        if store is not None:
+            return _attach_object(store, object_name, filename)
+    except NotPinned:
+        if filename is None:
+            raise
+    if filename is None:
+        raise NotPinned(f"{object_name} is not in the store", target=object_name)
+    return File(filename)
+
+
+def _stat(path: str) -> os.stat_result:
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise SourceMissing(f"{path}: no such file") from exc
+
+
+def _not_pinned(store: Store | None, text: str) -> NotPinned:
+    path = os.path.realpath(text)
+    parts: list[str] = []
+    changed = False
+    for ref in refs.all_refs(store) if store is not None else ():
+        if ref.provenance.source == path and not ref.name:
+            changed = changed or not ref.provenance.selection
+            if ref.provenance.selection:
+                parts.append(ref.object)
+    if changed:
+        return NotPinned(f"{text} has changed since it was pinned", target=text)
+    if parts:
+        listed = ", ".join(sorted(parts))
+        return NotPinned(f"{text} is pinned only in part, as {listed}: attach that by its name", target=text)
+    return NotPinned(f"{text} is not pinned", target=text)

@@ -1,0 +1,152 @@
+"""Datasets that only h5py can decode, read by several processes: h5py decodes in one thread, whatever one does.
+
+Each worker is a fresh interpreter that inherits the source and the draft by descriptor, writes what it reads straight
+to its place, and ends with the parent, however that ended.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from selectors import EVENT_READ, DefaultSelector
+from typing import Any
+
+from dsmem.errors import BadSource
+from dsmem.hdf5 import filters
+from dsmem.pinning import helpers
+from dsmem.store.draft import Draft
+
+WORTH_BYTES = 64 << 20
+"""Below this, one process is done before others have imported h5py (0.2 s at 0.2–0.5 GB/s)."""
+_IN_FLIGHT = 2
+_PATIENCE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Slab:
+    """A piece of a dataset, contiguous in memory, and where in the object it goes."""
+
+    path: bytes
+    """Absolute path of the dataset, in the bytes of the file."""
+    selection: tuple[slice, ...]
+    target: int
+    size_bytes: int
+
+    def dump(self) -> bytes:
+        """As a line of JSON."""
+        bounds = [[part.start, part.stop] for part in self.selection]
+        return json.dumps([self.path.decode("latin-1"), bounds, self.target]).encode() + b"\n"
+
+    @classmethod
+    def load(cls, line: bytes) -> Slab:
+        """The inverse of `dump`; the size is the sender's to know."""
+        path, bounds, target = json.loads(line)
+        return cls(path.encode("latin-1"), tuple(slice(*pair) for pair in bounds), target, 0)
+
+
+def read(slabs: Iterable[Slab], fd: int, draft: Draft, processes: int, *, path: str) -> Iterator[int]:
+    """Let that many processes read the slabs into the draft; yields the bytes done, slab by slab.
+
+    Raises BadSource with h5py's words, or when a process dies; NoSpace.
+    """
+    waiting = deque(slabs)
+    with ExitStack() as stack, DefaultSelector() as ready:
+        workers = [_Worker(stack, fd, draft.fd) for _ in range(processes)]
+        for worker in workers:
+            ready.register(worker.answers, EVENT_READ, worker)
+            worker.feed(waiting)
+        while any(worker.in_flight for worker in workers):
+            for key, _ in ready.select():
+                worker = key.data
+                done = worker.collect(draft, path)
+                worker.feed(waiting)
+                yield done
+
+
+class _Worker:
+    def __init__(self, stack: ExitStack, fd: int, draft_fd: int) -> None:
+        self._process = subprocess.Popen(
+            helpers.command(__name__, fd, draft_fd, int(filters.package_is_loaded())),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            pass_fds=(fd, draft_fd),
+            env=helpers.environment(),
+            bufsize=0,
+        )
+        stack.callback(self._stop)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests = self._process.stdin
+        self.answers = self._process.stdout
+        self.in_flight: deque[Slab] = deque()
+
+    def feed(self, waiting: deque[Slab]) -> None:
+        while waiting and len(self.in_flight) < _IN_FLIGHT:
+            slab = waiting.popleft()
+            self.in_flight.append(slab)
+            try:
+                self._requests.write(slab.dump())
+            except BrokenPipeError:
+                return  # it is dead: `collect` finds its answers at an end
+
+    def collect(self, draft: Draft, path: str) -> int:
+        line = self.answers.readline()
+        slab = self.in_flight.popleft() if self.in_flight else None
+        if not line or slab is None:
+            code = self._process.wait(_PATIENCE_S)
+            raise BadSource(f"{path}: the process that read it for us ended ({helpers.ending(code)})")
+        answer: Any = json.loads(line)
+        if "errno" in answer:
+            raise draft.translated(OSError(answer["errno"], answer["error"]))
+        if "error" in answer:
+            raise BadSource(f"{path}: {slab.path.decode('utf-8', 'replace')} can't be read as HDF5: {answer['error']}")
+        return slab.size_bytes
+
+    def _stop(self) -> None:
+        self._requests.close()
+        self.answers.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _work(arguments: Sequence[str]) -> None:
+    """A worker: slabs on standard input, a line for each on standard output."""
+    import h5py
+
+    from dsmem.hdf5 import reading
+    from dsmem.hdf5.opening import reason
+
+    parent, fd, draft_fd, with_plugins = (int(argument) for argument in arguments)
+    helpers.end_with_parent(parent)
+    if with_plugins:
+        filters.load_package()
+    with h5py.File(f"/proc/self/fd/{fd}", "r") as file:
+        for line in sys.stdin.buffer:
+            slab = Slab.load(line)
+            answer: dict[str, object] = {}
+            try:
+                data = reading.read_block(file[slab.path], slab.selection)
+            except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as exc:
+                answer = {"error": reason(exc)}
+            else:
+                answer = _store(draft_fd, data, slab.target)
+            sys.stdout.write(json.dumps(answer) + "\n")
+            sys.stdout.flush()
+
+
+def _store(draft_fd: int, data: memoryview, target: int) -> dict[str, object]:
+    from dsmem import files
+
+    try:
+        files.pwrite_full(draft_fd, data, target)
+    except OSError as exc:
+        return {"errno": exc.errno, "error": exc.strerror}
+    return {}
+
+
+if __name__ == "__main__":
+    _work(sys.argv[1:])

@@ -1,0 +1,197 @@
+"""Files from elsewhere, read in a child: HDF5 and the codecs crash there, or hang, and this process tells of it.
+
+The child gets the source and the draft by descriptor and fills it, header included. Nothing of what it says or writes
+is believed unchecked; the object is published when the child has ended, so that nobody can write to it any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from dsmem import settings
+from dsmem.arrays import header, tree, views
+from dsmem.arrays.header import Header, Tensor
+from dsmem.arrays.summary import summarize
+from dsmem.errors import BadSource, DamagedObject, Refusal
+from dsmem.pinning import helpers, messages
+from dsmem.pinning.copying import Digests
+from dsmem.pinning.loading import Reader, Seal, Source
+from dsmem.pinning.messages import Channel, Nonsense, Silence
+from dsmem.progress import Progress, ignore
+from dsmem.store.draft import Draft
+from dsmem.store.objects import PROVENANCE_KEY
+from dsmem.store.refs import Provenance
+from dsmem.store.root import Store
+
+PATIENCE_S = 60.0
+"""How long nothing may come of a child."""
+_ENDING_S = 5.0
+_METADATA = {PROVENANCE_KEY, views.DATA_BYTES_KEY, views.TREE_KEY, views.ATTRIBUTES_KEY}
+
+
+@contextmanager
+def opened(source: Source, store: Store) -> Iterator[Reader]:
+    """Read the file in a child, which ends with the block.
+
+    Raises what reading it in this process raises, and BadSource when the child crashes, hangs or makes no sense.
+    """
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            process = subprocess.Popen(
+                helpers.command("dsmem.pinning.untrusted_reader", theirs.fileno()),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=None if settings.read().debug else subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), source.fd),
+                env=helpers.environment(),
+            )
+        try:
+            yield _Child(process, Channel(ours), source, store)
+        finally:
+            process.kill()
+            process.wait()
+
+
+class _Child:
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, source: Source, store: Store) -> None:
+        self._process = process
+        self._channel = channel
+        self._path = source.path
+        self._wide = ""
+        request = {
+            "fd": source.fd,
+            "path": source.path,
+            "size_bytes": source.size_bytes,
+            "only": source.only,
+            "allow": sorted(source.allow),
+            "store": store.root,
+        }
+        found = self._ask("scan", request, "scanned")
+        with self._checked():
+            self.refusals: Sequence[Refusal] = messages.refusals_from_json(found["refusals"])
+            self.is_outside: bool = found["is_outside"] is True
+
+    def plan(self, provenance: Provenance) -> int:
+        self._wide = provenance.dump()
+        need_bytes = self._ask("plan", self._wide, "planned")
+        with self._checked():
+            return messages.checked_count(need_bytes)
+
+    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:
+        request = {"stream_algo": stream_algo, "verify": verify}
+        digests = self._ask("fill", request, "filled", draft.fd, progress)
+        self._end()
+        with self._checked():
+            parsed, tensors = _checked_object(draft.fd, self._wide)
+            found = Digests(_hex(digests["tree"]), _hex(digests["stream"]) if stream_algo is not None else None)
+
+        def seal(provenance: Provenance) -> None:
+            metadata = {**parsed.metadata, PROVENANCE_KEY: provenance.dump()}
+            draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=parsed.data_start)))
+
+        return found, seal
+
+    def _ask(self, kind: str, value: object, expected: str, fd: int | None = None, progress: Progress = ignore) -> Any:
+        """Have the child do something; returns what it answers, raises what it raises."""
+        with suppress(ConnectionError):  # it is dead: its last words, or the lack of them, come next
+            self._channel.send(kind, value, fd)
+        while True:
+            with self._checked():
+                message = self._channel.receive(PATIENCE_S)
+            if message is None:
+                raise self._death()
+            said, value = message
+            if said == expected:
+                return value
+            if said == "failed":
+                with self._checked():
+                    error = messages.error_from_json(value, self._path)
+                raise error
+            with self._checked():
+                if said != "progress":
+                    raise Nonsense(f"{said!r:.40} instead of {expected}")
+                done_bytes, total_bytes = map(messages.checked_count, _pair(value))
+            progress(done_bytes, total_bytes)
+
+    @contextmanager
+    def _checked(self) -> Iterator[None]:
+        """Turn what a child must not do into BadSource."""
+        try:
+            yield
+        except Silence as exc:
+            raise BadSource(
+                f"{self._path}: HDF5 made no progress for {PATIENCE_S:.0f} s: the file is damaged or hostile"
+            ) from exc
+        except (Nonsense, DamagedObject, KeyError, TypeError) as exc:
+            raise BadSource(
+                f"{self._path}: the process that read it made no sense ({exc}); it was not believed"
+            ) from exc
+
+    def _death(self) -> BadSource:
+        try:
+            code = self._process.wait(_ENDING_S)
+        except subprocess.TimeoutExpired:
+            return BadSource(f"{self._path}: the process that read it went silent")
+        if code == -signal.SIGXCPU:
+            return BadSource(f"{self._path}: reading it took more processor time than so large a file may take")
+        if code < 0:
+            return BadSource(
+                f"{self._path}: HDF5 crashed ({helpers.ending(code)}) while reading it: the file is damaged or hostile"
+            )
+        return BadSource(f"{self._path}: the process that read it ended ({helpers.ending(code)})")
+
+    def _end(self) -> None:
+        """See to it that the child is gone: it has the draft open for writing."""
+        try:
+            self._process.wait(_ENDING_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _checked_object(fd: int, provenance: str) -> tuple[Header, dict[str, Tensor]]:
+    """The header of a finished draft and its tensors, all checked; raises DamagedObject."""
+    size_bytes = os.fstat(fd).st_size
+    length = int.from_bytes(os.pread(fd, 8, 0), "little")
+    parsed = header.parse(memoryview(os.pread(fd, 8 + min(length, header.MAX_HEADER_BYTES), 0)), size_bytes)
+    if parsed.metadata.keys() != _METADATA or parsed.metadata[PROVENANCE_KEY] != provenance:
+        raise DamagedObject("the header's __metadata__ is not as agreed")
+    if parsed.metadata[views.DATA_BYTES_KEY] != str(parsed.data_bytes):
+        raise DamagedObject("the header says another size")
+    tensors = {name: parsed.tensor(name) for name in parsed.names()}
+    end = 0
+    for tensor in sorted(tensors.values(), key=lambda one: (one.begin, one.end)):
+        if tensor.begin != end:
+            raise DamagedObject("its tensors overlap or leave gaps")
+        end = tensor.end
+    if end != parsed.data_bytes:
+        raise DamagedObject("its tensors are shorter than its data")
+    tree.load(parsed.metadata[views.TREE_KEY])
+    try:
+        attributes = json.loads(parsed.metadata[views.ATTRIBUTES_KEY])
+    except (ValueError, RecursionError) as exc:
+        raise DamagedObject("its attributes are not JSON") from exc
+    if not isinstance(attributes, dict) or not all(isinstance(table, dict) for table in attributes.values()):
+        raise DamagedObject("its attributes are not tables")
+    summarize(parsed, "")
+    return parsed, tensors
+
+
+def _hex(value: Any) -> str:
+    if type(value) is not str or not 0 < len(value) <= 128 or not set(value) <= set("0123456789abcdef"):
+        raise Nonsense("not a digest")
+    return value
+
+
+def _pair(value: Any) -> tuple[Any, Any]:
+    if type(value) is not list or len(value) != 2:
+        raise Nonsense("not a pair")
+    return value[0], value[1]

@@ -1,0 +1,48 @@
+"""The one place that reads /proc, cgroups and mounts; it only looks and never changes anything.
+
+Every reader takes its roots (`proc`, `sys`) as parameters, so that tests can show it another machine.
+"""
+
+from __future__ import annotations
+
+from dsmem.proc.cgroup import CgroupMemory, cgroup_charged, cgroup_cpus, cgroup_memory, usable_cpus
+from dsmem.proc.maps import Holder, Holders, holders
+from dsmem.proc.memory import (
+    Memory,
+    ProcessMemory,
+    memory,
+    memory_available,
+    memory_of,
+    process_start_time,
+    rlimit_memlock,
+    rlimit_open_files,
+    sysctl,
+)
+from dsmem.proc.mounts import HugePages, Mount, huge_pages, is_network_fs, mount_of, mounts, shmem_enabled
+
+__all__ = [
+    "CgroupMemory",
+    "Holder",
+    "Holders",
+    "HugePages",
+    "Memory",
+    "Mount",
+    "ProcessMemory",
+    "cgroup_charged",
+    "cgroup_cpus",
+    "cgroup_memory",
+    "holders",
+    "huge_pages",
+    "is_network_fs",
+    "memory",
+    "memory_available",
+    "memory_of",
+    "mount_of",
+    "mounts",
+    "process_start_time",
+    "rlimit_memlock",
+    "rlimit_open_files",
+    "shmem_enabled",
+    "sysctl",
+    "usable_cpus",
+]

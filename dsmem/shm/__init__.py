@@ -1,0 +1,1 @@
+"""Shared memory made visible: listing, cleaning, and what limits it."""

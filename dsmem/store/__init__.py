@@ -1,0 +1,1 @@
+"""Objects, refs and leases: who owns what in shared memory, and for how long."""

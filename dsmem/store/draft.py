@@ -1,0 +1,216 @@
+"""An object while it is filled: a file without a name, which gets one only when it is whole (link(2) from O_TMPFILE).
+
+Killed at any moment, nothing is left: the kernel frees what has no name. Without O_TMPFILE the file has a hidden name
+and an exclusive lock; `sweep` removes those whose lock is free.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import mmap
+import os
+import secrets
+import threading
+from contextlib import suppress
+from types import TracebackType
+
+from dsmem import files, proc, units
+from dsmem.errors import NoSpace
+from dsmem.store import budget, objects, space
+from dsmem.store.budget import NOTHING, Evicted
+from dsmem.store.root import Store
+
+HIDDEN_PREFIX = ".draft-"
+_MADV_POPULATE_WRITE = 23
+"""Linux 5.14; Python 3.11 has no name for it."""
+_POPULATE_BYTES = 4 << 20
+_log = logging.getLogger(__name__)
+
+
+class Draft:
+    """An unnamed file of the store; `write` may be called from many threads for ranges that do not overlap.
+
+    On a mount with huge pages (`in_place`) it is filled through a map (`view`), which gets them; on 4 KiB pages
+    write(2) is the faster way, and never a SIGBUS.
+    """
+
+    def __init__(self, store: Store | None, *, fd: int = -1) -> None:
+        """A draft in the store; without a store, memory of this process alone, which is never published.
+
+        `fd`: one that another process has made and will publish; it is filled here, and never closed.
+        """
+        self._store = store
+        self._hidden: str | None = None
+        self._map: mmap.mmap | None = None
+        self._size_bytes = 0
+        self._mapping = threading.Lock()
+        self.in_place = False
+        self._in_memory = True
+        self._claim: budget.Claim | None = None
+        self.published = False
+        if store is None:
+            self.fd = os.memfd_create("dsmem-preload", os.MFD_CLOEXEC)
+            return
+        mount = store.file_system()
+        self.in_place = mount.fstype == "tmpfs" and proc.huge_pages(mount) != "never"
+        self._in_memory = mount.fstype in ("tmpfs", "ramfs")
+        self.fd = self._open(store) if fd < 0 else fd
+
+    def _open(self, store: Store) -> int:
+        with space.translated(store):
+            try:
+                return os.open(store.objects, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
+            except OSError as exc:
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                    raise
+            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+            while True:
+                self._hidden = f"{store.objects}/{HIDDEN_PREFIX}{secrets.token_hex(8)}"
+                fd = os.open(self._hidden, flags, 0o600)
+                if files.try_lock(fd, exclusive=True) and files.names_inode(self._hidden, os.fstat(fd)):
+                    return fd
+                os.close(fd)  # a sweep took it for an abandoned one, before it was locked
+
+    def make_room(self, need_bytes: int, budget_bytes: int | None) -> None:
+        """See that the object will fit, under a budget by evicting others (`evicted`); raises NoSpace."""
+        assert self._store is not None
+        if _log.isEnabledFor(logging.INFO):
+            _log.info("%s needed in the store%s", units.format_bytes(need_bytes), space.payer(self._store))
+        if budget_bytes is None:
+            space.require(self._store, need_bytes)
+            return
+        self._claim = budget.Claim(self._store, self.fd, budget_bytes)
+        self._claim.take(need_bytes, need_bytes + space.BOOKKEEPING_BYTES)
+
+    @property
+    def evicted(self) -> Evicted:
+        """What had to go for it."""
+        return self._claim.evicted if self._claim is not None else NOTHING
+
+    def allocate(self, size_bytes: int) -> None:
+        """Set the size of the file, or set it anew; what was written so far stays."""
+        self._unmap()
+        os.ftruncate(self.fd, size_bytes)
+        self._size_bytes = size_bytes
+        if self.in_place and size_bytes:
+            self._map = mmap.mmap(self.fd, size_bytes, flags=mmap.MAP_SHARED)
+            self._map.madvise(mmap.MADV_HUGEPAGE)
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write bytes at an offset, also past the allocated size; raises NoSpace when the file system is full."""
+        try:
+            if not self.in_place or offset + len(data) > self._size_bytes:
+                files.pwrite_full(self.fd, data, offset)
+            else:
+                self.view(offset, len(data))[:] = data
+        except OSError as exc:
+            raise self.translated(exc, offset + len(data)) from exc
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        """Writable memory of the object itself, populated: storing into it can't raise SIGBUS. Only when `in_place`."""
+        assert self._map is not None
+        try:
+            start = offset - offset % mmap.PAGESIZE
+            for piece in range(start, offset + size_bytes, _POPULATE_BYTES):
+                length = min(_POPULATE_BYTES, offset + size_bytes - piece)
+                self._map.madvise(_MADV_POPULATE_WRITE, piece, length)
+        except OSError as exc:
+            raise self.translated(exc) from exc
+        return memoryview(self._map)[offset : offset + size_bytes]
+
+    def reserved(self, offset: int, size_bytes: int) -> memoryview:
+        """Writable memory of the object itself that is there for certain: storing into it can't raise SIGBUS."""
+        if self.in_place:
+            return self.view(offset, size_bytes)
+        try:
+            os.posix_fallocate(self.fd, offset, size_bytes)
+            with self._mapping:
+                if self._map is None:
+                    self._map = mmap.mmap(self.fd, self._size_bytes, flags=mmap.MAP_SHARED)
+        except OSError as exc:
+            raise self.translated(exc, offset + size_bytes) from exc
+        return memoryview(self._map)[offset : offset + size_bytes]
+
+    def read_from(self, fd: int, source_offset: int, offset: int, size_bytes: int) -> memoryview:
+        """Read from another file straight into the object; returns what was read. Only when `in_place`.
+
+        The kernel takes the page faults: memory that can't be had is EFAULT, not SIGBUS; nothing is populated before.
+        """
+        assert self._map is not None
+        target = memoryview(self._map)[offset : offset + size_bytes]
+        try:
+            return target[: files.pread_full(fd, target, source_offset)]
+        except OSError as exc:
+            raise self.translated(exc) from exc
+
+    def translated(self, exc: OSError, end: int = 0) -> OSError:
+        """NoSpace for the errors that mean so (EFAULT from a map that can't grow), others as they are.
+
+        `end`: where the bytes that found no room were to end, where that is past the allocated size.
+        """
+        if exc.errno not in (errno.ENOSPC, errno.EFAULT, errno.EDQUOT, errno.ENOMEM) or isinstance(exc, NoSpace):
+            return exc
+        if self._store is None:
+            return NoSpace(f"no memory for {self._size_bytes} bytes", need_bytes=self._size_bytes)
+        written = os.fstat(self.fd).st_blocks * 512
+        return space.no_space(self._store, max(self._size_bytes, end) - written)
+
+    def publish(self, name: str) -> bool:
+        """Give the file its name, read-only from now on; False when an object of that name is there already.
+
+        Until it is closed the draft holds a lease on what it has published. Raises NoSpace when it has become larger
+        than the room that was made for it, and a budget leaves no more.
+        """
+        if self._store is None:
+            raise ValueError("a draft without a store has no place to be published")
+        self._unmap()
+        if self._claim is not None:
+            self._claim.take(os.fstat(self.fd).st_size, 0)
+        os.fchmod(self.fd, objects.MODE)
+        if not self._in_memory:
+            os.fsync(self.fd)
+        directory = os.open(self._store.objects, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if self._hidden is None:
+                files.try_lock(self.fd, exclusive=False)  # nobody else can have it open: it has no name yet
+                # An unnamed file is linked through /proc; without dst_dir_fd Python's os.link fails with EXDEV.
+                os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+            else:
+                os.link(self._hidden, name, dst_dir_fd=directory, follow_symlinks=False)
+                files.try_lock(self.fd, exclusive=False)  # from exclusive to shared: others may attach
+        except FileExistsError:
+            return False
+        finally:
+            os.close(directory)
+        self.published = True
+        return True
+
+    def _unmap(self) -> None:
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+
+    def close(self) -> None:
+        """Give up what is not published: its memory comes back now, even if an error's traceback holds the map."""
+        if self.fd < 0:
+            return
+        if self._store is not None and not self.published:
+            os.ftruncate(self.fd, 0)
+        if self._hidden is not None:
+            files.unlink_if_there(self._hidden)
+        # After an error a traceback may still hold views of the map; it is freed with the last of them.
+        with suppress(BufferError):
+            self._unmap()
+        os.close(self.fd)
+        self.fd = -1
+        if self._claim is not None:
+            self._claim.close()
+
+    def __enter__(self) -> Draft:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,207 @@
+"""Objects: what lies in the store, what each was made from, whether two are the same, and how one is removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from dsmem import files
+from dsmem.arrays import header
+from dsmem.arrays.header import Header
+from dsmem.errors import DamagedObject, DsmemError, InUse, NotPinned
+from dsmem.store import leases, names, refs
+from dsmem.store.refs import Provenance
+from dsmem.store.root import Store
+
+PROVENANCE_KEY = "dsmem.provenance"
+TRASH_PREFIX = ".trash-"
+MODE = 0o400
+"""Of a published object."""
+_COMPARE_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One entry of the store; `damaged` says why it is none that can be attached."""
+
+    name: str
+    size_bytes: int
+    dev: int
+    ino: int
+    made_s: float
+    """Seconds since 1970."""
+    provenance: Provenance | None
+    damaged: str | None = None
+    kept: bool = False
+    """Never evicted, and cleaned only when it is named."""
+
+
+def scan(store: Store) -> Iterator[Object]:
+    """Every entry of the store that is not hidden, by name, the damaged ones too."""
+    try:
+        with os.scandir(store.objects) as entries:
+            listed = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except FileNotFoundError:
+        return
+    for name in listed:
+        try:
+            status = os.lstat(store.object_path(name))
+        except FileNotFoundError:
+            continue
+        try:
+            found = _inspect(store, name, status)
+        except NotPinned:  # removed meanwhile
+            continue
+        yield found
+
+
+def _inspect(store: Store, name: str, status: os.stat_result) -> Object:
+    kept = is_kept(status)
+    found = Object(name, status.st_blocks * 512, status.st_dev, status.st_ino, status.st_mtime, None, kept=kept)
+    if names.split(name) is None:
+        return replace(found, damaged="not a name that dsmem gives")
+    try:
+        parsed = read_header(store, name)
+        provenance = Provenance.load(parsed.metadata[PROVENANCE_KEY])
+    except KeyError:
+        return replace(found, damaged="it does not say what it was made from")
+    except NotPinned:
+        raise
+    except (DsmemError, ValueError) as exc:
+        return replace(found, damaged=str(exc))
+    if parsed.metadata.get(header.DATA_BYTES_KEY) != str(parsed.data_bytes):
+        return replace(found, damaged="its size is not the one it was published with")
+    return replace(found, size_bytes=status.st_size, provenance=provenance)
+
+
+def read_header(store: Store, name: str) -> Header:
+    """The header of an object, checked against its size; raises NotPinned or DamagedObject."""
+    fd = leases.open_object(store.object_path(name), name)
+    try:
+        return header_of(fd, name)
+    finally:
+        os.close(fd)
+
+
+def header_of(fd: int, name: str) -> Header:
+    """The header of an open object."""
+    size = os.fstat(fd).st_size
+    start = os.pread(fd, 8, 0)
+    length = min(int.from_bytes(start, "little"), header.MAX_HEADER_BYTES, size)
+    try:
+        return header.parse(memoryview(os.pread(fd, 8 + length, 0)), size)
+    except DamagedObject as exc:
+        raise DamagedObject(f"{name}: {exc}", name=name) from exc
+
+
+def with_key(store: Store, key: str) -> list[str]:
+    """Names of the objects with that key, whatever their stem."""
+    with os.scandir(store.objects) as entries:
+        return sorted(entry.name for entry in entries if (names.split(entry.name) or ("", ""))[1] == key)
+
+
+def same(fd: int, other: int) -> bool:
+    """Whether two sealed objects hold the same, byte by byte, whatever they were made from."""
+    try:
+        one, two = header_of(fd, "the new object"), header_of(other, "the old object")
+    except DamagedObject:
+        return False
+    if one.data_bytes != two.data_bytes or _without_provenance(one) != _without_provenance(two):
+        return False
+    return all(
+        os.pread(fd, _COMPARE_BYTES, one.data_start + offset)
+        == os.pread(other, _COMPARE_BYTES, two.data_start + offset)
+        for offset in range(0, one.data_bytes, _COMPARE_BYTES)
+    )
+
+
+def _without_provenance(parsed: Header) -> tuple[dict[str, object], dict[str, str]]:
+    tensors = {name: entry for name, entry in parsed.raw.items() if name != "__metadata__"}
+    return tensors, {key: value for key, value in parsed.metadata.items() if key != PROVENANCE_KEY}
+
+
+def is_kept(status: os.stat_result) -> bool:
+    """Whether an object is marked to be kept: the sticky bit, which means nothing else on a file in Linux."""
+    return bool(status.st_mode & stat.S_ISVTX)
+
+
+def keep(store: Store, name: str, *, kept: bool) -> None:
+    """Mark an object to be kept, or no longer; raises NotPinned or DamagedObject."""
+    fd = leases.open_object(store.object_path(name), name)
+    try:
+        os.fchmod(fd, MODE | stat.S_ISVTX if kept else MODE)
+    finally:
+        os.close(fd)
+
+
+def remove(store: Store, name: str, *, force: bool = False, spare_kept: bool = False) -> bool:
+    """Remove an object and the refs to it; False when it is gone already, or kept and to be spared.
+
+    Raises InUse when someone holds a lease; with `force` the name goes all the same, the memory with the last holder.
+    """
+    path = store.object_path(name)
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISREG(status.st_mode):
+        if not _remove_stray(path, status):
+            return False
+    else:
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        try:
+            if not files.try_lock(fd, exclusive=True) and not force:
+                raise InUse(f"{name} is in use", names=[name])
+            if not files.names_inode(path, os.fstat(fd)) or (spare_kept and is_kept(os.fstat(fd))):
+                return False
+            # The refs first: once the name is free, whoever pins the same again writes a ref that must stay.
+            refs.drop_to(store, {name})
+            return files.unlink_if_there(path)
+        finally:
+            os.close(fd)
+    refs.drop_to(store, {name})
+    return True
+
+
+def _remove_stray(path: str, status: os.stat_result) -> bool:
+    """Remove what is no file; False when another process was faster."""
+    if not stat.S_ISDIR(status.st_mode):
+        return files.unlink_if_there(path)
+    parent, _, name = path.rpartition("/")
+    trash = f"{parent}/{TRASH_PREFIX}{name}-{status.st_ino:x}"
+    try:
+        os.rename(path, trash)
+    except FileNotFoundError:
+        return False
+    shutil.rmtree(trash, ignore_errors=True)  # a sweep of another process may be at it; what stays, the next one takes
+    return True
+
+
+def find(store: Store, name: str) -> str:
+    """The object that a user's name means: a full name, a name given with --name, or a stem that only one can be.
+
+    Raises NotPinned, or Ambiguous with all that it could be (`dsmem.errors`).
+    """
+    from dsmem.errors import Ambiguous
+
+    if "/" not in name and names.split(name) is not None and os.path.exists(store.object_path(name)):
+        return name
+    given = refs.find_name(store, name)
+    if given is not None and os.path.exists(store.object_path(given.object)):
+        return given.object
+    candidates = [found.name for found in scan(store) if (names.split(found.name) or ("",))[0] == name]
+    if len(candidates) > 1:
+        current = {ref.object for ref in refs.all_refs(store)}
+        candidates = [one for one in candidates if one in current] or candidates
+    if len(candidates) > 1:
+        listed = ", ".join(candidates)
+        raise Ambiguous(f"{name!r} could be any of: {listed}", candidates=candidates)
+    if not candidates:
+        raise NotPinned(f"nothing called {name!r} is in the store", target=name)
+    return candidates[0]

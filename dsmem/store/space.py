@@ -1,0 +1,93 @@
+"""Room for an object, looked at before anything is written: file system, cgroups, memory of the machine."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from dsmem import proc, units
+from dsmem.errors import NoSpace
+from dsmem.store import objects
+from dsmem.store.objects import Object
+from dsmem.store.root import Store
+
+BOOKKEEPING_BYTES = 32 << 10
+"""What a loader takes beside its object: a lock, a ref (as long as two paths), their replacements, whole pages each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Free bytes by the tightest limit, and the name of that limit."""
+
+    free_bytes: int
+    limit: str
+
+
+def room(store: Store) -> Room:
+    """What may still be written to the store."""
+    vfs = os.statvfs(store.root)
+    mount = store.file_system()
+    rooms = [Room(vfs.f_bavail * vfs.f_frsize, f"{mount.fstype} at {mount.point}")]
+    if vfs.f_files and vfs.f_favail == 0:
+        rooms.append(Room(0, f"inodes of {mount.fstype} at {mount.point}"))
+    if mount.fstype in ("tmpfs", "ramfs"):
+        rooms.append(Room(proc.memory_available(), "memory of this machine"))
+        rooms.extend(
+            Room(
+                max(group.limit_bytes - group.usage_bytes + group.reclaimable_bytes, 0),
+                f"cgroup {group.path}",
+            )
+            for group in proc.cgroup_memory()
+            if group.limit_bytes is not None
+        )
+    return min(rooms, key=lambda one: one.free_bytes)
+
+
+def require(store: Store, need_bytes: int) -> None:
+    """Raise NoSpace, with all the numbers, unless `need_bytes` and the store's bookkeeping fit."""
+    found = room(store)
+    if need_bytes + BOOKKEEPING_BYTES > found.free_bytes:
+        raise no_space(store, need_bytes + BOOKKEEPING_BYTES)
+
+
+@contextmanager
+def translated(store: Store) -> Iterator[None]:
+    """Turn "no space left" for the store's own small files into NoSpace."""
+    try:
+        yield
+    except NoSpace:
+        raise
+    except OSError as exc:
+        if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise no_space(store, BOOKKEEPING_BYTES) from exc
+
+
+def no_space(store: Store, need_bytes: int) -> NoSpace:
+    """The error for `need_bytes` that do not fit, with what is free and what nobody uses."""
+    found = room(store)
+    unused_bytes = sum(one.size_bytes for one in unused(store))
+    return NoSpace(
+        f"{units.format_bytes(need_bytes)} needed, {units.format_bytes(found.free_bytes)} free ({found.limit}"
+        f"{payer(store)}); unused objects hold {units.format_bytes(unused_bytes)}",
+        need_bytes=need_bytes,
+        free_bytes=found.free_bytes,
+        limit=found.limit,
+        reclaimable_bytes=unused_bytes,
+    )
+
+
+def payer(store: Store) -> str:
+    """', charged to cgroup …' where what is written to the store is memory that a control group pays for; else ''."""
+    group = proc.cgroup_charged() if store.file_system().fstype in ("tmpfs", "ramfs") else None
+    return f", charged to cgroup {group}" if group is not None else ""
+
+
+def unused(store: Store) -> list[Object]:
+    """Objects that no process holds, as far as /proc shows, and that are not kept."""
+    found = list(objects.scan(store))
+    held = proc.holders({(one.dev, one.ino) for one in found}).by_file
+    return [one for one in found if not one.kept and not held.get((one.dev, one.ino))]

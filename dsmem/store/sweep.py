@@ -1,0 +1,84 @@
+"""What killed processes leave behind is put right: free locks and hidden files go, missing refs are rebuilt."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+
+from dsmem import files
+from dsmem.errors import UnsafeRoot
+from dsmem.store import objects, refs
+from dsmem.store.draft import HIDDEN_PREFIX
+from dsmem.store.refs import Ref
+from dsmem.store.root import Store
+
+TEMPORARY_AGE_S = 60.0
+_log = logging.getLogger(__name__)
+
+
+def sweep(store: Store) -> None:
+    """Remove locks nobody holds, drafts and trash nobody works on, refs to nothing; rebuild missing refs."""
+    _sweep_hidden(store)
+    _sweep_locks(store)
+    _sweep_refs(store)
+
+
+def _sweep_hidden(store: Store) -> None:
+    with os.scandir(store.objects) as entries:
+        hidden = [entry for entry in entries if entry.name.startswith((HIDDEN_PREFIX, objects.TRASH_PREFIX))]
+    for entry in hidden:
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            _unlink_if_free(entry.path)
+    with os.scandir(store.refs) as entries:
+        temporary = [entry for entry in entries if entry.name.startswith(".tmp-")]
+    for entry in temporary:
+        try:
+            age_s = time.time() - entry.stat(follow_symlinks=False).st_mtime
+        except FileNotFoundError:  # another process has just put it in its place
+            continue
+        if age_s > TEMPORARY_AGE_S:
+            files.unlink_if_there(entry.path)
+
+
+def _sweep_locks(store: Store) -> None:
+    with os.scandir(store.locks) as entries:
+        paths = [entry.path for entry in entries]
+    for path in paths:
+        _unlink_if_free(path)
+
+
+def _unlink_if_free(path: str) -> None:
+    try:
+        fd = files.open_own(path)
+    except FileNotFoundError:
+        return
+    except UnsafeRoot as exc:
+        _log.warning("left alone: %s", exc)
+        return
+    try:
+        if files.try_lock(fd, exclusive=True) and files.names_inode(path, os.fstat(fd)):
+            files.unlink_if_there(path)
+    finally:
+        os.close(fd)
+
+
+def _sweep_refs(store: Store) -> None:
+    known = {}
+    for ref in refs.all_refs(store):
+        if os.path.lexists(store.object_path(ref.object)):
+            known[ref.file_name()] = ref
+        else:
+            files.unlink_if_there(f"{store.refs}/{ref.file_name()}")
+    led_to = {ref.object for ref in known.values() if not ref.name}
+    for found in objects.scan(store):
+        if found.provenance is None or found.name in led_to:
+            continue
+        ref = Ref(found.name, found.provenance)
+        there = known.get(ref.file_name())
+        if there is None or there.provenance.created_ns < found.provenance.created_ns:
+            refs.write(store, ref)
+            known[ref.file_name()] = ref

@@ -1,0 +1,29 @@
+"""Benches that leave nothing: files below the test's own directory, shared memory as it was."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def scratch_parents(tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """Where private places are made; checked for leftovers, and for the user's own store not being touched."""
+    files = tmp_path / "files"
+    files.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(files))
+    monkeypatch.setenv("TMPDIR", str(files))
+    segments = _segments()
+    yield files, store_root.parent
+    assert list(files.iterdir()) == []
+    assert list(store_root.parent.iterdir()) == []
+    assert _segments() <= segments
+
+
+def _segments() -> set[str]:
+    """Segments of multiprocessing.shared_memory."""
+    return {name for name in os.listdir("/dev/shm") if name.startswith("psm_")}

@@ -1,0 +1,254 @@
+"""Every case, tiny: what it reports, that a wrong contender is found out, that nothing stays behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+
+import dsmem
+from dsmem.bench import limits, recipes, sizes, team
+from dsmem.bench import run as runs
+from dsmem.bench.cases import CASES, attach, pin
+from dsmem.bench.harness import ResultsDiffer
+from dsmem.bench.results import Compared, Report
+from dsmem.bench.sizes import Room
+from dsmem.bench.workbench import Case
+from dsmem.errors import BadSource, NoSpace, UsageError
+
+SIZE = 2 << 20
+ROLES = {
+    "hash": ["dsmem"] * 5 + ["recipe", "limit"],
+    "pin": ["dsmem", "recipe", "limit", "limit", "limit"],
+    "decode": ["dsmem", "recipe", "recipe", "limit"],
+    "attach": ["dsmem", "recipe", "recipe", "limit"],
+    "memory": ["dsmem", "recipe", "limit"],
+    "read": ["dsmem", "recipe", "limit"],
+}
+COMPARISONS = {"hash": 1, "pin": 1, "decode": 4, "attach": 4, "memory": 3, "read": 2}
+
+
+@pytest.fixture(autouse=True)
+def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "MANY", 50)
+
+
+def run(name: str, **options: Any) -> Report:
+    return runs.run([name], **{"size_bytes": SIZE, "runs": 1, **options})
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_structure(case: Case) -> None:
+    shown: list[tuple[str, Compared]] = []
+    report = run(case.name, show=lambda case, compared: shown.append((case.name, compared)))
+    (found,) = report.cases
+    assert (found.name, found.claim) == (case.name, case.claim)
+    assert [(case.name, compared) for compared in found.compared] == shown
+    assert len(found.compared) == COMPARISONS[case.name]
+    for compared in found.compared:
+        assert [one.role for one in compared.measured] == ROLES[case.name]
+        assert len({one.name for one in compared.measured}) == len(compared.measured)
+        for one in compared.measured:
+            sample = one.median_s if compared.quantity == "time" else one.median_bytes
+            assert sample is not None and sample > 0
+            assert one.ratio_to_recipe and one.percent_of_limit
+        assert max(one.percent_of_limit or 0 for one in compared.measured if one.role == "limit") == 100
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["cases"][0]["name"] == case.name
+    left = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    assert [one for one in left if "resource_tracker" not in one] == []  # SharedMemory's stays with its process
+
+
+def test_the_machine_is_recorded() -> None:
+    machine = run("hash").machine
+    assert machine.h5py == h5py.__version__
+    assert machine.shared_fstype == "tmpfs" and machine.shared_point == "/dev/shm"
+    assert machine.shared_huge_pages in ("never", "always", "within_size", "advise")
+    assert min(machine.cpus, machine.memory_bytes, machine.page_bytes) > 0
+    assert min(machine.memcpy_bytes_per_s, machine.md5_bytes_per_s, machine.fill_bytes_per_s) > 0
+
+
+def test_peak_memory_of_pinning_is_told() -> None:
+    (compared,) = run("pin", size_bytes=16 << 20).cases[0].compared
+    ours, by_hand, *_ = compared.measured
+    assert ours.peak_bytes is not None and by_hand.peak_bytes is not None
+
+
+def test_memory_of_four_processes() -> None:
+    compared = run("memory", size_bytes=24 << 20).cases[0].compared
+    for processes, one in zip((1, 2, 4), compared, strict=True):
+        ours, plain, data = one.measured
+        assert ours.times_data is not None and plain.times_data is not None
+        assert ours.times_data < 1.2
+        assert plain.times_data > processes * 0.95
+        assert data.times_data == 1
+
+
+def _wrong_md5(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipes, "md5_of_file", lambda path: "0" * 32)
+
+
+def _wrong_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsmem.digest import hashing
+
+    monkeypatch.setattr(hashing, "tree_digest", lambda slices: "0" * 32)
+
+
+def _wrong_recipe_of_pin(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = recipes.pin
+
+    def wrong(path: str, names: Sequence[str]) -> Any:
+        digest, shared = right(path, names)
+        shared["images"][1].reshape(-1)[-1] ^= 1
+        return digest, shared
+
+    monkeypatch.setattr(recipes, "pin", wrong)
+
+
+def _wrong_fill(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "FILLS", (("nothing", lambda path, target: None, True),))
+
+
+def _wrong_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wrong(dict[str, Any]):
+        def __enter__(self) -> Wrong:
+            return self
+
+        def __exit__(self, *error: object) -> None:
+            return None
+
+    def attached(path: str) -> Wrong:
+        with h5py.File(path) as file:
+            return Wrong({name: dataset[()] + 1 for name, dataset in file.items()})
+
+    monkeypatch.setattr(dsmem, "attach", attached)
+
+
+def _wrong_element(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attach, "attach_and_read_one_element", lambda path, name: np.int64(99))
+
+
+def _wrong_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = team._hear
+    heard = iter(range(10**6))
+
+    def wrong(member: Any) -> Any:
+        answer = right(member)
+        assert isinstance(answer, team.Answer)
+        return dataclasses.replace(answer, digest="0") if next(heard) == 16 else answer  # after warming up
+
+    monkeypatch.setattr(team, "_hear", wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil"),
+    [
+        ("hash", _wrong_md5),
+        ("hash", _wrong_tree),
+        ("pin", _wrong_recipe_of_pin),
+        ("pin", _wrong_fill),
+        ("pin", _wrong_pinned),
+        ("attach", _wrong_element),
+        ("memory", _wrong_process),
+        ("read", _wrong_pinned),
+    ],
+)
+def test_a_wrong_result_shows_no_speed(name: str, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoil(monkeypatch)
+    shown: list[Compared] = []
+    with pytest.raises(ResultsDiffer):
+        run(name, show=lambda case, compared: shown.append(compared))
+    assert shown == []
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_an_error_in_the_middle_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leftovers are looked for by the fixtures; the error comes from the last contender of the last comparison."""
+    count = 0
+
+    def fail(title: str) -> None:
+        nonlocal count
+        count += 1
+        if count == COMPARISONS[case.name] + 1:  # the first thing that is said is about the file
+            raise RuntimeError(title)
+
+    with pytest.raises(RuntimeError, match=case.name):
+        run(case.name, say=fail)
+
+
+def test_a_recipe_that_fails_half_way_leaves_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(held: pin.Segments) -> str:
+        raise RuntimeError(f"{len(held)} segments")
+
+    monkeypatch.setattr(pin, "in_segments", fail)
+    with pytest.raises(RuntimeError, match="3 segments"):
+        run("pin")
+
+
+def test_a_file_of_the_users(tmp_path: Path) -> None:
+    path = tmp_path / "mine.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.arange(5000.0).reshape(50, 100), chunks=(10, 100), compression="gzip")
+        file["texts"] = ["a", "b"]
+        file["empty"] = h5py.Empty("f4")
+        file["none"] = np.zeros((0, 3))
+        file["scalar"] = 3
+    report = runs.run(file=str(path), runs=1)
+    assert [case.name for case in report.cases] == [case.name for case in CASES]
+    assert (report.file, report.size_bytes) == (str(path), 40_008)
+
+
+def test_a_file_that_cannot_be_measured(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        runs.run(file=str(tmp_path / "none.h5"))
+    (tmp_path / "text.h5").write_text("no HDF5")
+    with pytest.raises(BadSource, match=r"text\.h5"):
+        runs.run(file=str(tmp_path / "text.h5"))
+    with h5py.File(tmp_path / "empty.h5", "w"):
+        pass
+    with pytest.raises(BadSource, match="no datasets"):
+        runs.run(file=str(tmp_path / "empty.h5"))
+
+
+def test_misuse() -> None:
+    with pytest.raises(UsageError, match="the cases are hash, pin"):
+        run("speed")
+    with pytest.raises(UsageError, match="at least 1"):
+        run("hash", runs=0)
+    with pytest.raises(UsageError, match="not both"):
+        run("hash", file="x.h5")
+    with pytest.raises(UsageError, match="too little"):
+        run("hash", size_bytes=5)
+
+
+def test_it_shrinks_to_the_memory_that_is_there_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sizes, "room", lambda place: Room(16 << 20, 1 << 40, 1 << 40))
+    warned: list[str] = []
+    report = run("read", size_bytes=64 << 20, warn=warned.append)
+    assert warned == list(report.notes)
+    assert warned[0].startswith("4.0 MiB instead of 64.0 MiB: 16.0 MiB of memory is free")
+    assert report.asked_bytes == 64 << 20
+    assert report.size_bytes <= 4 << 20
+
+
+def test_a_file_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with h5py.File(tmp_path / "mine.h5", "w") as file:
+        file["x"] = np.zeros(1 << 20)
+    monkeypatch.setattr(sizes, "room", lambda place: Room(16 << 20, 1 << 40, 1 << 40))
+    with pytest.raises(NoSpace, match=r"8\.0 MiB of data"):
+        runs.run(["pin"], file=str(tmp_path / "mine.h5"))
+
+
+def test_without_a_size_it_minds_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "DEFAULT_BYTES", SIZE)
+    monkeypatch.setattr(runs, "_DEADLINE_S", 0.0)
+    warned: list[str] = []
+    report = runs.run(["read"], runs=3, warn=warned.append)
+    assert warned == ["read: 1 of 3 runs, to end within a minute"]
+    assert {compared.runs for compared in report.cases[0].compared} == {1}

@@ -1,0 +1,129 @@
+"""What a scan lists of a file: every object once, how each dataset is read, and where its bytes lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+import zoo
+
+from dsmem.hdf5.scan import NotMappable, Scan, scan
+
+
+def write(path: Path, **options: Any) -> Path:
+    with h5py.File(path, "w", **options) as file:
+        file["b/x"] = np.arange(5, dtype="<i4")
+        file["a"] = np.arange(3, dtype=">f8")
+        file["c/chunked"] = np.arange(4)
+        file.create_dataset("c/packed", data=np.arange(100), chunks=(7,), compression="gzip")
+        file["c/text"] = np.array(["a"], zoo.TEXT)
+        file["c/none"] = np.zeros((0, 2))
+        file["c/null"] = h5py.Empty("<f4")
+        file.create_dataset("c/unwritten", shape=(3,), dtype="<i4")
+        file.create_dataset("c/half", data=np.arange(3.0), dtype="<f2")
+        file["hard"] = file["b/x"]
+        file["soft"] = h5py.SoftLink("b/x")
+        file["type"] = np.dtype("<f4")
+        file["b"].attrs["unit"] = "m"
+    return path
+
+
+def scanned(path: Path, **options: Any) -> Scan:
+    with h5py.File(path, "r") as file:
+        return scan(file, str(path), file_bytes=path.stat().st_size, **options)
+
+
+def test_everything_once(tmp_path: Path) -> None:
+    found = scanned(write(tmp_path / "x.h5"))
+    names = [item.path for item in found.items]
+    assert sorted(names) == sorted(set(names)) == sorted(found.tree.datasets)
+    assert "b/x" not in names or "hard" not in names, "one of the two is an alias"
+    assert found.tree.soft_links == {"soft": "b/x"}
+    assert found.tree.types == {"type": "<f4"}
+    assert found.tree.groups.keys() == {"", "b", "c"}
+    assert found.tree.groups[""] == ["a", "b", "c", "hard", "soft", "type"]
+    assert found.attributes == {"b": {"unit": {"str": "m"}}}
+    assert found.refusals == []
+
+
+@pytest.mark.parametrize("userblock", [0, 512, 1024])
+def test_tiers(tmp_path: Path, userblock: int) -> None:
+    path = write(tmp_path / "x.h5", userblock_size=userblock)
+    found = {item.path: item for item in scanned(path).items}
+    tiers = {
+        name: found[name].tier for name in ("a", "c/packed", "c/text", "c/none", "c/null", "c/unwritten", "c/half")
+    }
+    assert tiers == {
+        "a": "contiguous",
+        "c/packed": "chunked",
+        "c/text": "h5py",
+        "c/none": "empty",
+        "c/null": "empty",
+        "c/unwritten": "h5py",
+        "c/half": "contiguous",
+    }
+    raw = path.read_bytes()
+    for name in ("a", "c/chunked", "c/half"):
+        item = found[name]
+        assert item.offset is not None
+        with h5py.File(path, "r") as file:
+            assert raw[item.offset : item.offset + item.size_bytes] == file[name][()].tobytes(), name
+    assert found["c/packed"].why == "chunked, gzip"
+    assert found["c/unwritten"].why == "not allocated in full"
+
+
+@pytest.mark.parametrize("name", zoo.HELD)
+def test_contiguous_bytes_are_what_h5py_reads(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", **zoo.OPTIONS[name]) as file:
+        zoo.HELD[name](file)
+    raw = path.read_bytes()
+    with h5py.File(path, "r") as file:
+        found = scan(file, str(path), file_bytes=len(raw))
+        assert found.refusals == []
+        for item in found.items:
+            dataset = file[b"/" + item.path.encode("utf-8", "surrogateescape")]
+            assert (item.tier == "contiguous") == (item.offset is not None)
+            if item.offset is not None:
+                expected = dataset[...]
+                assert item.size_bytes == expected.nbytes
+                bits = expected.view(f"V{expected.dtype.itemsize}").tobytes()
+                assert raw[item.offset : item.offset + item.size_bytes] == bits, item.path
+
+
+def test_mappable_stops_at_the_first_that_is_not(tmp_path: Path) -> None:
+    with pytest.raises(NotMappable, match="/c/"):
+        scanned(write(tmp_path / "x.h5"), mappable=True)
+    path = tmp_path / "plain.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(3)
+        file["none"] = np.zeros(0)
+        file["null"] = h5py.Empty("<f4")
+    assert len(scanned(path, mappable=True).items) == 3
+    with h5py.File(path, "a") as file:
+        file.attrs["ref"] = file["x"].ref
+    with pytest.raises(NotMappable, match="@ref"):
+        scanned(path, mappable=True)
+
+
+def test_a_file_cut_short_is_not_read_past_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["x"] = np.arange(1000)
+    with h5py.File(path, "r") as file:
+        item = scan(file, str(path), file_bytes=3000).items[0]
+    assert (item.tier, item.why) == ("h5py", "not allocated in full")
+
+
+def test_only_matches_in_place(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.h5")
+    assert [item.path for item in scanned(path, only=["c/[np]*"]).items] == ["c/none", "c/null", "c/packed"]
+    found = scanned(path, only=["/hard", "b/x"])
+    assert [item.path for item in found.items] == ["hard"]
+    assert found.tree.aliases == {"b/x": "hard"}
+    assert found.tree.groups == {"": ["b", "hard", "soft"], "b": ["x"]}
+    assert found.tree.types == {}
+    assert scanned(path, only=["nothing"]).items == []

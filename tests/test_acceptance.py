@@ -1,0 +1,110 @@
+"""One test a row of the README's table "old name → new": what users of the older systems type, in dsmem's words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+import dsmem
+
+
+@pytest.fixture
+def h5(tmp_path: Path) -> Path:
+    path = tmp_path / "train.h5"
+    with h5py.File(path, "w") as file:
+        file["images"] = np.arange(4 * 8 * 8, dtype=np.uint8).reshape(4, 8, 8)
+        file["heatmaps"] = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4)
+    return path
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    """What `dsmem …` prints on a pipe."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dsmem", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        stdin=subprocess.DEVNULL,
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout
+
+
+def test_shm_manager_list(h5: Path) -> None:
+    """`shm_manager.py --list [--h5 F]` → `dsmem shm ls [--h5 F]`."""
+    name = dsmem.pin(h5).name
+    assert name in run("shm", "ls")
+    listed = json.loads(run("shm", "ls", "--h5", str(h5), "--json"))
+    (entry,) = listed["entries"]
+    assert {one["path"] for one in entry["datasets"]} == {"images", "heatmaps"}
+    assert entry["digest"] == "xxh3-tree:" + dsmem.pin(h5).digest
+
+
+def test_shm_manager_cleanup_of_one_file(h5: Path, tmp_path: Path) -> None:
+    """`shm_manager.py --cleanup --h5 F` → `dsmem shm clean F`."""
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["x"] = np.arange(5)
+    dsmem.pin(h5)
+    kept = dsmem.pin(other).name
+    run("shm", "clean", str(h5), "-y")
+    assert [line.split("\t")[0] for line in run("shm", "ls").splitlines()[1:]] == [kept]
+
+
+def test_shm_manager_cleanup_all(h5: Path) -> None:
+    """`shm_manager.py --cleanup-all` → `dsmem shm clean --all`."""
+    dsmem.pin(h5)
+    run("shm", "clean", "--all", "-y")
+    assert run("shm", "ls").splitlines()[1:] == []
+
+
+def test_shared_memory_flag_first_process_creates(h5: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--shared_memory`: the first process creates → `pin="auto"`, or DSMEM_PIN=auto for scripts left as they are."""
+    assert dsmem.File(h5).source == "mapped"
+    assert dsmem.File(h5, pin="auto").source == "pinned"
+    run("shm", "clean", "--all", "-y")
+    monkeypatch.setenv("DSMEM_PIN", "auto")
+    assert dsmem.File(h5).source == "pinned"
+
+
+def test_plain_preload(h5: Path) -> None:
+    """Plain preload → `dsmem.File(path, preload=True)`: a private copy in RAM, nothing in the store."""
+    with dsmem.File(h5, preload=True) as file, h5py.File(h5) as plain:
+        assert file.source == "preloaded"
+        np.testing.assert_array_equal(file["images"][()], plain["images"][()])
+    assert run("shm", "ls").splitlines()[1:] == []
+
+
+def test_md5_is_what_md5sum_prints(h5: Path) -> None:
+    """`glint_<md5>_<dataset>` → one object a file; the MD5 is there for those who want it."""
+    expected = f"{hashlib.md5(h5.read_bytes()).hexdigest()}  {h5}\n"
+    assert run("hash", "--algo", "md5", str(h5)) == expected
+    assert dsmem.pin(h5, algo="md5").digest == expected.split()[0]
+
+
+@pytest.fixture
+def leftover() -> Iterator[Path]:
+    """A segment as the older system left it in shared memory."""
+    handle, path = tempfile.mkstemp(prefix=f"glint_{os.urandom(16).hex()}_images", dir="/dev/shm")
+    os.write(handle, b"x" * 4096)
+    os.close(handle)
+    named = Path(path).with_name(Path(path).name[:-8])
+    os.rename(path, named)
+    yield named
+    named.unlink()
+
+
+def test_leftovers_are_reported(leftover: Path) -> None:
+    """Leftovers of `glint_<md5>_<dataset>` are reported by `dsmem shm ls --all`."""
+    found = json.loads(run("shm", "ls", "--all", "--json"))["leftovers"]
+    assert {"path": str(leftover), "size_bytes": 4096} in found
