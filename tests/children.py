@@ -19,7 +19,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 PATIENCE_S = 60.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_PR_SET_PDEATHSIG = 1
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x20000, 0x10000000
 _MS_RDONLY, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 32, 0x4000, 1 << 18
 
@@ -94,20 +94,27 @@ class Child(Generic[T]):
             self.wait()
 
     def kill_group(self) -> None:
-        """SIGKILL for its process group, and its end."""
+        """SIGKILL for its process group, and its end; what it started becomes ours, for `group_is_gone` to reap."""
+        _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         os.killpg(self.pid, signal.SIGKILL)
         self.wait()
 
     def group_is_gone(self) -> bool:
-        """Whether nobody is left in its process group (give the kernel a second to reap orphans)."""
+        """Whether nobody is left in its process group (give the kernel a moment to reap orphans)."""
         deadline = time.monotonic() + 5
-        while time.monotonic() < deadline:
-            try:
-                os.killpg(self.pid, 0)
-            except ProcessLookupError:
-                return True
-            time.sleep(0.001)
-        return False
+        try:
+            while time.monotonic() < deadline:
+                with suppress(ChildProcessError):
+                    while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                        pass
+                try:
+                    os.killpg(self.pid, 0)
+                except ProcessLookupError:
+                    return True
+                time.sleep(0.001)
+            return False
+        finally:
+            _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
     def close(self) -> None:
         """Kill whatever is left of it."""

@@ -40,6 +40,7 @@ def store_root(tmp_path: Path, expected_leftovers: set[str]) -> Iterator[Path]:
         with pytest.MonkeyPatch.context() as environment:
             for name in [name for name in os.environ if name.startswith("DSMEM_")]:
                 environment.delenv(name)
+            environment.delenv("HDF5_PLUGIN_PATH", raising=False)  # netCDF4 sets it when it is imported
             environment.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
             environment.setenv("DSMEM_ROOT", str(root))
             yield root

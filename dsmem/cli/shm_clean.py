@@ -71,6 +71,8 @@ def clean(
     kept = todo.kept
     what = _what(todo)
     if not what:
+        if todo.everything and not dry_run:
+            remove(todo)  # the empty directories of the store go, too
         out.result("nothing to remove")
     elif dry_run:
         out.result(f"would {what}")

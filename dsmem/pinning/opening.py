@@ -182,5 +182,6 @@ def _not_pinned(store: Store | None, text: str) -> NotPinned:
         return NotPinned(f"{text} has changed since it was pinned", target=text)
     if parts:
         listed = ", ".join(sorted(parts))
-        return NotPinned(f"{text} is pinned only in part, as {listed}: attach that by its name", target=text)
+        what = "only in part, or with what lies in other files"
+        return NotPinned(f"{text} is pinned {what}, as {listed}: attach that by its name", target=text)
     return NotPinned(f"{text} is not pinned", target=text)

@@ -6,13 +6,14 @@ import json
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import TYPE_CHECKING, get_args
 
 from dsmem import digest, files, settings
 from dsmem.arrays.summary import DatasetSummary, summarize
 from dsmem.digest import cache
-from dsmem.errors import Allow, Refusal, SourceChanged, Unsupported, UsageError
+from dsmem.errors import Allow, DamagedObject, Refusal, SourceChanged, Unsupported, UsageError
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.store import names, objects, refs
@@ -21,6 +22,9 @@ from dsmem.store.obtain import Filled, Obtained, Request, attach, obtain
 from dsmem.store.refs import Provenance, Ref
 from dsmem.store.root import Store, make_store
 from dsmem.store.sweep import sweep
+
+if TYPE_CHECKING:
+    from dsmem.pinning.loading import Reader
 
 PinnedDataset = DatasetSummary
 
@@ -69,7 +73,8 @@ def pin(
     """Put the arrays of an HDF5 file into shared memory, unless they are there already.
 
     `only`: globs of dataset paths; `name`: a name to attach by; `algo`: the digest to report (the object's identity is
-    always xxh3-tree); `verify`: compare everything with h5py before it is published, not only a sample.
+    always xxh3-tree); `verify`: compare everything with h5py before it is published, not only a sample; what is there
+    already is compared with the file, read once more beside it, which takes the room of another one meanwhile.
     `budget`: bytes that all objects may hold together; the longest unused of those that nobody holds, and that are not
     kept, are evicted for it. None = DSMEM_BUDGET, and without that nothing is ever evicted. `keep`: mark the object,
     also one that is there already, to be kept (False: no longer).
@@ -82,7 +87,7 @@ def pin(
     then, and this process lives. It costs about 0.3 s.
 
     Raises SourceMissing, BadSource, SourceBusy (open for writing), SourceChanged, Unsupported, NoSpace, UnsafeRoot,
-    UsageError.
+    UsageError, DamagedObject (what was there already is not what the file holds).
     """
     began = time.perf_counter()
     digest.check_algorithm(algo)
@@ -182,6 +187,8 @@ def obtain_file(store: Store, request: PinRequest, progress: Progress) -> tuple[
     try:
         found = _already(store, request, FileIdentity.of(os.fstat(fd)))
         obtained, refused = (found, ()) if found is not None else _load(store, request, fd, progress)
+        if request.verify and not obtained.loaded:
+            _compare_anew(store, request, fd, obtained, progress)
         ref = _with_digest(store, request, fd, obtained.ref)
     finally:
         os.close(fd)
@@ -199,28 +206,18 @@ def _already(store: Store, request: PinRequest, identity: FileIdentity) -> Obtai
 
 
 def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tuple[Obtained, tuple[Refusal, ...]]:
-    from dsmem.hdf5 import opening
-    from dsmem.pinning import loading, untrusted
-
-    opening.lock_source(fd, request.path)
-    identity = files.settled_identity(fd)
-    opening.check_signature(fd, request.path)
-    source = loading.Source(fd, request.path, identity.size_bytes, request.only, request.allow)
-    with untrusted.opened(source, store) if request.untrusted else loading.opened(source) as reader:
-        if reader.refusals and not request.skip_unsupported:
-            raise _unsupported(request.path, reader.refusals)
+    with _opened(store, request, fd) as (reader, identity):
         wanted = Request(
             source=request.path,
             identity=identity,
             selection=request.selection(skipped=bool(reader.refusals), outside=reader.is_outside),
             stem=request.name or names.stem_of(request.path),
         )
-        budget_bytes = request.budget_bytes if request.budget_bytes is not None else settings.read().budget_bytes
         known = cache.look_up(identity) if request.hash_cache else {}
         stream = request.algo if request.algo != digest.DEFAULT_ALGORITHM and request.algo not in known else None
 
         def build(draft: Draft, report: Progress) -> Filled:
-            draft.make_room(reader.plan(_widest_provenance(wanted)), budget_bytes)
+            draft.make_room(reader.plan(_widest_provenance(wanted)), _budget(request))
             digests, seal = reader.fill(draft, stream_algo=stream, verify=request.verify, progress=report)
             _check_unchanged(request.path, fd, identity)
             computed = {digest.DEFAULT_ALGORITHM: digests.tree_hex}
@@ -233,6 +230,38 @@ def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tup
             return Filled(f"{digest.DEFAULT_ALGORITHM}:{digests.tree_hex}", f"{request.algo}:{reported}", seal)
 
         return obtain(store, wanted, build, progress), tuple(reader.refusals)
+
+
+@contextmanager
+def _opened(store: Store, request: PinRequest, fd: int) -> Iterator[tuple[Reader, FileIdentity]]:
+    """The file looked through, held against writers, and as it is now."""
+    from dsmem.hdf5 import opening
+    from dsmem.pinning import loading, untrusted
+
+    opening.lock_source(fd, request.path)
+    identity = files.settled_identity(fd)
+    opening.check_signature(fd, request.path)
+    source = loading.Source(fd, request.path, identity.size_bytes, request.only, request.allow)
+    with untrusted.opened(source, store) if request.untrusted else loading.opened(source) as reader:
+        if reader.refusals and not request.skip_unsupported:
+            raise _unsupported(request.path, reader.refusals)
+        yield reader, identity
+
+
+def _compare_anew(store: Store, request: PinRequest, fd: int, found: Obtained, progress: Progress) -> None:
+    """Load the file once more into a draft that is never published, and compare; raises DamagedObject."""
+    name, provenance = found.ref.object, found.ref.provenance
+    with _opened(store, request, fd) as (reader, identity), Draft(store) as draft:
+        draft.make_room(reader.plan(provenance), _budget(request))
+        _, seal = reader.fill(draft, stream_algo=None, verify=True, progress=progress)
+        seal(provenance)
+        _check_unchanged(request.path, fd, identity)
+        if not objects.is_same(store, draft.fd, name):
+            raise DamagedObject(f"{name} in the store is not what {request.path} holds", name=name)
+
+
+def _budget(request: PinRequest) -> int | None:
+    return request.budget_bytes if request.budget_bytes is not None else settings.read().budget_bytes
 
 
 def _widest_provenance(request: Request) -> Provenance:

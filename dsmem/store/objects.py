@@ -118,6 +118,18 @@ def same(fd: int, other: int) -> bool:
     )
 
 
+def is_same(store: Store, fd: int, name: str) -> bool:
+    """Whether the object of that name is there and holds what the sealed object `fd` holds."""
+    try:
+        other = leases.open_object(store.object_path(name), name)
+    except (NotPinned, DamagedObject):
+        return False
+    try:
+        return same(fd, other)
+    finally:
+        os.close(other)
+
+
 def _without_provenance(parsed: Header) -> tuple[dict[str, object], dict[str, str]]:
     tensors = {name: entry for name, entry in parsed.raw.items() if name != "__metadata__"}
     return tensors, {key: value for key, value in parsed.metadata.items() if key != PROVENANCE_KEY}

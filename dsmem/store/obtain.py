@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dsmem import files
-from dsmem.errors import DamagedObject, InUse, NoSpace, NotPinned
+from dsmem.errors import InUse, NoSpace, NotPinned
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress
 from dsmem.store import leases, locks, names, objects, refs, space
@@ -150,7 +150,7 @@ def _publish(store: Store, request: Request, draft: Draft, filled: Filled) -> Re
                 if draft.publish(name):
                     return Ref(name, provenance)
             for name in existing:
-                if _is_same(store, draft, name):
+                if objects.is_same(store, draft.fd, name):
                     return Ref(name, provenance)
         attempt += 1
 
@@ -166,17 +166,6 @@ def _write_ref(store: Store, ref: Ref, draft: Draft, lease: Lease) -> None:
             if draft.published:
                 objects.remove(store, ref.object)
         raise
-
-
-def _is_same(store: Store, draft: Draft, name: str) -> bool:
-    try:
-        fd = leases.open_object(store.object_path(name), name)
-    except (NotPinned, DamagedObject):
-        return False
-    try:
-        return objects.same(draft.fd, fd)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

@@ -67,8 +67,14 @@ def translated(store: Store) -> Iterator[None]:
 
 
 def no_space(store: Store, need_bytes: int) -> NoSpace:
-    """The error for `need_bytes` that do not fit, with what is free and what nobody uses."""
+    """The error for `need_bytes` that do not fit, with what is free and what nobody uses.
+
+    Where others have made room since the file system refused, it says what was free then: nothing.
+    """
     found = room(store)
+    if found.free_bytes >= need_bytes:
+        mount = store.file_system()
+        found = Room(0, f"{mount.fstype} at {mount.point}, a moment ago")
     unused_bytes = sum(one.size_bytes for one in unused(store))
     return NoSpace(
         f"{units.format_bytes(need_bytes)} needed, {units.format_bytes(found.free_bytes)} free ({found.limit}"

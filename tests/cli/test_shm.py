@@ -20,6 +20,7 @@ from dsmem.proc import Holder
 from dsmem.shm.cleaning import Cleaned, CleanPlan, Forgotten, Kept
 from dsmem.shm.doctor import Check, Diagnosis
 from dsmem.shm.listing import Entry, Leftover, Listing, SourceState
+from dsmem.store.root import make_store
 
 from .conftest import Dsmem, Fake
 
@@ -415,3 +416,12 @@ def test_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dsmem: Dsme
     assert ran.exit_code == 0 and ran.out.splitlines()[1].startswith(name)
     assert os.listdir(tmp_path / "store" / "objects") == []
     assert dsmem("shm", "clean", name, "-y").exit_code == 3
+
+
+def test_clean_all_takes_an_empty_store_away(dsmem: Dsmem, store_root: Path) -> None:
+    make_store()
+    assert store_root.is_dir()
+    ran = dsmem("shm", "clean", "--all", "-n")
+    assert (ran.exit_code, ran.err, store_root.is_dir()) == (0, "nothing to remove\n", True)
+    ran = dsmem("shm", "clean", "--all", "-y")
+    assert (ran.exit_code, ran.err, store_root.exists()) == (0, "nothing to remove\n", False)

@@ -34,7 +34,7 @@ from dsmem.store import space
 from dsmem.store.root import Store
 from dsmem.store.sweep import sweep
 
-COUNT = int(os.environ.get("FUZZ_COUNT", "150"))
+COUNT = int(os.environ.get("FUZZ_COUNT", "60"))
 """Mutants in the portion of one run."""
 FIRST = int(os.environ.get("FUZZ_SEED", "1")) or secrets.randbelow(1 << 40)
 """The first one's number; FUZZ_SEED=0 takes a fresh one."""

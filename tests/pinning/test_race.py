@@ -198,7 +198,7 @@ def wait_for(path: Path, seen_bytes: Path) -> Seen:
 
     def heard(done_bytes: int, total_bytes: int) -> None:
         if done_bytes:
-            partly = seen_bytes.with_suffix(".partly")
+            partly = seen_bytes.with_suffix(f".{threading.get_ident()}")  # progress comes from any thread
             partly.write_text(f"{done_bytes} {total_bytes}")
             partly.rename(seen_bytes)
 
