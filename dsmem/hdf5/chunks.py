@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -48,19 +49,28 @@ class ChunkTable:
 def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> ChunkTable:
     """The chunk index of an h5py DatasetID; raises DamagedIndex when it points outside the file or the dataset."""
     grid = tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
-    infos: list[Any] = []
-    dataset_id.chunk_iter(infos.append)
+    numbers = array("q")  # not a list of tuples: those cost the garbage collector more than the walk costs HDF5
+    extend = numbers.extend
+
+    def keep(info: Any) -> None:
+        extend(info[0])  # h5py's StoreInfo: the corner, then filter mask, offset and size in bytes
+        extend(info[1:])
+
+    try:
+        dataset_id.chunk_iter(keep)
+    except OverflowError as exc:
+        raise DamagedIndex("its chunk index leads outside the file") from exc
     total = math.prod(grid)
     table = ChunkTable(grid, np.full(total, _MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
-    if not infos:
+    if not numbers:
         return table
-    corners, masks, offsets, sizes = zip(*infos, strict=True)  # h5py's StoreInfo: a tuple of these four
-    starts = np.array(corners, np.int64)
-    positions = starts // np.array(chunks, np.int64)
+    infos = np.frombuffer(numbers, np.int64).reshape(-1, len(chunks) + 3)
+    starts, (masks, offsets, sizes) = infos[:, :-3], infos[:, -3:].T
+    positions, beside = np.divmod(starts, np.array(chunks, np.int64))
     if (positions >= np.array(grid)).any() or (starts < 0).any():
         raise DamagedIndex("its chunk index leads outside the dataset")
     where = np.ravel_multi_index(tuple(positions.T), grid)
-    if (starts % np.array(chunks, np.int64)).any() or len(np.unique(where)) < len(where):
+    if beside.any() or (np.bincount(where, minlength=1) > 1).any():
         raise DamagedIndex("its chunk index is damaged: a chunk lies between others, or there are two of one")
     table.offsets[where], table.sizes[where], table.masks[where] = offsets, sizes, masks
     first, length = table.offsets[where], table.sizes[where]
@@ -131,6 +141,24 @@ class ChunkedDataset:
             for i in range(first, last, step):
                 j = min(i + step, last)
                 yield Band(i, j, start, size, last - first <= step, int(ends[i:j].max()))
+
+    def pieces(self, band: Band) -> list[bytearray] | None:
+        """A band's chunks decoded, as they follow each other in the dataset; None where that is not the way.
+
+        It is for small chunks of whole rows, all there, none cut off at the edge. Raises BadSource.
+        """
+        together = (band.last - band.first) * self._chunk_bytes == band.size_bytes
+        if not (self._whole_rows and together and band.whole and self._pipeline.is_small_deflate):
+            return None
+        here = slice(band.first, band.last)
+        if self._table.masks[here].any() or (self._table.offsets[here] == _MISSING).any():
+            return None
+        stored = self._read(self._table.offsets[here].tolist(), self._table.sizes[here].tolist())
+        try:
+            return self._pipeline.inflated(data for data in stored if data is not None)
+        except Undecodable as exc:
+            corner = self._corner(band.first)
+            raise BadSource(f"{self._label}: a chunk at {corner} or behind it can't be decoded: {exc}") from exc
 
     def decode(self, band: Band, out: Array) -> int:
         """Decode a band's chunks into `out`: uint8, the band's size; returns how many bytes they are.

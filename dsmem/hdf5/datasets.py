@@ -44,7 +44,8 @@ class Item:
     why: str
     offset: int | None
     """Where in the file its bytes lie, exactly as they are in memory; None unless `tier` is "contiguous"."""
-    storage_bytes: int
+    storage_bytes: int | None
+    """None of chunked data that is not so large: adding up its chunks takes HDF5 1 µs for each."""
     filters: tuple[Filter, ...] = ()
     layout: Layout = "contiguous"
     is_outside: bool = False
@@ -93,8 +94,14 @@ def inspect(
     item = replace(item, info=_info(dataset, shape, dtype, plist, layout, _note(dataset, dtype)))
     if math.prod(shape) == 0:
         return replace(item, why="no items")
-    storage = int(dataset.id.get_storage_size()) if reach is None else reach.stored_bytes
-    _check_size(math.prod(shape) * dtype.itemsize, storage, allow)
+    size_bytes = math.prod(shape) * dtype.itemsize
+    storage: int | None = None
+    if reach is not None:
+        storage = reach.stored_bytes
+    elif layout != h5d.CHUNKED or dtype.kind == "O" or size_bytes > _LEAST_OVERSIZED_BYTES:
+        storage = int(dataset.id.get_storage_size())
+    if storage is not None:
+        _check_size(size_bytes, storage, allow)
     item = replace(item, storage_bytes=storage)
     why = _only_h5py(dataset, item)
     if why is not None:

@@ -19,6 +19,8 @@ from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 
 _BLOCK_BYTES = 1 << 20
+_HASHED_BYTES = 8 << 20
+"""Of what is only hashed: threads that decode small chunks leave Python's lock to others only after a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +88,10 @@ class _Pass:
         end = min(start + digest.SLICE_BYTES, self.size_bytes)
         self.cache.expect(index)
         hasher = digest.slice_digest()
+        block_bytes = _BLOCK_BYTES if self._overlapping(start, end) else _HASHED_BYTES
         try:
-            for offset in range(start, end, _BLOCK_BYTES):
-                hasher.update(self._copy_block(offset, min(_BLOCK_BYTES, end - offset)))
+            for offset in range(start, end, block_bytes):
+                hasher.update(self._copy_block(offset, min(block_bytes, end - offset)))
         except BaseException:
             self.failed.set()
             raise
@@ -105,7 +108,7 @@ class _Pass:
         if self._draft.in_place and within and first is not None:
             data = self._draft.read_from(self.fd, offset, first.target_of(offset), size_bytes)
         else:
-            data = self._buffer()[:size_bytes]
+            data = self._buffer(size_bytes)
             data = data[: files.pread_full(self.fd, data, offset)]
             for extent in extents if len(data) == size_bytes else ():
                 begin, stop = extent.clipped(offset, offset + size_bytes)
@@ -126,11 +129,12 @@ class _Pass:
                 found.append(extent)
         return found
 
-    def _buffer(self) -> memoryview:
-        if not hasattr(self._local, "buffer"):
-            self._local.buffer = memoryview(bytearray(_BLOCK_BYTES))
-        buffer: memoryview = self._local.buffer
-        return buffer
+    def _buffer(self, size_bytes: int) -> memoryview:
+        """This thread's buffer, at least as long."""
+        buffer: memoryview | None = getattr(self._local, "buffer", None)
+        if buffer is None or len(buffer) < size_bytes:
+            buffer = self._local.buffer = memoryview(bytearray(size_bytes))
+        return buffer[:size_bytes]
 
 
 @dataclass(frozen=True, slots=True)

@@ -63,6 +63,10 @@ def _dataset(item: Item, fd: int, size_bytes: int, file: Any, path: str) -> Chun
 
 
 def _decode(dataset: ChunkedDataset, band: Band, draft: Draft, place: int, local: threading.local) -> int:
+    pieces = dataset.pieces(band)
+    if pieces is not None:
+        draft.write_pieces(place + band.start, pieces)
+        return band.size_bytes
     if draft.in_place or band.size_bytes > LARGEST_BAND_BYTES:
         out = np.frombuffer(draft.reserved(place + band.start, band.size_bytes), np.uint8)
         return dataset.decode(band, out)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsmem import digest
+from dsmem.arrays import tree
 from dsmem.arrays.summary import label
 from dsmem.errors import Allow, Refusal
 from dsmem.pinning.pin import checked_allow
@@ -79,15 +80,19 @@ def explain(
             found = scan.scan(file, source, only=chosen, allow=allowed, file_bytes=size_bytes)
             if chosen and not found.items and not found.refusals:
                 raise nothing_selected(file, source, chosen)
+            explained = tuple(_explained(item, file, source) for item in found.items)
     finally:
         os.close(fd)
-    return Explanation(source, size_bytes, tuple(map(_explained, found.items)), tuple(found.refusals))
+    return Explanation(source, size_bytes, explained, tuple(found.refusals))
 
 
-def _explained(item: Item) -> ExplainedDataset:
-    from dsmem.hdf5 import filters
+def _explained(item: Item, file: Any, source: str) -> ExplainedDataset:
+    from dsmem.hdf5 import filters, opening
 
     info, size_bytes, stored_bytes = item.info, item.size_bytes, item.storage_bytes
+    if stored_bytes is None:
+        with opening.translated(source, item.path):
+            stored_bytes = int(file[tree.raw(item.path)].id.get_storage_size())
     origins = [(one.name, filters.origin(one.code)) for one in item.filters]
     return ExplainedDataset(
         path=item.path,

@@ -60,7 +60,7 @@ class Plan:
     @property
     def need_bytes(self) -> int:
         """The best guess of the size before reading."""
-        variable = sum(item.storage_bytes for item in self.scan.items if item.info.dtype.kind == "O")
+        variable = sum(item.storage_bytes or 0 for item in self.scan.items if item.info.dtype.kind == "O")
         return self.known_bytes + variable
 
     @property
@@ -165,9 +165,9 @@ def fill(
 
 def _read_rest(plan: Plan, draft: Draft, fd: int, file: Any, path: str, items: Sequence[Item]) -> Iterator[int]:
     """Let h5py read what only it can, in processes where there is enough of it; yields the bytes of each piece."""
-    workers = proc.usable_cpus()
     here, inside = items, [item for item in items if not item.is_outside]
-    if workers > 1 and sum(item.size_bytes for item in inside) >= processes.WORTH_BYTES:
+    is_worth_it = sum(item.size_bytes for item in inside) >= processes.WORTH_BYTES
+    if is_worth_it and (workers := proc.usable_cpus()) > 1:
         slabs = (slab for item in inside for slab in _slabs(item, plan.begin(item)))
         yield from processes.read(slabs, fd, draft, workers, path=path)
         here = [item for item in items if item.is_outside]  # found by the file's name, which others don't know

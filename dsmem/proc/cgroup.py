@@ -79,7 +79,7 @@ def _groups(controller: str, proc: Path) -> list[tuple[Path, Version]]:
     except FileNotFoundError:  # a kernel without control groups
         return []
     found: list[tuple[Path, Version]] = []
-    table = mounts(proc=proc)
+    table = mounts(fstypes=("cgroup", "cgroup2"), proc=proc)
     for line in lines:
         number, controllers, group = line.split(":", 2)
         version: Version

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -48,10 +48,10 @@ class Mount:
         return "ro" in self.options
 
 
-def mounts(*, proc: Path = _PROC) -> tuple[Mount, ...]:
-    """Every mount in this process's namespace, in the kernel's order."""
-    text = (proc / "self" / "mountinfo").read_text(errors="surrogateescape")
-    return tuple(_parse(line) for line in text.splitlines() if " - " in line)
+def mounts(*, fstypes: Sequence[str] | None = None, proc: Path = _PROC) -> tuple[Mount, ...]:
+    """Every mount in this process's namespace, or those of some types, in the kernel's order."""
+    wanted = None if fstypes is None else tuple(f"{fstype} " for fstype in fstypes)
+    return tuple(_parse(line) for line in _lines(proc) if wanted is None or line.partition(" - ")[2].startswith(wanted))
 
 
 def mount_of(path: str | os.PathLike[str], *, proc: Path = _PROC) -> Mount:
@@ -59,7 +59,11 @@ def mount_of(path: str | os.PathLike[str], *, proc: Path = _PROC) -> Mount:
 
     In a chroot whose root is no mount the type is 'unknown'.
     """
-    return _visible(os.path.realpath(path), mounts(proc=proc))
+    real = os.path.realpath(path)
+    lines = _lines(proc)
+    ids = {int(line.partition(" ")[0]) for line in lines}
+    # Machines with containers have hundreds of mounts: only those on the way are parsed.
+    return _visible([_parse(line) for line in lines if _holds(_plain(line.split(" ", 5)[4]), real)], ids)
 
 
 def is_network_fs(fstype: str) -> bool:
@@ -102,6 +106,11 @@ def shmem_enabled(*, sys: Path = _SYS) -> str | None:
     return chosen[1] if chosen else None
 
 
+def _lines(proc: Path) -> list[str]:
+    text = (proc / "self" / "mountinfo").read_text(errors="surrogateescape")
+    return [line for line in text.splitlines() if " - " in line]
+
+
 def _parse(line: str) -> Mount:
     """A line is: id parent major:minor root point options [tag...] - type source super-options."""
     left, _, right = line.partition(" - ")
@@ -133,14 +142,14 @@ def _plain(text: str) -> str:
     return _OCTAL.sub(lambda match: chr(int(match[1], 8)), text)
 
 
-def _visible(path: str, table: Sequence[Mount]) -> Mount:
-    """Walk down as the kernel does: from a mount to the child mount met first on the way to `path`."""
-    ids = {mount.id for mount in table}
+def _visible(way: Sequence[Mount], ids: Set[int]) -> Mount:
+    """Walk down as the kernel does: from a mount to the child mount met first, of those on the way to a path.
+
+    `ids`: of all mounts there are.
+    """
     children: dict[int, list[Mount]] = {}
     tops: list[Mount] = []
-    for mount in table:
-        if not _holds(mount.point, path):
-            continue
+    for mount in way:
         if mount.parent not in ids or mount.parent == mount.id:
             tops.append(mount)
         else:

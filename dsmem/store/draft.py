@@ -12,6 +12,7 @@ import mmap
 import os
 import secrets
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
@@ -25,6 +26,8 @@ HIDDEN_PREFIX = ".draft-"
 _MADV_POPULATE_WRITE = 23
 """Linux 5.14; Python 3.11 has no name for it."""
 _POPULATE_BYTES = 4 << 20
+_MOST_PIECES = 1024
+"""IOV_MAX of Linux."""
 _log = logging.getLogger(__name__)
 
 
@@ -106,6 +109,21 @@ class Draft:
                 self.view(offset, len(data))[:] = data
         except OSError as exc:
             raise self.translated(exc, offset + len(data)) from exc
+
+    def write_pieces(self, offset: int, pieces: Sequence[bytearray]) -> None:
+        """Write bytes that lie in many places, one after the other; raises NoSpace."""
+        if self.in_place:
+            self.write(offset, memoryview(b"".join(pieces)))
+            return
+        try:
+            for first in range(0, len(pieces), _MOST_PIECES):
+                some = pieces[first : first + _MOST_PIECES]
+                size_bytes = sum(map(len, some))
+                if os.pwritev(self.fd, some, offset) < size_bytes:
+                    files.pwrite_full(self.fd, memoryview(b"".join(some)), offset)
+                offset += size_bytes
+        except OSError as exc:
+            raise self.translated(exc) from exc
 
     def view(self, offset: int, size_bytes: int) -> memoryview:
         """Writable memory of the object itself, populated: storing into it can't raise SIGBUS. Only when `in_place`."""

@@ -74,9 +74,12 @@ def test_a_damaged_chunk_index_does_not_crash_hdf5(tmp_path: Path) -> None:
     struct.pack_into("<Q", content, content.index(struct.pack("<Q", index)), 0)
     fuzzing.mend_checksums(content)
     path.write_bytes(content)
-    for read in (dsmem.pin, dsmem.File):
-        with pytest.raises(dsmem.BadSource):
-            read(path)
+    with pytest.raises(dsmem.BadSource):
+        dsmem.pin(path)
+    with dsmem.File(path) as file:
+        assert file.source == "h5py"
+        with pytest.raises(OSError, match="x"):
+            file["x"][()]
 
 
 def test_an_enum_with_names_that_are_not_utf8(tmp_path: Path) -> None:
