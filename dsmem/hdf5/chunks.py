@@ -145,7 +145,7 @@ class ChunkedDataset:
     def pieces(self, band: Band) -> list[bytearray] | None:
         """A band's chunks decoded, as they follow each other in the dataset; None where that is not the way.
 
-        It is for small chunks of whole rows, all there, none cut off at the edge. Raises BadSource.
+        It is for small chunks of whole rows, all there and intact, none cut off at the edge.
         """
         together = (band.last - band.first) * self._chunk_bytes == band.size_bytes
         if not (self._whole_rows and together and band.whole and self._pipeline.is_small_deflate):
@@ -156,9 +156,8 @@ class ChunkedDataset:
         stored = self._read(self._table.offsets[here].tolist(), self._table.sizes[here].tolist())
         try:
             return self._pipeline.inflated(data for data in stored if data is not None)
-        except Undecodable as exc:
-            corner = self._corner(band.first)
-            raise BadSource(f"{self._label}: a chunk at {corner} or behind it can't be decoded: {exc}") from exc
+        except Undecodable:
+            return None  # `decode` says which one
 
     def decode(self, band: Band, out: Array) -> int:
         """Decode a band's chunks into `out`: uint8, the band's size; returns how many bytes they are.

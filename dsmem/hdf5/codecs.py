@@ -64,15 +64,12 @@ class Pipeline:
         Raises Undecodable.
         """
         size_bytes, inflate = self._chunk_bytes, deflate.zlib_decompress
-        decoded: list[bytearray] = []
         try:
-            for chunk in chunks:
-                decoded.append(inflate(chunk, size_bytes))
+            decoded: list[bytearray] = [inflate(chunk, size_bytes) for chunk in chunks]
         except deflate.DeflateError as exc:
-            raise Undecodable(f"chunk {len(decoded)} of a band: {exc}") from exc
-        wrong = next((len(one) for one in decoded if len(one) != size_bytes), None)
-        if wrong is not None:
-            raise Undecodable(f"decodes to {wrong} bytes instead of {size_bytes}")
+            raise Undecodable(str(exc)) from exc
+        if any(len(one) != size_bytes for one in decoded):
+            raise Undecodable(f"not all decode to {size_bytes} bytes")
         return decoded
 
     def decode(self, data: memoryview, out: Array, mask: int) -> None:

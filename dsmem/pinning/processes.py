@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from selectors import EVENT_READ, DefaultSelector
 from typing import Any
 
+from dsmem import helpers
 from dsmem.errors import BadSource
 from dsmem.hdf5 import filters
-from dsmem.pinning import helpers
 from dsmem.store.draft import Draft
 
 WORTH_BYTES = 64 << 20

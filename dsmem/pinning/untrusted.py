@@ -15,12 +15,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dsmem import settings
+from dsmem import helpers, settings
 from dsmem.arrays import header, tree, views
 from dsmem.arrays.header import Header, Tensor
 from dsmem.arrays.summary import summarize
 from dsmem.errors import BadSource, DamagedObject, Refusal
-from dsmem.pinning import helpers, messages
+from dsmem.pinning import messages
 from dsmem.pinning.copying import Digests
 from dsmem.pinning.loading import Reader, Seal, Source
 from dsmem.pinning.messages import Channel, Nonsense, Silence

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dsmem import proc
+from dsmem import helpers, proc
 from dsmem.errors import DsmemError
-from dsmem.pinning import helpers, loading, messages
+from dsmem.pinning import loading, messages
 from dsmem.pinning.loading import Reader, Source
 from dsmem.pinning.messages import Channel
 from dsmem.store.draft import Draft

@@ -22,8 +22,9 @@ from samples import MIB, assert_reads_as_h5py, settle, write_sample
 from stores import InTmpfs, refuse
 
 import dsmem
+from dsmem import helpers
 from dsmem.arrays import header
-from dsmem.pinning import helpers, messages, untrusted
+from dsmem.pinning import messages, untrusted
 from dsmem.pinning.messages import Channel, Nonsense, Silence
 from dsmem.store.draft import Draft
 

@@ -1,4 +1,4 @@
-"""Processes that help one pin: fresh interpreters that import what this one imports, and never outlive it."""
+"""Processes that help this one: fresh interpreters that import what this one imports, and never outlive it."""
 
 from __future__ import annotations
 
