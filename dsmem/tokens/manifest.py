@@ -1,0 +1,99 @@
+"""The manifest `OUT.json`: what a token file was made from and how, as plain JSON; format 1."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dsmem.errors import DsmemError
+from dsmem.tokens.layout import ITEM_BYTES, TokenDtype
+
+FORMAT = 1
+Place = Literal["append", "prepend", "none"]
+MAX_BYTES = 256 << 20
+"""A manifest lists its input files; a larger one is not read."""
+
+
+class BadManifest(DsmemError, ValueError):
+    """A manifest that is not one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenizer:
+    """By what text became ids."""
+
+    spec: str
+    """What `--tokenizer` was: a path, `tiktoken:NAME`, a hub id, `bytes`."""
+    kind: Literal["tokenizer.json", "tiktoken", "sentencepiece", "bytes"]
+    sha256: str
+    """Of the tokenizer's file, or of its ranks; '' for bytes."""
+    vocab_size: int
+    largest_id: int
+    """The largest id that can occur, added tokens included: it decides the dtype."""
+    bos_id: int | None
+    eos_id: int | None
+    engine: str
+    engine_version: str
+    reference: str
+    """With what the sample was compared, '' where the engine is its own reference."""
+    verified_documents: int
+    parse_special: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file that was read."""
+
+    path: str
+    size_bytes: int
+    digest: str
+    """`xxh3-tree:<hex>` of the file as it lies (compressed, if it is); '' for a stream, which is read once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """All that is known about one token file."""
+
+    dsmem: str
+    dtype: TokenDtype
+    tokens: int
+    documents: int
+    text_bytes: int
+    """UTF-8 bytes of the text, without what bos and eos add."""
+    bos: Place
+    eos: Place
+    tokenizer: Tokenizer
+    inputs: tuple[Input, ...]
+    digest: str
+    """`xxh3-tree:<hex>` of the `.bin`."""
+    skipped: int = 0
+    """Bad documents that `--on-error skip` left out."""
+    split: Literal["all", "train", "val"] = "all"
+    val_fraction: float = 0.0
+    shard: int = 0
+    shards: int = 1
+    shuffle_seed: int | None = None
+    created: str = ""
+    """UTC, ISO 8601."""
+
+    def dump(self) -> bytes:
+        """As JSON."""
+        return json.dumps({"dsmem_tokens": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False).encode() + b"\n"
+
+
+def load(data: bytes) -> Manifest:
+    """The inverse of `dump`, checked; raises BadManifest."""
+    try:
+        raw: Any = json.loads(data)
+        if not isinstance(raw, dict) or raw.pop("dsmem_tokens", None) != FORMAT:
+            raise BadManifest("not a manifest of a token file")
+        tokenizer = Tokenizer(**raw.pop("tokenizer"))
+        inputs = tuple(Input(**one) for one in raw.pop("inputs"))
+        found = Manifest(tokenizer=tokenizer, inputs=inputs, **raw)
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
+        raise BadManifest(f"not a manifest of a token file: {exc}") from exc
+    numbers = (found.tokens, found.documents, found.text_bytes, found.skipped, found.tokenizer.largest_id)
+    if found.dtype not in ITEM_BYTES or any(type(number) is not int or number < 0 for number in numbers):
+        raise BadManifest("a manifest with values that can't be")
+    return found
