@@ -1,1 +1,1 @@
-"""Token files: text to a headerless `.bin` of token ids that nanoGPT and Megatron-LM read as it is, and back to windows."""
+"""Token files: text to a headerless `.bin` that nanoGPT and Megatron-LM read as it is, and from there to windows."""

@@ -3,8 +3,8 @@
 `OUT.bin` holds token ids and nothing else, little-endian, uint16 or uint32: nanoGPT maps it, Megatron-LM reads it with
 `OUT.idx`. Everything else is added beside it, and a `.bin` alone is enough to read it.
 
-- `OUT.idx`: Megatron-LM's index, version 1: magic `MMIDIDX\\0\\0`, u64 version, u8 dtype code, u64 sequences, u64 documents
-  + 1, int32 lengths, int64 byte pointers, int64 document indices that start at 0
+- `OUT.idx`: Megatron-LM's index, version 1: magic `MMIDIDX\\0\\0`, u64 version, u8 dtype code, u64 sequences, u64
+  documents + 1, int32 lengths, int64 byte pointers, int64 document indices that start at 0
   (megatron/core/datasets/indexed_dataset.py, `_IndexWriter`). Here a sequence is a document.
 - `OUT.docs.npy`: uint64, the end of each document in tokens, bos and eos included; increasing, the last is the count.
 - `OUT.json`: the manifest (`dsmem.tokens.manifest`).
