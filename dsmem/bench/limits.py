@@ -84,9 +84,26 @@ def fill_hot_bytes(size_bytes: int, target: BinaryIO) -> None:
     _in_threads(write, size_bytes)
 
 
+def fill_mapped(path: str, target: BinaryIO) -> None:
+    """Read a file straight into a map that asks for huge pages, 1 MiB at a time, with a thread for each CPU."""
+    with Path(path).open("rb", buffering=0) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        target.truncate(size_bytes)
+        with mmap.mmap(target.fileno(), size_bytes) as mapped, memoryview(mapped) as memory:
+            mapped.madvise(mmap.MADV_HUGEPAGE)
+
+            def read(start: int) -> None:
+                for offset in range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES):
+                    with memory[offset : offset + _BLOCK_BYTES] as block:
+                        os.preadv(file.fileno(), [block], offset)
+
+            _in_threads(read, size_bytes)
+
+
 FILLS: tuple[tuple[str, Fill, bool], ...] = (
     ("dd bs=1M", fill_one_thread, True),
     ("pread + pwrite, threads", fill_threads, True),
+    ("pread into a map, threads", fill_mapped, True),
     ("pwrite of a hot buffer, threads", fill_hot, False),
 )
 """The plain ways to fill shared memory, and whether each copies the file; the fastest in a run is that run's limit."""

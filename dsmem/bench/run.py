@@ -10,7 +10,7 @@ from contextlib import closing
 from dsmem import units
 from dsmem.bench import machine, sizes, sources
 from dsmem.bench.cases import CASES
-from dsmem.bench.harness import measure
+from dsmem.bench.harness import Comparison, measure
 from dsmem.bench.machine import Speeds
 from dsmem.bench.results import SCHEMA, CaseResult, Compared, Report
 from dsmem.bench.scratch import Scratch, scratch
@@ -70,7 +70,7 @@ def run(
             source = _users_file(file)
             size = Size(source.data_bytes, source.data_bytes)
             _require(cases, place, size)
-        bench = Workbench(place, source, size.size_bytes)
+        bench = Workbench(place, source, size.size_bytes, 1 if hurried else runs, note)
         end = began + _DEADLINE_S if hurried else float("inf")
         results = []
         for index, case in enumerate(cases):
@@ -101,15 +101,19 @@ def _run_case(
     note: Callable[[str], None],
 ) -> CaseResult:
     compared: list[Compared] = []
+    fewest = runs
     with closing(case.compare(bench)) as comparisons:
         for comparison in comparisons:
             if say is not None:
                 say(f"{case.name}: {comparison.title}")
-            one = measure(comparison, runs=runs, deadline=deadline)
+            if isinstance(comparison, Comparison):
+                one = measure(comparison, runs=runs, deadline=deadline)
+                fewest = min(fewest, one.runs)
+            else:
+                one = comparison
             if show is not None:
                 show(case, one)
             compared.append(one)
-    fewest = min(one.runs for one in compared)
     if case.rounds is None and fewest < runs:
         note(f"{case.name}: {fewest} of {runs} runs, to end within a minute")
     return CaseResult(case.name, case.claim, tuple(compared))

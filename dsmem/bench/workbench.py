@@ -8,9 +8,14 @@ from pathlib import Path
 
 from dsmem.bench import sources
 from dsmem.bench.harness import Comparison
+from dsmem.bench.results import Compared
 from dsmem.bench.scratch import Scratch
 from dsmem.bench.sizes import Need
 from dsmem.bench.sources import Source
+
+
+def _silent(text: str) -> None:
+    """For who does not listen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +27,10 @@ class Workbench:
     """The file to measure: the user's, or one that was made."""
     size_bytes: int
     """How much data the files that a case makes should hold."""
+    runs: int = 1
+    """How often each contender is measured, for what measures itself."""
+    note: Callable[[str], None] = _silent
+    """Told what is left out, and why."""
 
     def new_file(self, name: str) -> Path:
         """A path for a file of this run; whoever makes it removes it when it is large."""
@@ -49,8 +58,8 @@ class Case:
 
     name: str
     claim: str
-    compare: Callable[[Workbench], Generator[Comparison]]
-    """Yields comparisons one by one; what it sets up, it removes when it is closed."""
+    compare: Callable[[Workbench], Generator[Comparison | Compared]]
+    """Yields comparisons one by one, some measured already; what it sets up, it removes when it is closed."""
     need: Need
     effort: Effort
     rounds: int | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -43,6 +44,7 @@ class ArrayFile(Group):
         digest: str | None,
         reopen: tuple[Callable[..., ArrayFile], tuple[object, ...]],
         private: Callable[[], TreeContents | None] | None = None,
+        populating: threading.Thread | None = None,
     ) -> None:
         super().__init__(contents, None, "", "")
         self._owned = contents
@@ -50,6 +52,7 @@ class ArrayFile(Group):
         self._make_private = private
         self._private: TreeContents | None = None
         self._closed = False
+        self._populating = populating
         self.filename = filename
         """Path of the source file; the object's name for one that was attached by name."""
         self.object_name = object_name
@@ -66,6 +69,13 @@ class ArrayFile(Group):
     def why(self) -> str:
         """Why from there, in a few words."""
         return self._owned.why
+
+    def populated(self, timeout_s: float | None = None) -> bool:
+        """Wait until all pages are mapped (`populate=True`); False if that takes longer, or was not asked for."""
+        if self._populating is None:
+            return False
+        self._populating.join(timeout_s)
+        return not self._populating.is_alive()
 
     def torch(self, name: str) -> torch.Tensor:
         """A dataset as a tensor, without a copy for pinned and mapped files: private and copy-on-write.

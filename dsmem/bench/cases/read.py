@@ -56,11 +56,20 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         for order in ("first", "second"):
             contenders = [
                 _contender("dsmem.attach", "dsmem", partial(dsmem.attach, path), samples, order),
+                _contender("dsmem.attach, populated", "dsmem", partial(_populated, path), samples, order),
                 _contender("h5py.File", "recipe", partial(h5py.File, path, "r"), samples, order),
                 _contender("numpy in RAM", "limit", in_memory, samples, order),
             ]
             title = f"random samples of {name}, {units.format_bytes(sample_bytes)} each: {order} pass"
             yield Comparison(title, sample_bytes, contenders)
+
+
+@contextmanager
+def _populated(path: str) -> Iterator[Any]:
+    """A new map all of whose pages are there: what a training process has once its model is built."""
+    with dsmem.attach(path, populate=True) as file:
+        file.populated()
+        yield file
 
 
 def _contender(

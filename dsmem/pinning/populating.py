@@ -1,0 +1,39 @@
+"""Map all of an object into a process ahead of the first read, in a thread that does not hold Python's lock.
+
+A fresh map has no page tables: on 4 KiB pages the first read of every 64 KiB takes a fault of some microseconds.
+Measured: 70 ms of one core for each GiB, and 2 MiB of page tables; no data is copied and no memory is taken for it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import os
+import threading
+
+from dsmem.arrays.views import Array
+
+_MADV_POPULATE_READ = 22
+"""Linux 5.14, madvise(2); Python 3.11's mmap has no name for it, and would hold the lock meanwhile."""
+_PIECE_BYTES = 32 << 20
+_log = logging.getLogger(__name__)
+
+
+def start(array: Array) -> threading.Thread:
+    """A daemon thread that maps the pages of an array (uint8, one whole map), which it keeps until it ends."""
+    thread = threading.Thread(target=_populate, args=(array,), name="dsmem-populate", daemon=True)
+    thread.start()
+    return thread
+
+
+def _populate(array: Array) -> None:
+    madvise = ctypes.CDLL(None, use_errno=True).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    address = array.ctypes.data
+    for offset in range(0, len(array), _PIECE_BYTES):
+        while madvise(address + offset, min(_PIECE_BYTES, len(array) - offset), _MADV_POPULATE_READ):
+            code = ctypes.get_errno()
+            if code != errno.EINTR:
+                _log.info("pages are mapped when they are read: %s", os.strerror(code))  # before Linux 5.14: EINVAL
+                return
