@@ -24,6 +24,17 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_ALONE = ("tests/bench/", "tests/test_demo.py", "tests/cli/test_demo_bench.py")
+"""Tests that look for what benches leave on the whole machine: one after the other, in one process of pytest-xdist."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tell pytest-xdist (`--dist loadgroup`) which tests must not run beside each other."""
+    for item in items:
+        if item.nodeid.startswith(_ALONE):
+            item.add_marker(pytest.mark.xdist_group("bench"))
+
+
 @pytest.fixture
 def expected_leftovers() -> set[str]:
     """Globs of paths below the root that a test leaves on purpose, beside objects and refs: add to it."""
