@@ -80,7 +80,7 @@ def test_any_array(array: np.ndarray[Any, Any]) -> None:
         np.zeros(1, [("t", TEXT)]),
         np.zeros(1, h5py.ref_dtype),
     ],
-    ids=repr,
+    ids=lambda value: repr(value).partition(" at 0x")[0],
 )
 def test_unsupported(value: object) -> None:
     with pytest.raises(UnsupportedType):
