@@ -30,13 +30,16 @@ if TYPE_CHECKING:
     from dsmem.pinning.explaining import ExplainedDataset, Explanation, explain
     from dsmem.pinning.opening import File, attach
     from dsmem.pinning.pin import Pinned, pin
+    from dsmem.tokens.dataset import LargeTokenDataset, TokenDataset
 
 _HOMES = {
     "ArrayFile": "dsmem.pinning.arrayfile",
     "ExplainedDataset": "dsmem.pinning.explaining",
     "Explanation": "dsmem.pinning.explaining",
     "File": "dsmem.pinning.opening",
+    "LargeTokenDataset": "dsmem.tokens.dataset",
     "Pinned": "dsmem.pinning.pin",
+    "TokenDataset": "dsmem.tokens.dataset",
     "attach": "dsmem.pinning.opening",
     "explain": "dsmem.pinning.explaining",
     "pin": "dsmem.pinning.pin",
@@ -65,12 +68,14 @@ __all__ = [
     "Explanation",
     "File",
     "InUse",
+    "LargeTokenDataset",
     "NoSpace",
     "NotPinned",
     "Pinned",
     "SourceBusy",
     "SourceChanged",
     "SourceMissing",
+    "TokenDataset",
     "UnsafeRoot",
     "Unsupported",
     "UsageError",

@@ -1,0 +1,280 @@
+"""Documents out of files: batches of texts, each of which can tell its place, exactly as they stand in the input.
+
+Nothing is stripped, lower-cased or left out. What ends a line (`\\n` or `\\r\\n`) is no part of a document; an empty
+line, file or field is an empty document (in JSON lines a blank line is none). What is no document raises
+BadDocument, or is counted by `Faults`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dsmem.errors import BadSource
+
+_BLANK = re.compile(r"\r?\n(?:\r?\n)+")
+_ARROW_ROWS = 512
+"""At once: rows are texts of any length, and a batch of them lies in memory twice."""
+MOST_PLACES = 20
+"""Skipped documents that are named; all are counted."""
+
+
+class BadDocument(BadSource):
+    """A document that can't be read: `path`, and its `place` in it (a line, a row), with the reason."""
+
+    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.place = place
+
+
+@dataclass(slots=True)
+class Faults:
+    """What happens to bad documents: the first is raised, or all are counted and the first ones named."""
+
+    skip: bool
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, path: str, place: Callable[[], str], reason: str) -> None:
+        """One bad document; the place is found only if it will be shown. Raises BadDocument unless bad ones are skipped."""
+        if self.skip and len(self.places) >= MOST_PLACES:
+            self.count += 1
+            return
+        where = place()
+        message = f"{path}:{where}: {reason}" if where else f"{path}: {reason}"
+        if not self.skip:
+            raise BadDocument(message, path=path, place=where)
+        self.count += 1
+        self.places.append(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some texts of one file, to be encoded together."""
+
+    path: str
+    texts: list[str]
+    place: Callable[[int], str]
+    """Of a text, by its index: a line or row, '' for a whole file."""
+    input_bytes: int
+    """Read for it; for progress."""
+
+
+class Lines:
+    """Numbers lines from offsets: those before a range are counted when a number is asked for."""
+
+    def __init__(self, path: str, start: int, first: int | None) -> None:
+        self._path = path
+        self._start = start
+        self._first = first
+
+    def number(self, offset: int) -> int:
+        """The number, from 1, of the line at an offset of the file."""
+        begin = 0 if self._first is None else self._start
+        count = 1 if self._first is None else self._first
+        with open(self._path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            for at in range(begin, offset, 1 << 20):
+                count += view[at : min(at + (1 << 20), offset)].count(b"\n")
+        return count
+
+
+def json_lines(
+    blocks: Iterable[bytes], offset: int, *, path: str, text_field: str, lines: Lines, faults: Faults
+) -> Iterator[Batch]:
+    """A text in a field of each line's object; blank lines are none. `offset` is where the first block lies."""
+    from orjson import loads
+
+    for block in blocks:
+        rows = block.split(b"\n")
+        texts: list[str] = []
+        skipped: list[int] = []
+        for number, row in enumerate(rows):
+            try:
+                text = loads(row)[text_field]
+            except (ValueError, LookupError, TypeError):
+                text = _slowly(row, text_field)
+            if type(text) is str:
+                texts.append(text)
+                continue
+            skipped.append(number)
+            if isinstance(text, _Fault):
+                faults.add(path, _Place(lines, offset, rows, number), text.reason)
+            elif text is not _NOTHING:
+                faults.add(path, _Place(lines, offset, rows, number), f"{text_field!r} is {_kind(text)}, not a string")
+        yield Batch(path, texts, _place_of(rows, skipped, lines, offset), len(block))
+        offset += len(block)
+
+
+@dataclass(frozen=True, slots=True)
+class _Fault:
+    reason: str
+
+
+_NOTHING = object()
+
+
+def _slowly(row: bytes, text_field: str) -> object:
+    """What is wrong with a line, or its text after all: the standard library reads NaN, which orjson refuses."""
+    if not row.strip():
+        return _NOTHING
+    try:
+        value: Any = json.loads(row.decode("utf-8"))
+    except UnicodeDecodeError as exc:
+        return _Fault(f"not UTF-8: byte 0x{row[exc.start]:02x} at position {exc.start + 1} of the line")
+    except RecursionError:
+        return _Fault("not JSON that can be read: too deeply nested")
+    except ValueError as exc:
+        return _Fault(f"not JSON: {exc}")
+    if not isinstance(value, dict):
+        return _Fault(f"{_kind(value)}, not an object with a field {text_field!r}")
+    if text_field not in value:
+        names = ", ".join(repr(name) for name in list(value)[:8]) or "none"
+        return _Fault(f"no field {text_field!r}; there are: {names}")
+    text = value[text_field]
+    if isinstance(text, str):
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            return _Fault(f"{text_field!r} holds half of a surrogate pair, which is no text")
+    return text
+
+
+def _kind(value: object) -> str:
+    names = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null", str: "a string"}
+    return names.get(type(value), "a number")
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """`line N` of one row of a block."""
+
+    lines: Lines
+    offset: int
+    rows: list[Any]
+    number: int
+
+    def __call__(self) -> str:
+        before = sum(len(row) + 1 for row in self.rows[: self.number])
+        return str(self.lines.number(self.offset + before))
+
+
+def _place_of(rows: list[bytes], skipped: list[int], lines: Lines, offset: int) -> Callable[[int], str]:
+    def place(index: int) -> str:
+        left_out = set(skipped)
+        kept = [number for number in range(len(rows)) if number not in left_out]
+        return _Place(lines, offset, rows, kept[index])()
+
+    return place
+
+
+def plain_lines(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+    """Each line is a document."""
+    for block in blocks:
+        rows = block.split(b"\n")
+        if not rows[-1]:
+            rows.pop()  # the end of the last line begins none
+        rows = [row[:-1] if row.endswith(b"\r") else row for row in rows] if b"\r" in block else rows
+        sizes = block.split(b"\n")
+        yield _decoded(rows, sizes, block, path, lines, offset, faults)
+        offset += len(block)
+
+
+def paragraphs(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+    """What blank lines part is a document, its inner line ends included."""
+    separator = re.compile(rb"\r?\n(?:\r?\n)+")
+    for block in blocks:
+        found: list[tuple[int, bytes]] = []
+        at = len(block) - len(block.lstrip(b"\r\n"))
+        for match in separator.finditer(block, at):
+            found.append((at, block[at : match.start()]))
+            at = match.end()
+        rest = block[at:].removesuffix(b"\n").removesuffix(b"\r") if block.endswith(b"\n") else block[at:]
+        if rest:
+            found.append((at, rest))
+        yield _checked(found, len(block), path, lines, offset, faults)
+        offset += len(block)
+
+
+def _decoded(
+    rows: list[bytes], sizes: list[bytes], block: bytes, path: str, lines: Lines, offset: int, faults: Faults
+) -> Batch:
+    """Rows of a block as text, all at once where all are UTF-8."""
+    try:
+        texts = [row.decode() for row in rows]
+    except UnicodeDecodeError:
+        at, found = 0, []
+        for row, size in zip(rows, sizes, strict=False):
+            found.append((at, row))
+            at += len(size) + 1
+        return _checked(found, len(block), path, lines, offset, faults)
+    return Batch(path, texts, _place_of(sizes, [], lines, offset), len(block))
+
+
+def _checked(
+    found: list[tuple[int, bytes]], size_bytes: int, path: str, lines: Lines, offset: int, faults: Faults
+) -> Batch:
+    texts: list[str] = []
+    places: list[int] = []
+    for at, data in found:
+        try:
+            texts.append(data.decode())
+            places.append(offset + at)
+        except UnicodeDecodeError as exc:
+            where = offset + at + data.count(b"\n", 0, exc.start)
+            del where
+            faults.add(path, _LineAt(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
+    return Batch(path, texts, lambda index: str(lines.number(places[index])), size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class _LineAt:
+    lines: Lines
+    offset: int
+
+    def __call__(self) -> str:
+        return str(self.lines.number(self.offset))
+
+
+def columns(tables: Iterable[Any], first_row: int, *, path: str, text_field: str, faults: Faults) -> Iterator[Batch]:
+    """A text in a column of each row, from Arrow record batches, `first_row` (from 1) being the first."""
+    for table in tables:
+        number = table.schema.get_field_index(text_field)
+        if number < 0:
+            names = ", ".join(repr(name) for name in table.schema.names[:8])
+            raise BadDocument(f"{path}: no column {text_field!r}; there are: {names}", path=path)
+        column = table.column(number)
+        for begin in range(0, len(column), _ARROW_ROWS):
+            part = column.slice(begin, _ARROW_ROWS)
+            yield _of_column(part, first_row + begin, path, text_field, faults)
+        first_row += len(column)
+
+
+def _of_column(part: Any, first_row: int, path: str, text_field: str, faults: Faults) -> Batch:
+    try:
+        values = part.to_pylist()
+    except UnicodeDecodeError:
+        values = [_one(value) for value in part]
+    if set(map(type, values)) <= {str}:
+        return Batch(path, values, lambda index: f"row {first_row + index}", part.nbytes)
+    texts: list[str] = []
+    rows: list[int] = []
+    for number, value in enumerate(values, first_row):
+        if type(value) is str:
+            texts.append(value)
+            rows.append(number)
+            continue
+        reason = value.reason if isinstance(value, _Fault) else f"{text_field!r} is {_kind(value)}, not a string"
+        faults.add(path, f"row {number}".__str__, reason)
+    return Batch(path, texts, lambda index: f"row {rows[index]}", part.nbytes)
+
+
+def _one(scalar: Any) -> object:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as exc:
+        return _Fault(f"not UTF-8: byte 0x{exc.object[exc.start]:02x}")
