@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dsmem.errors import UsageError
-from dsmem.tokens.documents import WithinDocuments, ends_of
+from dsmem.tokens.boundaries import WithinDocuments, ends_of
 from dsmem.tokens.layout import ITEM_BYTES
 from dsmem.tokens.opening import TokenFile, Tokens
 from dsmem.tokens.permutation import Indices

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 import dsmem
 from dsmem.errors import BadSource, UsageError
-from dsmem.tokens.documents import WithinDocuments
+from dsmem.tokens.boundaries import WithinDocuments
 from dsmem.tokens.windows import Windows
 
 T = 16

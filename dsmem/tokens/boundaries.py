@@ -1,0 +1,111 @@
+"""Where documents end, for windows: those that lie within one, and the ends that a window runs over.
+
+All is looked up in the stored ends, which are mapped; no id is taken for an end of text.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dsmem.errors import BadSource
+from dsmem.tokens.layout import Beside
+from dsmem.tokens.opening import TokenFile, Tokens
+from dsmem.tokens.permutation import Indices
+
+_EVERY = 64
+"""Documents between two sums that are kept: 8 bytes for so many documents."""
+_AT_ONCE = 1 << 18
+IntArray = np.ndarray[Any, np.dtype[Any]]
+
+
+def ends_of(file: TokenFile) -> Tokens:
+    """The document ends of a file; raises BadSource where no side file has them."""
+    ends = file.documents()
+    if ends is None:
+        beside = Beside.of(file.path)
+        raise BadSource(f"{file.path}: nothing tells where its documents end; neither {beside.docs} nor {beside.idx}")
+    return ends
+
+
+def bounds_of(ends: Tokens, documents: Indices) -> tuple[Indices, Indices]:
+    """First token of each of these documents, and the token after its last."""
+    starts = np.where(documents > 0, ends[documents - 1].astype(np.int64), 0)
+    return starts, ends[documents].astype(np.int64)
+
+
+class WithinDocuments:
+    """Windows of seq_len + 1 tokens that cross no end: in each document from its start, every `stride` tokens.
+
+    What is left at the end of a document, and documents that are too short, are in no window. Costs one pass over the
+    ends and 8 bytes for every 64 documents.
+    """
+
+    def __init__(self, ends: Tokens, seq_len: int, stride: int) -> None:
+        self._ends = ends
+        self._seq_len, self._stride = seq_len, stride
+        sums = [np.zeros(1, np.int64)]
+        for start in range(0, len(ends), _AT_ONCE):
+            _, counts = self._of(np.arange(start, min(start + _AT_ONCE, len(ends))))
+            total = sums[-1][-1] + np.cumsum(counts)
+            sums.append(total[_EVERY - 1 :: _EVERY])
+            if len(total) % _EVERY:  # the last of all
+                sums.append(total[-1:])
+        self._sums = np.concatenate(sums)
+        """Windows before document 0, 64, 128, …, and in all."""
+        self.count = int(self._sums[-1])
+
+    def starts(self, indices: Indices) -> Indices:
+        """The first token of each of these windows."""
+        stretch = np.searchsorted(self._sums, indices, side="right") - 1
+        documents = stretch[:, None] * _EVERY + np.arange(_EVERY)
+        firsts, counts = self._of(np.minimum(documents, len(self._ends) - 1))
+        before = np.cumsum(counts, axis=1)
+        left = indices - self._sums[stretch]
+        column = (before <= left[:, None]).sum(axis=1)
+        rows = np.arange(len(indices))
+        inside = left - before[rows, column] + counts[rows, column]
+        found: Indices = firsts[rows, column] + inside * self._stride
+        return found
+
+    def _of(self, documents: Indices) -> tuple[Indices, Indices]:
+        """First token and number of windows of these documents."""
+        firsts, ends = bounds_of(self._ends, documents)
+        return firsts, np.maximum((ends - firsts - self._seq_len - 1) // self._stride + 1, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Segments:
+    """Where one attention segment ends and the next begins, in B rows of T tokens taken as one sequence."""
+
+    cu_seqlens: np.ndarray[Any, np.dtype[np.int32]]
+    """Starts of the segments and, last, B * T; the first is 0, every row begins one."""
+    position_ids: np.ndarray[Any, np.dtype[np.int64]]
+    """[B, T]: the place of each token in its segment."""
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest segment."""
+        return int(np.diff(self.cu_seqlens).max(initial=0))
+
+    @classmethod
+    def of(cls, cuts: IntArray, rows: int, seq_len: int) -> Segments:
+        """From where segments begin, in any order, row starts or not among them."""
+        whole = rows * seq_len
+        bounds = np.unique(np.concatenate([np.arange(0, whole + 1, seq_len), cuts]))
+        places = np.arange(whole) - np.repeat(bounds[:-1], np.diff(bounds))
+        return cls(bounds.astype(np.int32), places.reshape(rows, seq_len))
+
+
+def cuts_in(ends: Tokens, starts: Indices, rows: Indices, seq_len: int) -> Indices:
+    """Document ends inside of windows, as places in the batch: `rows` says in which row each window lies."""
+    # Keys of another type than the ends would have numpy convert all the ends.
+    low = np.searchsorted(ends, starts.astype(ends.dtype), side="right")
+    high = np.searchsorted(ends, (starts + seq_len).astype(ends.dtype), side="left")
+    counts = high - low
+    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    found = ends[np.repeat(low, counts) + within].astype(np.int64)
+    cuts: Indices = found - np.repeat(starts - rows * seq_len, counts)
+    return cuts
