@@ -1,0 +1,1 @@
+"""What people configure: one file (dsmem.yaml), the environment, flags; and where each value came from."""
