@@ -1,0 +1,337 @@
+"""From parts to token files: one or many, in order or shuffled, with documents set aside for validation.
+
+Everything is built complete beside the place where it goes and then renamed, a file's `.bin` last: a `.bin` under its
+name is whole, and so is all that belongs to it. Memory is bounded whatever the size: what there is to know about
+documents passes through in blocks, or lies in files of `staging`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsmem import files, units
+from dsmem.errors import NoSpace, SourceChanged, UsageError
+from dsmem.progress import Progress
+from dsmem.tokens import index, joining
+from dsmem.tokens.index import BLOCK, EndsWriter
+from dsmem.tokens.layout import ITEM_BYTES, LARGEST_IDX_ID, Beside, TokenDtype
+from dsmem.tokens.manifest import Manifest
+from dsmem.tokens.parts import Part
+from dsmem.tokens.streams import Split, Stream, documents_of, for_val, scattered, streams_of
+
+_log = logging.getLogger(__name__)
+
+Array = np.ndarray[Any, np.dtype[np.uint64]]
+_MASKED_TOKENS = 1 << 22
+_MOST_SHARDS = 99_999
+"""Five digits in a name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How documents are spread over files and in which order they lie."""
+
+    shards: int | None = None
+    """So many files, as even in tokens as whole documents allow; the validation documents lie in one all the same."""
+    shard_tokens: int | None = None
+    """Files of at most so many tokens, as few as there can be in this order; the validation documents' files too."""
+    val_fraction: float = 0.0
+    """A document whose key is below this fraction of 2**64 is for validation: its content decides, not its place."""
+    shuffle_seed: int | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for what can't be meant; what depends on the documents is told by `arrange`."""
+        if self.shards is not None and self.shard_tokens is not None:
+            raise UsageError("either a number of shards or their size in tokens, not both")
+        if self.shards is not None and not 1 <= self.shards <= _MOST_SHARDS:
+            raise UsageError(f"{self.shards} shards can't be; 1 to {_MOST_SHARDS}")
+        if self.shard_tokens is not None and self.shard_tokens < 1:
+            raise UsageError(f"shards of {self.shard_tokens} tokens can't be; at least 1")
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"a fraction of {self.val_fraction:g} can't be set aside; from 0 to less than 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """A token file that has its name."""
+
+    path: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """One output: which documents of its stream, and which of its tokens."""
+
+    path: str
+    split: Split
+    shard: int
+    shards: int
+    first: int
+    last: int
+    start: int
+    stop: int
+
+
+def arrange(
+    parts: Sequence[Part],
+    out: str,
+    dtype: TokenDtype,
+    arrangement: Arrangement,
+    *,
+    staging: str,
+    manifest: Manifest,
+    progress: Progress,
+) -> tuple[Arranged, ...]:
+    """Make the token files of these parts, `out` or files named after it, and return them in order, train before val.
+
+    `staging` is a directory on the file system of `out`, where files of an earlier try are overwritten; the parts stay.
+    `manifest` says what this function can't know: of its fields, counts, digest, split, shard and seed are filled in,
+    while `text_bytes` and `skipped` stay those of all outputs together. Raises UsageError (also for more shards than
+    documents), NoSpace before anything is written, SourceChanged when a part is not what its record says, OSError.
+    """
+    arrangement.check()
+    if arrangement.val_fraction and any(part.keys_path is None for part in parts):
+        raise UsageError("documents can be set aside by content only where parts have keys")
+    item_bytes = ITEM_BYTES[dtype]
+    total_bytes = sum(part.tokens for part in parts) * item_bytes
+    _require_room(staging, parts, total_bytes)
+    count = _counter(total_bytes, progress)
+    done = []
+    streams = streams_of(parts, staging, val_fraction=arrangement.val_fraction, shuffle_seed=arrangement.shuffle_seed)
+    targets = {stream.split: _targets(stream, out, arrangement) for stream in streams}
+    digests = _write_tokens(parts, item_bytes, streams, targets, arrangement, staging, count)
+    for stream in streams:
+        ends = np.load(stream.ends_path, mmap_mode="r")
+        for target, digest in zip(targets[stream.split], digests[stream.split], strict=True):
+            made = replace(
+                manifest,
+                dtype=dtype,
+                tokens=target.stop - target.start,
+                documents=target.last - target.first,
+                digest=digest,
+                split=target.split,
+                val_fraction=arrangement.val_fraction,
+                shard=target.shard,
+                shards=target.shards,
+                shuffle_seed=arrangement.shuffle_seed,
+            )
+            _write_beside(_staged(staging, target), target, ends, made)
+            done.append(Arranged(target.path, made))
+    for one in done:
+        _publish(Beside.of(os.path.join(staging, os.path.basename(one.path))), Beside.of(one.path))
+    _sync_directory(os.path.dirname(out) or ".")
+    for stream in streams:
+        for path in (stream.ends_path, stream.origins_path):
+            if path is not None:
+                os.unlink(path)
+    return tuple(done)
+
+
+def val_path(out: str) -> str:
+    """Where the validation documents of OUT.bin go: OUT.val.bin."""
+    return f"{out.removesuffix('.bin')}.val.bin"
+
+
+def shard_path(path: str, shard: int, shards: int) -> str:
+    """OUT-00000-of-00003.bin, as Hugging Face names shards; they count from 0."""
+    return f"{path.removesuffix('.bin')}-{shard:05d}-of-{shards:05d}.bin"
+
+
+def even_cuts(ends: Array, shards: int) -> list[int]:
+    """Where each shard ends, in documents: nearest to equal shares of the tokens, at least one document each."""
+    documents, cuts = len(ends), [0]
+    if shards > documents:
+        raise UsageError(f"{documents} documents can't be spread over {shards} shards")
+    tokens = int(ends[-1])
+    for shard in range(1, shards):
+        share = tokens * shard // shards
+        after = int(np.searchsorted(ends, np.uint64(share)))  # the document within which the share ends
+        before = int(ends[after - 1]) if after else 0
+        cut = after if share - before <= int(ends[after]) - share else after + 1
+        cuts.append(min(max(cut, cuts[-1] + 1), documents - (shards - shard)))
+    return [*cuts[1:], documents]
+
+
+def cuts_by_size(ends: Array, shard_tokens: int) -> list[int]:
+    """Where each shard ends, in documents: as late as `shard_tokens` allows, but not before one document."""
+    cuts, base, first = [], 0, 0
+    while first < len(ends):
+        fitting = int(np.searchsorted(ends, np.uint64(base + shard_tokens), "right"))
+        first = max(fitting, first + 1)
+        base = int(ends[first - 1])
+        cuts.append(first)
+    return cuts or [0]
+
+
+def _targets(stream: Stream, out: str, arrangement: Arrangement) -> list[_Target]:
+    path = val_path(out) if stream.split == "val" else out
+    ends: Array = np.load(stream.ends_path, mmap_mode="r")
+    cuts, named = [stream.documents], False
+    if arrangement.shards is not None and stream.split != "val":
+        cuts, named = even_cuts(ends, arrangement.shards), True
+    elif arrangement.shard_tokens is not None:
+        cuts, named = cuts_by_size(ends, arrangement.shard_tokens), True
+        if len(cuts) > _MOST_SHARDS:
+            raise UsageError(f"{len(cuts)} shards are too many; {_MOST_SHARDS} have names")
+    targets = []
+    for shard, (first, last) in enumerate(zip([0, *cuts], cuts, strict=False)):
+        start, stop = (int(ends[at - 1]) if at else 0 for at in (first, last))
+        name = shard_path(path, shard, len(cuts)) if named else path
+        targets.append(_Target(name, stream.split, shard, len(cuts), first, last, start, stop))
+        if arrangement.shard_tokens is not None and stop - start > arrangement.shard_tokens:
+            _log.warning(
+                "%s has %d tokens, more than %d: it is a single document", name, stop - start, arrangement.shard_tokens
+            )
+    return targets
+
+
+def _write_tokens(
+    parts: Sequence[Part],
+    item_bytes: int,
+    streams: Sequence[Stream],
+    targets: dict[Split, list[_Target]],
+    arrangement: Arrangement,
+    staging: str,
+    count: joining.Count,
+) -> dict[Split, list[str]]:
+    """Every `.bin`, in `staging`; returns the digests."""
+    if arrangement.shuffle_seed is None and not arrangement.val_fraction:
+        found = (
+            joining.join(
+                _staged(staging, target).bin,
+                joining.stretches(parts, item_bytes, target.start * item_bytes, target.stop * item_bytes),
+                count,
+            )
+            for target in targets["all"]
+        )
+        return {"all": list(found)}
+    writers: dict[Split, joining.Writer] = {}
+    for split, here in targets.items():
+        sizes_bytes = [(target.stop - target.start) * item_bytes for target in here]
+        writers[split] = joining.Writer([_staged(staging, target).bin for target in here], sizes_bytes, count)
+    try:
+        if arrangement.shuffle_seed is None:
+            _divide(parts, item_bytes, arrangement.val_fraction, writers["train"], writers["val"])
+        else:
+            for stream in streams:
+                joining.gather(parts, item_bytes, scattered(stream), writers[stream.split])
+        return {split: writer.finish() for split, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.close()
+
+
+def _divide(
+    parts: Sequence[Part], item_bytes: int, val_fraction: float, train: joining.Writer, val: joining.Writer
+) -> None:
+    """Read all tokens once, in order, and hand each to the split of its document."""
+    for part in parts:
+        tokens = np.memmap(part.tokens_path, f"<u{item_bytes}", "r") if part.tokens else np.empty(0)
+        if len(tokens) != part.tokens:
+            raise SourceChanged(f"{part.tokens_path} has {len(tokens)} tokens instead of {part.tokens}")
+        at = 0
+        for _, lengths, keys in documents_of([part]):
+            assert keys is not None
+            ends, held_back = np.cumsum(lengths), for_val(keys, val_fraction)
+            start, stop = 0, int(ends[-1])
+            while start < stop:
+                end = min(start + _MASKED_TOKENS, stop)
+                first, last = (int(np.searchsorted(ends, np.uint64(one), "right")) for one in (start, end - 1))
+                until = np.minimum(ends[first : last + 1], np.uint64(end))
+                here = np.diff(until, prepend=np.uint64(start)).astype(np.int64)
+                mask = np.repeat(held_back[first : last + 1], here)
+                block = tokens[at + start : at + end]
+                val.write(_bytes_of(block[mask]))
+                train.write(_bytes_of(block[~mask]))
+                start = end
+            at += stop
+
+
+def _write_beside(staged: Beside, target: _Target, ends: Array, manifest: Manifest) -> None:
+    """The side files of one output; no `.idx` where Megatron's form can't hold what is there."""
+    with EndsWriter(staged.docs) as writer:
+        before = target.start
+        for first in range(target.first, target.last, BLOCK):
+            block = np.array(ends[first : min(first + BLOCK, target.last)], np.uint64)
+            writer.add(index.lengths_of(before, block))
+            before = int(block[-1])
+    files.unlink_if_there(staged.idx)
+    if writer.longest > index.LONGEST_IDX_DOCUMENT:
+        _log.warning("%s gets no .idx: a document of %d tokens is too long for it", target.path, writer.longest)
+    elif manifest.dtype == "uint32" and manifest.tokenizer.largest_id > LARGEST_IDX_ID:
+        _log.warning("%s gets no .idx: ids up to %d are too large for it", target.path, manifest.tokenizer.largest_id)
+    else:
+        index.write_index(staged.idx, np.load(staged.docs, mmap_mode="r"), manifest.dtype)
+    with Path(staged.manifest).open("wb") as file:
+        file.write(manifest.dump())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(staged: Beside, final: Beside) -> None:
+    """Rename all files of one output; an older `.bin` goes first, so that none ever lies beside another's files."""
+    files.unlink_if_there(final.bin)
+    for here, there in ((staged.idx, final.idx), (staged.docs, final.docs), (staged.manifest, final.manifest)):
+        if os.path.exists(here):
+            os.replace(here, there)
+        else:
+            files.unlink_if_there(there)
+    os.replace(staged.bin, final.bin)
+
+
+def _staged(staging: str, target: _Target) -> Beside:
+    return Beside.of(os.path.join(staging, os.path.basename(target.path)))
+
+
+def _require_room(staging: str, parts: Sequence[Part], total_bytes: int) -> None:
+    documents = sum(part.documents for part in parts)
+    need_bytes = total_bytes + documents * (8 + 8 + 20)  # the ends twice, and what .idx has a document
+    found = os.statvfs(staging)
+    free_bytes = found.f_bavail * found.f_frsize
+    if found.f_blocks and need_bytes > free_bytes:
+        need, free = units.format_bytes(need_bytes), units.format_bytes(free_bytes)
+        raise NoSpace(
+            f"the token files need {need} at {staging}, {free} are free",
+            need_bytes=need_bytes,
+            free_bytes=free_bytes,
+            limit="file system",
+        )
+
+
+def _counter(total_bytes: int, progress: Progress) -> Callable[[int], None]:
+    """Tells progress of every hundredth or so."""
+    step = max(1, math.ceil(total_bytes / 200))
+    done_bytes, told_bytes = 0, 0
+    counting = threading.Lock()
+
+    def count(size_bytes: int) -> None:
+        nonlocal done_bytes, told_bytes
+        with counting:
+            done_bytes += size_bytes
+            if done_bytes - told_bytes >= step or done_bytes == total_bytes:
+                told_bytes = done_bytes
+                progress(done_bytes, total_bytes)
+
+    return count
+
+
+def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
+    return np.ascontiguousarray(array).view(np.uint8).data if array.size else memoryview(b"")
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,102 @@
+"""The indices beside a `.bin`, Megatron-LM's `.idx` and the document ends in `.docs.npy`, written in blocks.
+
+Both are written from a stream of document ends and never held whole: 8 bytes a document are already 8 GB at a billion.
+The form of `.idx` is that of megatron/core/datasets/indexed_dataset.py (`_IndexWriter`, `_IndexReader`), version 1:
+after the counts come int32 lengths, int64 byte pointers, and int64 document indices that start at 0; here every
+sequence is a document, so the last is 0, 1, …, documents.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.lib import format as npy
+
+from dsmem.tokens.layout import IDX_CODES, IDX_MAGIC, IDX_VERSION, ITEM_BYTES, TokenDtype
+
+BLOCK = 1 << 17
+"""Documents looked at at once."""
+LONGEST_IDX_DOCUMENT = (1 << 31) - 1
+_HEADER = struct.Struct("<9sQBQQ")
+_NPY_HEADER_BYTES = 128
+Ends = np.ndarray[tuple[int], np.dtype[np.uint64]]
+
+
+class EndsWriter:
+    """Writes a `.docs.npy` from blocks of lengths; the header, which holds the count, is written last."""
+
+    def __init__(self, path: str) -> None:
+        self._file: BinaryIO = Path(path).open("wb")  # noqa: SIM115 - closed by `close`
+        self._file.write(bytes(_NPY_HEADER_BYTES))
+        self.documents = 0
+        self.tokens = 0
+        self.longest = 0
+
+    def __enter__(self) -> EndsWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._file:
+            if error is None:
+                self._file.seek(0)
+                npy.write_array_header_1_0(
+                    self._file, {"descr": "<u8", "fortran_order": False, "shape": (self.documents,)}
+                )
+                assert self._file.tell() == _NPY_HEADER_BYTES
+                self._file.flush()
+                os.fsync(self._file.fileno())
+
+    def add(self, lengths: Ends) -> None:
+        """Append documents of these lengths in tokens."""
+        if len(lengths):
+            ends = np.cumsum(lengths, dtype=np.uint64) + np.uint64(self.tokens)
+            self._file.write(np.ascontiguousarray(ends, "<u8").data)
+            self.documents += len(lengths)
+            self.tokens = int(ends[-1])
+            self.longest = max(self.longest, int(lengths.max()))
+
+
+def blocks_of(ends: Ends) -> Iterator[tuple[int, Ends]]:
+    """The ends in blocks of BLOCK in memory, each with the end before it (0 for the first)."""
+    before = 0
+    for start in range(0, len(ends), BLOCK):
+        block = np.array(ends[start : start + BLOCK], np.uint64)
+        yield before, block
+        before = int(block[-1])
+
+
+def lengths_of(before: int, ends: Ends) -> Ends:
+    """Tokens of each document, from the ends and the end before them."""
+    return np.diff(ends, prepend=np.uint64(before))
+
+
+def write_index(path: str, ends: Ends, dtype: TokenDtype) -> None:
+    """Write Megatron's `.idx` for documents with these ends; each must be at most LONGEST_IDX_DOCUMENT long."""
+    item_bytes = ITEM_BYTES[dtype]
+
+    def columns() -> Iterator[np.ndarray[Any, Any]]:
+        yield from (lengths_of(before, block).astype("<i4") for before, block in blocks_of(ends))
+        for before, block in blocks_of(ends):
+            starts = np.concatenate(([np.uint64(before)], block[:-1]))
+            yield (starts * np.uint64(item_bytes)).astype("<i8")
+        for start in range(0, len(ends) + 1, BLOCK):
+            yield np.arange(start, min(start + BLOCK, len(ends) + 1), dtype="<i8")
+
+    with Path(path).open("wb") as file:
+        file.write(_HEADER.pack(IDX_MAGIC, IDX_VERSION, IDX_CODES[dtype], len(ends), len(ends) + 1))
+        _write_all(file, columns())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _write_all(file: BinaryIO, arrays: Iterable[np.ndarray[Any, Any]]) -> None:
+    for array in arrays:
+        file.write(np.ascontiguousarray(array).data)
