@@ -60,7 +60,7 @@ class Manifest:
     tokens: int
     documents: int
     text_bytes: int
-    """UTF-8 bytes of the text, without what bos and eos add."""
+    """UTF-8 bytes of the text, without what bos and eos add; of all shards and splits together."""
     bos: Place
     eos: Place
     tokenizer: Tokenizer
@@ -68,7 +68,7 @@ class Manifest:
     digest: str
     """`xxh3-tree:<hex>` of the `.bin`."""
     skipped: int = 0
-    """Bad documents that `--on-error skip` left out."""
+    """Bad documents that `--on-error skip` left out; for all shards and splits together."""
     split: Literal["all", "train", "val"] = "all"
     val_fraction: float = 0.0
     shard: int = 0
