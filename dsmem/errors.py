@@ -137,3 +137,28 @@ class UnsafeRoot(DsmemError, PermissionError):
     def __init__(self, message: str, *, root: str = "") -> None:
         super().__init__(message)
         self.root = root
+
+
+class NoServer(DsmemError, ConnectionError):
+    """No dataset server runs for this store, or it does not speak (`socket`)."""
+
+    def __init__(self, message: str, *, socket: str = "") -> None:
+        super().__init__(message)
+        self.socket = socket
+
+
+class ServerTimeout(DsmemError, TimeoutError):
+    """The dataset server, or a dataset that it loads (`dataset`), was not ready within `timeout_s`."""
+
+    def __init__(self, message: str, *, dataset: str = "", timeout_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.dataset = dataset
+        self.timeout_s = timeout_s
+
+
+class LoadFailed(DsmemError, RuntimeError):
+    """A dataset (`dataset`) that the server could not load; the message is the error of the process that tried."""
+
+    def __init__(self, message: str, *, dataset: str = "") -> None:
+        super().__init__(message)
+        self.dataset = dataset
