@@ -94,27 +94,28 @@ class Child(Generic[T]):
             self.wait()
 
     def kill_group(self) -> None:
-        """SIGKILL for its process group, and its end; what it started becomes ours, for `group_is_gone` to reap."""
+        """SIGKILL for its process group, and the end of all of it: orphans become ours meanwhile, init may be slow."""
         _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        os.killpg(self.pid, signal.SIGKILL)
-        self.wait()
-
-    def group_is_gone(self) -> bool:
-        """Whether nobody is left in its process group (give the kernel a moment to reap orphans)."""
-        deadline = time.monotonic() + 5
         try:
-            while time.monotonic() < deadline:
-                with suppress(ChildProcessError):
-                    while os.waitpid(-self.pid, os.WNOHANG)[0]:
-                        pass
-                try:
-                    os.killpg(self.pid, 0)
-                except ProcessLookupError:
-                    return True
-                time.sleep(0.001)
-            return False
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+            self.group_is_gone()
         finally:
             _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+    def group_is_gone(self) -> bool:
+        """Whether nobody is left in its process group (give whoever reaps orphans a moment)."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            with suppress(ChildProcessError):
+                while os.waitpid(-self.pid, os.WNOHANG)[0]:
+                    pass
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.001)
+        return False
 
     def close(self) -> None:
         """Kill whatever is left of it."""

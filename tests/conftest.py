@@ -12,10 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import children
+import hypothesis
 import pytest
 from stores import SHARED_MEMORY, InTmpfs, refuse
 
 T = TypeVar("T")
+
+hypothesis.settings.register_profile("dsmem", deadline=None)  # how long an example takes is the machine's, not ours
+hypothesis.settings.load_profile("dsmem")
 
 
 def pytest_configure() -> None:

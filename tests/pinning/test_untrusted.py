@@ -9,6 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,12 @@ def object_file(root: Path) -> Path:
 
 def readers() -> list[psutil.Process]:
     """The children of this process that read untrusted files."""
-    return [child for child in psutil.Process().children() if "dsmem.pinning.untrusted_reader" in child.cmdline()]
+    found = []
+    for child in psutil.Process().children():
+        with suppress(psutil.NoSuchProcess):  # a zombie is one
+            if "dsmem.pinning.untrusted_reader" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def before_filling(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]) -> None:
