@@ -162,3 +162,37 @@ class LoadFailed(DsmemError, RuntimeError):
     def __init__(self, message: str, *, dataset: str = "") -> None:
         super().__init__(message)
         self.dataset = dataset
+
+
+class UntrustedPickle(BadSource):
+    """A pickle in a checkpoint wants more than data, so it was not loaded; `wants` names it."""
+
+    def __init__(self, message: str, *, wants: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.wants = tuple(wants)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFailure:
+    """One item of a checkpoint that could not be read, or several for one reason."""
+
+    file: str
+    tensors: tuple[str, ...]
+    offset: int
+    """Of the item in the file, in bytes."""
+    kind: str
+    """The type of the error."""
+    message: str
+    traceback: str = ""
+
+
+class CheckpointReadError(DsmemError, RuntimeError):
+    """Parts of a checkpoint could not be read: every one is in `failures`; `complete` names what was read whole.
+
+    Tensors of the others may be partly overwritten.
+    """
+
+    def __init__(self, message: str, *, failures: Sequence[ReadFailure] = (), complete: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+        self.complete = tuple(complete)

@@ -1,0 +1,70 @@
+"""One item of a plan on its way from a file to its place, and what a task says about those it dealt with."""
+
+from __future__ import annotations
+
+import io
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dsmem.checkpoint.scratch import Scratch
+from dsmem.errors import ReadFailure
+
+
+class Item:
+    """A request, where its bytes lie, and where they go. Only the thread that reads a plan changes it."""
+
+    __slots__ = ("file", "info", "key", "left", "length", "name", "offset", "request", "target")
+
+    def __init__(self, request: Any, info: Any) -> None:
+        self.request = request
+        self.info = info
+        self.name: str = request.storage_index.fqn
+        self.file: str = info.relative_path
+        self.offset: int = info.offset
+        self.length: int = info.length
+        self.target: torch.Tensor = _NONE
+        self.key: object = None
+        """Items of one key very likely have equal prefixes."""
+        self.left = 1
+        """Pieces that are not read yet."""
+
+    def failure(self, error: BaseException) -> ReadFailure:
+        """The error, told in text: it must survive pickling."""
+        return ReadFailure(
+            file=self.file,
+            tensors=(self.name,),
+            offset=self.offset,
+            kind=type(error).__name__,
+            message=str(error) or type(error).__name__,
+            traceback="".join(traceback.format_exception(error)),
+        )
+
+
+_NONE = torch.empty(0)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What one task did, for the thread that reads the plan."""
+
+    file: str
+    elapsed_s: float = 0.0
+    size_bytes: int = 0
+    grouped: list[Item] = field(default_factory=list)
+    direct: list[Item] = field(default_factory=list)
+    """A piece of each was read."""
+    bounced: list[Item] = field(default_factory=list)
+    again: list[tuple[Item, str]] = field(default_factory=list)
+    """Left to the stock code, and why."""
+    loaded: list[tuple[Item, torch.Tensor | io.BytesIO]] = field(default_factory=list)
+    """By the stock code; still to be copied to their places."""
+    failed: list[tuple[Item, ReadFailure]] = field(default_factory=list)
+    verified: int = 0
+    unverifiable: int = 0
+    more: list[Callable[[Scratch], Outcome]] = field(default_factory=list)
+    pieces: int = 1
+    """Into how many an item was cut, of which this task read the first."""

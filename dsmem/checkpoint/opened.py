@@ -1,0 +1,143 @@
+"""Files of a checkpoint, open for the length of one read: regular files below its directory, and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import stat
+import threading
+from types import TracebackType
+from typing import Literal
+
+from dsmem import files, proc
+from dsmem.errors import BadSource, SourceMissing, UntrustedPickle
+
+Io = Literal["auto", "pread", "mmap"]
+_PROBES = 7
+
+
+def check_relative(path: str) -> None:
+    """Raises UntrustedPickle for a path in a checkpoint's metadata that leads out of its directory."""
+    if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == "..":
+        raise UntrustedPickle(f"{path!r} leads out of the directory of the checkpoint", wants=(path,))
+
+
+class Opened:
+    """One file. Its descriptor is used by all threads with pread; the map is made when it is first asked for."""
+
+    __slots__ = ("_io", "_lock", "_map", "_mapped", "fd", "path", "size_bytes")
+
+    def __init__(self, path: str, io: Io) -> None:
+        self.path = path
+        self._io = io
+        self._lock = threading.Lock()
+        self._map: mmap.mmap | None = None
+        self._mapped: ctypes.c_char | None = None
+        try:
+            # Without O_NONBLOCK a named pipe would be waited for.
+            self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            raise SourceMissing(f"{path}: no such file") from exc
+        status = os.fstat(self.fd)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(self.fd)
+            raise BadSource(f"{path} is {'a directory' if stat.S_ISDIR(status.st_mode) else 'no regular file'}")
+        self.size_bytes = status.st_size
+
+    def read(self, buffers: list[memoryview], offset: int) -> None:
+        """Fill the buffers one after the other from `offset`; raises BadSource at the end of the file."""
+        need_bytes = sum(len(buffer) for buffer in buffers)
+        done = os.preadv(self.fd, buffers, offset) if need_bytes else 0
+        for buffer in buffers:  # what one call did not do: at most 2 GiB, or fewer after a signal
+            if done >= len(buffer):
+                done -= len(buffer)
+            else:
+                if files.pread_full(self.fd, buffer[done:], offset + done) != len(buffer) - done:
+                    raise BadSource(f"{self.path} is truncated: it ends before byte {offset + len(buffer)}")
+                done = 0
+            offset += len(buffer)
+
+    def copy(self, address: int, size_bytes: int, offset: int) -> None:
+        """Bring bytes of the file to an address in memory, in the way that was asked for."""
+        if self._io == "pread":
+            self.read([memory_at(address, size_bytes)], offset)
+            return
+        if offset + size_bytes > os.fstat(self.fd).st_size:  # behind the end a map kills the process
+            raise BadSource(f"{self.path} is truncated: it ends before byte {offset + size_bytes}")
+        ctypes.memmove(address, self._address() + offset, size_bytes)
+
+    def _address(self) -> int:
+        with self._lock:
+            if self._map is None:
+                # A private writable map, so that ctypes tells its address; nothing is written to it.
+                self._map = mmap.mmap(self.fd, self.size_bytes, access=mmap.ACCESS_COPY)
+                self._mapped = ctypes.c_char.from_buffer(self._map)
+            assert self._mapped is not None
+            return ctypes.addressof(self._mapped)
+
+    def close(self) -> None:
+        """Give back the descriptor and the map."""
+        os.close(self.fd)
+        self._mapped = None
+        if self._map is not None:
+            self._map.close()
+
+
+class Directory:
+    """The files of one read by name, opened when they are first needed, closed together."""
+
+    def __init__(self, path: str, *, io: Io) -> None:
+        self.path = path
+        self._io = io
+        self._files: dict[str, Opened | Exception] = {}
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> Directory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for one in self._files.values():
+            if isinstance(one, Opened):
+                one.close()
+        self._files.clear()
+
+    def open(self, name: str) -> Opened:
+        """The file of that name; raises the same error each time it is asked for a file that can't be opened."""
+        with self._lock:
+            found = self._files.get(name)
+            if found is None:
+                try:
+                    found = Opened(os.path.join(self.path, name), self._io)
+                except Exception as exc:  # noqa: BLE001 - kept, and raised below
+                    found = exc
+                self._files[name] = found
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+
+def memory_at(address: int, size_bytes: int) -> memoryview:
+    """So many bytes of memory that something else keeps alive."""
+    return memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B")
+
+
+def resident(fd: int, size_bytes: int) -> bool:
+    """Whether most of a file lies in the page cache; a file system that can't say counts as not."""
+    probe = bytearray(1)
+    absent = 0
+    for part in range(_PROBES):
+        try:
+            os.preadv(fd, [probe], size_bytes * (2 * part + 1) // (2 * _PROBES), os.RWF_NOWAIT)
+        except BlockingIOError:
+            absent += 1
+        except OSError:
+            return False
+    return absent <= _PROBES // 2
+
+
+def is_network(path: str) -> bool:
+    """Whether the path lies on a network file system."""
+    return proc.is_network_fs(proc.mount_of(path).fstype)

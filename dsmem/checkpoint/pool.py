@@ -1,0 +1,88 @@
+"""Tasks run by threads, their outcomes handled by the thread that asked: torch's planners are not made for threads.
+
+A task may lead to further tasks. On an interrupt, or when handling fails, the running tasks finish first.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from dsmem.checkpoint.scratch import Scratch
+
+Outcome = TypeVar("Outcome")
+Task = Callable[[Scratch], Outcome]
+_AHEAD = 2
+"""Outcomes a worker may have that nobody has handled yet: what they hold (loaded tensors) is memory."""
+
+
+class Pool(Generic[Outcome]):
+    """Runs tasks with `workers` threads, or in the calling thread if that is one."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+
+    def run(self, tasks: Iterable[Task[Outcome]], handle: Callable[[Outcome], Iterable[Task[Outcome]]]) -> None:
+        """Run every task; `handle` gets each outcome, in the calling thread, and returns tasks that come next.
+
+        Tasks must not raise: what they fail at is part of the outcome.
+        """
+        if self._workers == 1:
+            waiting = deque(tasks)
+            scratch = Scratch()
+            while waiting:
+                waiting.extendleft(reversed(list(handle(waiting.popleft()(scratch)))))
+            return
+        self._run_in_threads(deque(tasks), handle)
+
+    def _run_in_threads(
+        self, waiting: deque[Task[Outcome]], handle: Callable[[Outcome], Iterable[Task[Outcome]]]
+    ) -> None:
+        outcomes: queue.SimpleQueue[Outcome | BaseException] = queue.SimpleQueue()
+        changed = threading.Condition()
+        running = len(waiting)
+        unhandled = 0
+        stop = False
+
+        def work() -> None:
+            nonlocal unhandled
+            scratch = Scratch()
+            while True:
+                with changed:
+                    while not stop and running and (not waiting or unhandled >= _AHEAD * self._workers):
+                        changed.wait()
+                    if stop or not running:
+                        return
+                    task = waiting.popleft()
+                    unhandled += 1
+                try:
+                    outcome: Outcome | BaseException = task(scratch)
+                except BaseException as exc:  # noqa: BLE001 - raised in the caller, below
+                    outcome = exc
+                outcomes.put(outcome)
+
+        threads = [threading.Thread(target=work, name=f"dsmem-{i}", daemon=True) for i in range(self._workers)]
+        started = []
+        try:
+            for thread in threads:
+                thread.start()
+                started.append(thread)
+            while running:
+                outcome = outcomes.get()
+                if isinstance(outcome, BaseException):
+                    raise outcome
+                more = list(handle(outcome))
+                with changed:
+                    unhandled -= 1
+                    running += len(more) - 1
+                    waiting.extendleft(reversed(more))
+                    changed.notify_all()
+        finally:
+            with changed:
+                stop = True
+                changed.notify_all()
+            for thread in started:
+                thread.join()
