@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from dsmem import files
 from dsmem.errors import Ambiguous, InUse, NotPinned
 from dsmem.shm.listing import Entry, survey
-from dsmem.store import leases, objects, refs
+from dsmem.store import leases, objects, refs, sources
 from dsmem.store.draft import HIDDEN_PREFIX
 from dsmem.store.objects import TRASH_PREFIX
 from dsmem.store.root import Store, open_store, remove_empty
@@ -239,7 +239,7 @@ def _tidy(store: Store, forget: Sequence[Forgotten]) -> int:
     before = _sweep_bytes(store, forget)
     gone = {(one.path, one.object) for one in forget}
     for ref in list(refs.all_refs(store)) if gone else ():
-        if (ref.provenance.source, ref.object) in gone:
+        if (sources.label(ref.provenance.source), ref.object) in gone:
             files.unlink_if_there(f"{store.refs}/{ref.file_name()}")
     try:
         sweep(store)
@@ -253,7 +253,9 @@ def _sweep_bytes(store: Store, forget: Sequence[Forgotten]) -> int:
     gone = {(one.path, one.object) for one in forget}
     found = 0
     for ref in refs.all_refs(store):
-        if (ref.provenance.source, ref.object) in gone or not os.path.lexists(store.object_path(ref.object)):
+        if (sources.label(ref.provenance.source), ref.object) in gone or not os.path.lexists(
+            store.object_path(ref.object)
+        ):
             found += _memory_of(f"{store.refs}/{ref.file_name()}")
     abandoned: tuple[tuple[str, Callable[[os.DirEntry[str]], bool]], ...] = (
         (store.objects, lambda entry: entry.name.startswith((HIDDEN_PREFIX, TRASH_PREFIX)) and _is_abandoned(entry)),
@@ -270,11 +272,11 @@ def _sweep_bytes(store: Store, forget: Sequence[Forgotten]) -> int:
 
 
 def _is_abandoned(entry: os.DirEntry[str]) -> bool:
-    """Whether nobody has it locked; a directory of trash is locked by nobody."""
-    if entry.is_dir(follow_symlinks=False):
-        return True
+    """Whether nobody has it locked."""
+    is_directory = entry.is_dir(follow_symlinks=False)
     try:
-        fd = files.open_own(entry.path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(entry.path, flags) if is_directory else files.open_own(entry.path)
     except FileNotFoundError:
         return False
     try:

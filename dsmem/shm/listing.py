@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from dsmem import proc
-from dsmem.errors import DamagedObject, NotPinned, UsageError
+from dsmem.errors import DamagedObject, NotPinned, SourceMissing, UsageError
 from dsmem.files import FileIdentity
 from dsmem.proc import Holder
-from dsmem.store import objects, refs
+from dsmem.store import objects, refs, sources
 from dsmem.store.objects import Object
 from dsmem.store.refs import Provenance, Ref
 from dsmem.store.root import SHARED_MEMORY, Store, default_root, open_store
@@ -36,7 +36,7 @@ class SourceState:
     """A file that an object was made from, and what has become of it since."""
 
     path: str
-    """Real path."""
+    """Real path; of a table the one local path it was made from, or what people call it (`sources.label`)."""
     state: State
     """'same' = the object is what the file holds now; 'unknown' = the file can't be looked at."""
     partial: bool
@@ -123,19 +123,21 @@ def survey(store: Store, *, source: str | None = None) -> tuple[Entry, ...]:
         led.setdefault(ref.object, []).append(ref)
     origins = [(found, _origins(found, led.get(found.name, ()))) for found in objects.scan(store)]
     if source is not None:
-        origins = [(found, made) for found, made in origins if any(one.source == source for one in made)]
-    held = proc.holders({(found.dev, found.ino) for found, _ in origins})
+        origins = [(found, made) for found, made in origins if any(_is_from(one, source) for one in made)]
+    held = objects.holders([found for found, _ in origins])
     statuses: dict[str, FileIdentity | State] = {}
     entries = []
     for found, made in origins:
-        seen = held.by_file[found.dev, found.ino]
-        first = next((one for one in made if one.source == source), made[0] if made else None)
+        seen = held.by_name[found.name]
+        first = next((one for one in made if _is_from(one, source)), made[0] if made else None)
         entries.append(
             Entry(
                 name=found.name,
-                kind="arrays",
+                kind=found.kind,
                 size_bytes=found.size_bytes,
-                sources=tuple(SourceState(one.source, _state(one, statuses), bool(one.selection)) for one in made),
+                sources=tuple(
+                    SourceState(sources.label(one.source), _state(one, statuses), bool(one.selection)) for one in made
+                ),
                 digest=first.digest if first is not None else "",
                 age_s=max(time.time() - found.made_s, 0.0),
                 holders=seen if seen or held.complete else None,
@@ -144,6 +146,10 @@ def survey(store: Store, *, source: str | None = None) -> tuple[Entry, ...]:
             )
         )
     return tuple(entries)
+
+
+def _is_from(made: Provenance, source: str | None) -> bool:
+    return sources.label(made.source) == source
 
 
 def _origins(found: Object, led: Iterable[Ref]) -> list[Provenance]:
@@ -162,7 +168,7 @@ def _origins(found: Object, led: Iterable[Ref]) -> list[Provenance]:
 def _state(made: Provenance, statuses: dict[str, FileIdentity | State]) -> State:
     """`statuses` remembers what each path is now: one stat a path."""
     if made.source not in statuses:
-        statuses[made.source] = _now(made.source)
+        statuses[made.source] = _table_now(made.source) if sources.is_table(made.source) else _now(made.source)
     now = statuses[made.source]
     if isinstance(now, FileIdentity):
         return "same" if now == made.identity else "changed"
@@ -178,10 +184,22 @@ def _now(path: str) -> FileIdentity | State:
         return "unknown"
 
 
+def _table_now(source: str) -> FileIdentity | State:
+    """What a hub holds now is not asked for here."""
+    if not sources.local_paths(source):
+        return "unknown"
+    try:
+        return sources.identity(source)
+    except SourceMissing:
+        return "gone"
+    except (OSError, ValueError):
+        return "unknown"
+
+
 def _with_datasets(store: Store, entry: Entry) -> Entry:
     from dsmem.arrays.summary import summarize
 
-    if entry.damaged is not None:
+    if entry.damaged is not None or entry.kind != "arrays":
         return entry
     try:
         return replace(entry, datasets=summarize(objects.read_header(store, entry.name), entry.name))

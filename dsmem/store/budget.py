@@ -11,8 +11,8 @@ import stat
 from dataclasses import dataclass
 
 from dsmem import files, proc, units
-from dsmem.errors import InUse, NoSpace
-from dsmem.store import leases, locks, names, objects, space
+from dsmem.errors import DamagedObject, InUse, NoSpace, NotPinned
+from dsmem.store import directories, leases, locks, names, objects, space
 from dsmem.store.root import Store
 
 _TURN = "room"
@@ -110,14 +110,16 @@ class _Seen:
 
     name: str
     size_bytes: int
+    """A file that several objects share is divided among them."""
     memory_bytes: int
+    """That comes back when it is removed."""
     used_ns: int
     """When it was last leased, or published."""
     dev: int
     ino: int
     kept: bool
     ours: bool
-    """A regular file of this user with a name that dsmem gives."""
+    """A regular file of this user, or a directory with an anchor, with a name that dsmem gives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +203,28 @@ def _survey(store: Store) -> list[_Seen]:
             status = os.lstat(store.object_path(name))
         except FileNotFoundError:
             continue
+        size_bytes, memory_bytes = status.st_size, status.st_blocks * _BLOCK_BYTES
+        ours = _is_ours(name, status)
+        if stat.S_ISDIR(status.st_mode):
+            try:
+                inside = directories.contents(store.object_path(name))
+            except NotPinned:
+                continue
+            except DamagedObject as exc:
+                _log.debug("%s", exc)
+            else:
+                status, ours = inside.anchor, names.split(name) is not None
+                size_bytes, memory_bytes = inside.share_bytes, inside.own_bytes
         found.append(
             _Seen(
                 name=name,
-                size_bytes=status.st_size,
-                memory_bytes=status.st_blocks * _BLOCK_BYTES,
+                size_bytes=size_bytes,
+                memory_bytes=memory_bytes,
                 used_ns=max(status.st_atime_ns, status.st_mtime_ns),
                 dev=status.st_dev,
                 ino=status.st_ino,
                 kept=objects.is_kept(status),
-                ours=_is_ours(name, status),
+                ours=ours,
             )
         )
     return sorted(found, key=lambda one: (one.used_ns, one.name))

@@ -174,6 +174,11 @@ class Draft:
         written = os.fstat(self.fd).st_blocks * 512
         return space.no_space(self._store, max(self._size_bytes, end) - written)
 
+    def is_same(self, name: str) -> bool:
+        """Whether the object of that name is there and holds the same, byte by byte."""
+        assert self._store is not None
+        return objects.is_same(self._store, self.fd, name)
+
     def publish(self, name: str) -> bool:
         """Give the file its name, read-only from now on; False when an object of that name is there already.
 

@@ -3,6 +3,7 @@
 Python's mmap keeps a duplicate of the descriptor, so the lock lives through closed files and forks, and the kernel
 drops it at any death. It is never unlocked by hand: a forked child's LOCK_UN would free the parent's too.
 An object's atime is when it was last leased, whatever the mount says of atimes: nothing else of dsmem moves it.
+Of an object that is a directory, its anchor is locked and mapped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Literal
 
 from dsmem import files, proc
 from dsmem.errors import DamagedObject, InUse, NotPinned
+from dsmem.store.directories import ANCHOR
 from dsmem.store.root import Store
 
 _PATIENCE_S = 5.0
@@ -49,7 +51,7 @@ def lease(store: Store, name: str) -> Lease:
         try:
             if files.try_lock(fd, exclusive=False):
                 status = os.fstat(fd)
-                if files.names_inode(path, status):
+                if leads_to(path, status):
                     _note_use(fd, status)
                     return Lease(_map(fd, status, name, "shared"), name, status.st_ino)
                 continue
@@ -88,15 +90,27 @@ def is_free(store: Store, name: str) -> bool:
         os.close(fd)
 
 
+def leads_to(path: str, status: os.stat_result) -> bool:
+    """Whether the path still leads to the inode that was opened there by `open_object`."""
+    return files.names_inode(f"{path}/{ANCHOR}" if os.path.isdir(path) else path, status)
+
+
 def open_object(path: str, name: str) -> int:
-    """A read-only descriptor of an object that is a file of our own; raises NotPinned or DamagedObject."""
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    """A read-only descriptor of an object that is a file of our own, or of a directory's anchor.
+
+    Raises NotPinned or DamagedObject.
+    """
     try:
-        try:
-            fd = os.open(path, flags | os.O_NOATIME)
-        except PermissionError:  # another user's: said below
-            fd = os.open(path, flags)
+        fd = _open(path)
+        if stat.S_ISDIR(os.fstat(fd).st_mode):
+            directory = fd
+            try:
+                fd = _open(ANCHOR, within=directory)
+            finally:
+                os.close(directory)
     except FileNotFoundError as exc:
+        if os.path.isdir(path):
+            raise DamagedObject(f"{name} in the store is a directory without an anchor", name=name) from exc
         raise NotPinned(f"{name} is not in the store", target=name) from exc
     except OSError as exc:
         raise DamagedObject(f"{name} in the store can't be opened: {exc.strerror}", name=name) from exc
@@ -109,6 +123,14 @@ def open_object(path: str, name: str) -> int:
         os.close(fd)
         raise DamagedObject(f"{name} in the store has holes", name=name)
     return fd
+
+
+def _open(path: str, *, within: int | None = None) -> int:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        return os.open(path, flags | os.O_NOATIME, dir_fd=within)
+    except PermissionError:  # another user's: said by the caller
+        return os.open(path, flags, dir_fd=within)
 
 
 def _note_use(fd: int, status: os.stat_result) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from dsmem import files
+from dsmem import files, proc
 from dsmem.arrays import header
 from dsmem.arrays.header import Header
 from dsmem.errors import DamagedObject, DsmemError, InUse, NotPinned
-from dsmem.store import leases, names, refs
+from dsmem.proc import Holder, Holders
+from dsmem.store import directories, leases, names, refs
 from dsmem.store.refs import Provenance
 from dsmem.store.root import Store
 
@@ -31,12 +32,38 @@ class Object:
     size_bytes: int
     dev: int
     ino: int
+    """Of the file, or of a directory's anchor."""
     made_s: float
     """Seconds since 1970."""
     provenance: Provenance | None
     damaged: str | None = None
     kept: bool = False
     """Never evicted, and cleaned only when it is named."""
+    kind: str = "arrays"
+    """'arrays' is a file, 'dataset' a directory."""
+    inodes: frozenset[tuple[int, int]] = frozenset()
+    """The files (dev, ino) that only a process which holds this object maps or locks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Who holds which object, as far as /proc shows."""
+
+    by_name: dict[str, tuple[Holder, ...]]
+    """Every object that was asked for."""
+    complete: bool
+    """Every process of this user could be read."""
+
+
+def holders(found: Collection[Object]) -> Held:
+    """Who maps or locks each of them, or any file of a directory that no other shares; this process included."""
+    seen = proc.holders({inode for one in found for inode in one.inodes})
+    return Held({one.name: _merged(seen, one.inodes) for one in found}, seen.complete)
+
+
+def _merged(seen: Holders, inodes: Collection[tuple[int, int]]) -> tuple[Holder, ...]:
+    by_pid = {holder.pid: holder for inode in inodes for holder in seen.by_file[inode]}
+    return tuple(by_pid[pid] for pid in sorted(by_pid))
 
 
 def scan(store: Store) -> Iterator[Object]:
@@ -59,8 +86,9 @@ def scan(store: Store) -> Iterator[Object]:
 
 
 def _inspect(store: Store, name: str, status: os.stat_result) -> Object:
-    kept = is_kept(status)
-    found = Object(name, status.st_blocks * 512, status.st_dev, status.st_ino, status.st_mtime, None, kept=kept)
+    if stat.S_ISDIR(status.st_mode):
+        return _inspect_directory(store, name, status)
+    found = replace(_bare(name, status, status.st_blocks * 512), kept=is_kept(status))
     if names.split(name) is None:
         return replace(found, damaged="not a name that dsmem gives")
     try:
@@ -75,6 +103,31 @@ def _inspect(store: Store, name: str, status: os.stat_result) -> Object:
     if parsed.metadata.get(header.DATA_BYTES_KEY) != str(parsed.data_bytes):
         return replace(found, damaged="its size is not the one it was published with")
     return replace(found, size_bytes=status.st_size, provenance=provenance)
+
+
+def _bare(name: str, status: os.stat_result, size_bytes: int) -> Object:
+    inode = (status.st_dev, status.st_ino)
+    return Object(name, size_bytes, *inode, status.st_mtime, None, inodes=frozenset({inode}))
+
+
+def _inspect_directory(store: Store, name: str, status: os.stat_result) -> Object:
+    path = store.object_path(name)
+    found = replace(_bare(name, status, status.st_blocks * 512), kind="dataset")
+    if names.split(name) is None:
+        return replace(found, damaged="not a name that dsmem gives")
+    try:
+        contents = directories.contents(path)
+        found = replace(
+            _bare(name, contents.anchor, contents.size_bytes),
+            kept=is_kept(contents.anchor),
+            kind="dataset",
+            inodes=contents.inodes,
+        )
+        anchor = directories.read_anchor(path)
+        directories.check(path, anchor)
+    except DamagedObject as exc:
+        return replace(found, damaged=str(exc))
+    return replace(found, kind=anchor.kind, provenance=anchor.provenance)
 
 
 def read_header(store: Store, name: str) -> Header:
@@ -159,30 +212,50 @@ def remove(store: Store, name: str, *, force: bool = False, spare_kept: bool = F
         status = os.lstat(path)
     except FileNotFoundError:
         return False
-    if not stat.S_ISREG(status.st_mode):
-        if not _remove_stray(path, status):
+    is_directory = stat.S_ISDIR(status.st_mode)
+    lock_path = f"{path}/{directories.ANCHOR}" if is_directory else path
+    if not _is_file(lock_path):  # nothing that can be leased
+        if not _take_away(path, status):
             return False
-    else:
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except FileNotFoundError:
+        refs.drop_to(store, {name})
+        return True
+    try:
+        fd = os.open(lock_path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        if not files.try_lock(fd, exclusive=True) and not force:
+            raise InUse(f"{name} is in use", names=[name])
+        if not files.names_inode(lock_path, os.fstat(fd)) or (spare_kept and is_kept(os.fstat(fd))):
             return False
-        try:
-            if not files.try_lock(fd, exclusive=True) and not force:
-                raise InUse(f"{name} is in use", names=[name])
-            if not files.names_inode(path, os.fstat(fd)) or (spare_kept and is_kept(os.fstat(fd))):
-                return False
-            # The refs first: once the name is free, whoever pins the same again writes a ref that must stay.
-            refs.drop_to(store, {name})
-            return files.unlink_if_there(path)
-        finally:
-            os.close(fd)
-    refs.drop_to(store, {name})
-    return True
+        if is_directory and not force:
+            _check_unmapped(path, name)
+        # The refs first: once the name is free, whoever pins the same again writes a ref that must stay.
+        refs.drop_to(store, {name})
+        return _take_away(path, status)
+    finally:
+        os.close(fd)
 
 
-def _remove_stray(path: str, status: os.stat_result) -> bool:
-    """Remove what is no file; False when another process was faster."""
+def _is_file(path: str) -> bool:
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
+def _check_unmapped(path: str, name: str) -> None:
+    """Raise InUse when a process maps a data file: what was derived from a table and sent to it holds no lease."""
+    contents = directories.contents(path)
+    anchor = (contents.anchor.st_dev, contents.anchor.st_ino)
+    seen = proc.holders(contents.inodes - {anchor})
+    pids = sorted({holder.pid for found in seen.by_file.values() for holder in found})
+    if pids:
+        raise InUse(f"{name} is in use by {', '.join(map(str, pids))}", names=[name], pids=pids)
+
+
+def _take_away(path: str, status: os.stat_result) -> bool:
+    """The name goes at once, a directory's files after it; False when another process was faster."""
     if not stat.S_ISDIR(status.st_mode):
         return files.unlink_if_there(path)
     parent, _, name = path.rpartition("/")
@@ -191,7 +264,8 @@ def _remove_stray(path: str, status: os.stat_result) -> bool:
         os.rename(path, trash)
     except FileNotFoundError:
         return False
-    shutil.rmtree(trash, ignore_errors=True)  # a sweep of another process may be at it; what stays, the next one takes
+    with suppress(OSError):  # a sweep of another process may be at it; what stays, the next one takes
+        directories.delete(trash)
     return True
 
 

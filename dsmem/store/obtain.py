@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, TypeVar
 
 from dsmem import files
 from dsmem.errors import InUse, NoSpace, NotPinned
@@ -39,6 +41,24 @@ class Request:
     selection: str
     """Canonical JSON; '' = everything."""
     stem: str
+
+
+class Unpublished(Protocol):
+    """An object that is being made: a `Draft`, or a `DirectoryDraft`."""
+
+    @property
+    def published(self) -> bool: ...
+    @property
+    def evicted(self) -> Evicted: ...
+    def is_same(self, name: str, /) -> bool: ...
+    def publish(self, name: str, /) -> bool: ...
+    def __enter__(self) -> object: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+
+D = TypeVar("D", bound=Unpublished)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +88,18 @@ class Obtained:
 
 
 def obtain(store: Store, request: Request, build: Build, progress: Progress) -> Obtained:
-    """The object for a request: found, waited for, or built; raises whatever `build` raises."""
+    """The arrays for a request: found, waited for, or built; raises whatever `build` raises."""
+    return obtain_as(Draft, store, request, build, progress)
+
+
+def obtain_as(
+    draft_of: Callable[[Store], D],
+    store: Store,
+    request: Request,
+    build: Callable[[D, Progress], Filled],
+    progress: Progress,
+) -> Obtained:
+    """The same for an object of any kind: `draft_of` makes what `build` fills."""
     waited = False
     while True:
         found = attach(store, request.source, request.selection, request.identity)
@@ -86,7 +117,8 @@ def obtain(store: Store, request: Request, build: Build, progress: Progress) -> 
                 os.pwrite(lock, _PROGRESS.pack(done, total), 0)
                 progress(done, total)
 
-            with Draft(store) as draft:
+            draft = draft_of(store)
+            with draft:
                 ref = _publish(store, request, draft, build(draft, report))
                 try:
                     lease = leases.lease(store, ref.object)  # before the draft lets go of what it has published
@@ -129,7 +161,7 @@ def _found_under_lock(store: Store, request: Request) -> tuple[Ref, Lease] | Non
     return None
 
 
-def _publish(store: Store, request: Request, draft: Draft, filled: Filled) -> Ref:
+def _publish(store: Store, request: Request, draft: Unpublished, filled: Filled) -> Ref:
     """Name the draft, or find that an equal object is there already: merged only if every byte is the same."""
     provenance = Provenance(
         source=request.source,
@@ -150,12 +182,12 @@ def _publish(store: Store, request: Request, draft: Draft, filled: Filled) -> Re
                 if draft.publish(name):
                     return Ref(name, provenance)
             for name in existing:
-                if objects.is_same(store, draft.fd, name):
+                if draft.is_same(name):
                     return Ref(name, provenance)
         attempt += 1
 
 
-def _write_ref(store: Store, ref: Ref, draft: Draft, lease: Lease) -> None:
+def _write_ref(store: Store, ref: Ref, draft: Unpublished, lease: Lease) -> None:
     """Without room even for the ref, the object goes again: what failed takes no memory."""
     try:
         with space.translated(store):

@@ -27,7 +27,7 @@ class Provenance:
     """What an object was made from: recorded in the object, and in the ref of every source that led to it."""
 
     source: str
-    """Real path of the source."""
+    """Real path of the source; of a table the text of `dsmem.store.sources`."""
     identity: FileIdentity
     """Of the source when it was read."""
     selection: str

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from functools import lru_cache
 
 from dsmem.errors import SourceMissing
 from dsmem.files import FileIdentity
@@ -28,7 +28,7 @@ def is_table(source: str) -> bool:
     return source.startswith(PREFIX)
 
 
-@cache
+@lru_cache(maxsize=256)
 def local_paths(source: str) -> tuple[str, ...]:
     """The local files, directories and patterns that a source names; () for data that lies elsewhere."""
     if not is_table(source):

@@ -95,5 +95,5 @@ def payer(store: Store) -> str:
 def unused(store: Store) -> list[Object]:
     """Objects that no process holds, as far as /proc shows, and that are not kept."""
     found = list(objects.scan(store))
-    held = proc.holders({(one.dev, one.ino) for one in found}).by_file
-    return [one for one in found if not one.kept and not held.get((one.dev, one.ino))]
+    held = objects.holders(found).by_name
+    return [one for one in found if not one.kept and not held[one.name]]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import time
+from contextlib import suppress
 
 from dsmem import files
 from dsmem.errors import UnsafeRoot
-from dsmem.store import objects, refs
+from dsmem.store import directories, objects, refs
 from dsmem.store.draft import HIDDEN_PREFIX
 from dsmem.store.refs import Ref
 from dsmem.store.root import Store
@@ -30,7 +30,7 @@ def _sweep_hidden(store: Store) -> None:
         hidden = [entry for entry in entries if entry.name.startswith((HIDDEN_PREFIX, objects.TRASH_PREFIX))]
     for entry in hidden:
         if entry.is_dir(follow_symlinks=False):
-            shutil.rmtree(entry.path, ignore_errors=True)
+            _delete_if_abandoned(entry.path)
         else:
             _unlink_if_free(entry.path)
     with os.scandir(store.refs) as entries:
@@ -42,6 +42,20 @@ def _sweep_hidden(store: Store) -> None:
             continue
         if age_s > TEMPORARY_AGE_S:
             files.unlink_if_there(entry.path)
+
+
+def _delete_if_abandoned(path: str) -> None:
+    """Trash goes whoever is at it; a draft when nobody has it locked."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if files.try_lock(fd, exclusive=True) and files.names_inode(path, os.fstat(fd)):
+            with suppress(OSError):  # another sweep is at it, too; what stays, the next one takes
+                directories.delete(path)
+    finally:
+        os.close(fd)
 
 
 def _sweep_locks(store: Store) -> None:
