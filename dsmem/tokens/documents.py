@@ -12,11 +12,12 @@ import mmap
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dsmem.errors import BadSource
 
-_BLANK = re.compile(r"\r?\n(?:\r?\n)+")
+_BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
 _ARROW_ROWS = 512
 """At once: rows are texts of any length, and a batch of them lies in memory twice."""
 MOST_PLACES = 20
@@ -41,7 +42,7 @@ class Faults:
     places: list[str] = field(default_factory=list)
 
     def add(self, path: str, place: Callable[[], str], reason: str) -> None:
-        """One bad document; the place is found only if it will be shown. Raises BadDocument unless bad ones are skipped."""
+        """One bad document, whose place is found if it will be shown; raises BadDocument unless they are skipped."""
         if self.skip and len(self.places) >= MOST_PLACES:
             self.count += 1
             return
@@ -51,6 +52,12 @@ class Faults:
             raise BadDocument(message, path=path, place=where)
         self.count += 1
         self.places.append(message)
+
+    def add_error(self, error: BadDocument) -> None:
+        """One bad document that was told by an error."""
+        self.count += 1
+        if len(self.places) < MOST_PLACES:
+            self.places.append(str(error))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +75,20 @@ class Batch:
 class Lines:
     """Numbers lines from offsets: those before a range are counted when a number is asked for."""
 
-    def __init__(self, path: str, start: int, first: int | None) -> None:
+    def __init__(self, path: str, start: int, first: int | None, unit: str = "") -> None:
         self._path = path
         self._start = start
         self._first = first
+        self._unit = unit
 
-    def number(self, offset: int) -> int:
-        """The number, from 1, of the line at an offset of the file."""
+    def number(self, offset: int) -> str:
+        """The number, from 1, of the line at an offset of the file, after what it counts if that is not lines."""
         begin = 0 if self._first is None else self._start
         count = 1 if self._first is None else self._first
-        with open(self._path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        with Path(self._path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             for at in range(begin, offset, 1 << 20):
                 count += view[at : min(at + (1 << 20), offset)].count(b"\n")
-        return count
+        return f"{self._unit} {count}".lstrip()
 
 
 def json_lines(
@@ -145,7 +153,7 @@ def _slowly(row: bytes, text_field: str) -> object:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null", str: "a string"}
+    names = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null", bytes: "bytes"}
     return names.get(type(value), "a number")
 
 
@@ -160,7 +168,7 @@ class _Place:
 
     def __call__(self) -> str:
         before = sum(len(row) + 1 for row in self.rows[: self.number])
-        return str(self.lines.number(self.offset + before))
+        return self.lines.number(self.offset + before)
 
 
 def _place_of(rows: list[bytes], skipped: list[int], lines: Lines, offset: int) -> Callable[[int], str]:
@@ -186,11 +194,10 @@ def plain_lines(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines
 
 def paragraphs(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
     """What blank lines part is a document, its inner line ends included."""
-    separator = re.compile(rb"\r?\n(?:\r?\n)+")
     for block in blocks:
         found: list[tuple[int, bytes]] = []
         at = len(block) - len(block.lstrip(b"\r\n"))
-        for match in separator.finditer(block, at):
+        for match in _BLANK.finditer(block, at):
             found.append((at, block[at : match.start()]))
             at = match.end()
         rest = block[at:].removesuffix(b"\n").removesuffix(b"\r") if block.endswith(b"\n") else block[at:]
@@ -225,10 +232,8 @@ def _checked(
             texts.append(data.decode())
             places.append(offset + at)
         except UnicodeDecodeError as exc:
-            where = offset + at + data.count(b"\n", 0, exc.start)
-            del where
             faults.add(path, _LineAt(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
-    return Batch(path, texts, lambda index: str(lines.number(places[index])), size_bytes)
+    return Batch(path, texts, lambda index: lines.number(places[index]), size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +242,7 @@ class _LineAt:
     offset: int
 
     def __call__(self) -> str:
-        return str(self.lines.number(self.offset))
+        return self.lines.number(self.offset)
 
 
 def columns(tables: Iterable[Any], first_row: int, *, path: str, text_field: str, faults: Faults) -> Iterator[Batch]:

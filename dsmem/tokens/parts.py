@@ -6,7 +6,25 @@ where documents are to be split by content, a uint64 hash of each document's tex
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from dsmem import files
+from dsmem.errors import DsmemError
+from dsmem.tokens.layout import LARGEST_ID, TokenDtype
+
+if TYPE_CHECKING:
+    import xxhash
+
+    from dsmem.tokens.engines import Ids, Lengths
+
+_RECORD_BYTES = 64 << 20
+_LOOP_TOKENS = 48
+"""Tokens per document above which documents are copied one by one: a mask over all tokens costs as much as so many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +40,211 @@ class Part:
     documents: int
     tokens: int
     text_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What is written about a finished part."""
+
+    number: int
+    documents: int
+    tokens: int
+    text_bytes: int
+    checksums: dict[str, str]
+    """xxh3-128 of each of its files, by suffix."""
+    slices: dict[str, list[str]] = field(default_factory=dict)
+    """By the index of an input: digests of the slices of an xxh3-tree that this part has read."""
+    skipped: int = 0
+    skipped_places: list[str] = field(default_factory=list)
+    verified: int = 0
+
+    def part(self, directory: str) -> Part:
+        """Where its files are."""
+        stem = stem_of(directory, self.number)
+        keys = f"{stem}.keys" if "keys" in self.checksums else None
+        return Part(f"{stem}.bin", f"{stem}.lengths", keys, self.documents, self.tokens, self.text_bytes)
+
+
+def stem_of(directory: str, number: int) -> str:
+    """The path of a part's files, without their suffixes."""
+    return f"{directory}/part-{number:06d}"
+
+
+def commit(directory: str, record: Record) -> None:
+    """Write the record: from now on the part is finished."""
+    files.write_atomic(f"{stem_of(directory, record.number)}.json", json.dumps(asdict(record)).encode())
+
+
+def finished(directory: str, number: int) -> Record | None:
+    """The record of a part if it is finished and its files are what they were."""
+    import xxhash
+
+    stem = stem_of(directory, number)
+    try:
+        record = Record(**json.loads(files.read_own(f"{stem}.json", _RECORD_BYTES)))
+        for suffix, checksum in record.checksums.items():
+            hasher = xxhash.xxh3_128()
+            with Path(f"{stem}.{suffix}").open("rb") as file:
+                while data := file.read(1 << 20):
+                    hasher.update(data)
+            if hasher.hexdigest() != checksum:
+                return None
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None  # not there, or torn: it is made anew
+    return record
+
+
+class WrongIds(DsmemError, RuntimeError):
+    """An engine gave ids that its tokenizer can't give."""
+
+
+class PartWriter:
+    """Writes a part's files; documents come in batches, or one in pieces."""
+
+    def __init__(
+        self,
+        directory: str,
+        number: int,
+        dtype: TokenDtype,
+        *,
+        largest_id: int,
+        head: Sequence[int],
+        tail: Sequence[int],
+        with_keys: bool,
+    ) -> None:
+        self._directory = directory
+        self._number = number
+        self._dtype = f"<u{2 if dtype == 'uint16' else 4}"
+        self._largest_id = min(largest_id, LARGEST_ID[dtype])
+        self._head, self._tail = tuple(head), tuple(tail)
+        self._stack = ExitStack()
+        self._tokens = self._created("bin")
+        self._lengths = self._created("lengths")
+        self._keys = self._created("keys") if with_keys else None
+        self.documents = self.token_count = self.text_bytes = 0
+
+    def _created(self, suffix: str) -> _Hashed:
+        path = Path(f"{stem_of(self._directory, self._number)}.{suffix}")
+        return _Hashed(self._stack.enter_context(path.open("wb", 0)))
+
+    def __enter__(self) -> PartWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def add(self, texts: Sequence[str], ids: Ids, lengths: Lengths) -> None:
+        """Whole documents, with what an engine gave for them."""
+        import numpy as np
+
+        self._check(ids)
+        framed = frame(ids, lengths, self._head, self._tail, self._dtype)
+        self._tokens.write(framed)
+        self._lengths.write((lengths + (len(self._head) + len(self._tail))).astype("<u8"))
+        if self._keys is not None:
+            import xxhash
+
+            self._keys.write(np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], "<u8"))
+        self.documents += len(texts)
+        self.token_count += len(framed)
+        self.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+
+    def add_long(self, pieces: Iterable[Ids], seen: LongDocument) -> None:
+        """One document in pieces; `seen` has met its bytes when they end."""
+        import numpy as np
+
+        count = len(self._head) + len(self._tail)
+        self._tokens.write(np.array(self._head, self._dtype))
+        for ids in pieces:
+            self._check(ids)
+            self._tokens.write(ids.astype(self._dtype))
+            count += len(ids)
+        self._tokens.write(np.array(self._tail, self._dtype))
+        self._lengths.write(np.array([count], "<u8"))
+        if self._keys is not None:
+            self._keys.write(np.array([seen.key()], "<u8"))
+        self.documents += 1
+        self.token_count += count
+        self.text_bytes += seen.size_bytes
+
+    def _check(self, ids: Ids) -> None:
+        if len(ids) and int(ids.max()) > self._largest_id:
+            raise WrongIds(f"the engine gave the id {int(ids.max())}; the largest there can be is {self._largest_id}")
+
+    def finish(self, **more: Any) -> Record:
+        """Close the files and write the record, with what else there is to say."""
+        self._stack.close()
+        sums = {"bin": self._tokens.hexdigest(), "lengths": self._lengths.hexdigest()}
+        if self._keys is not None:
+            sums["keys"] = self._keys.hexdigest()
+        record = Record(self._number, self.documents, self.token_count, self.text_bytes, sums, **more)
+        commit(self._directory, record)
+        return record
+
+
+class LongDocument:
+    """Counts and hashes the bytes of a document that is never in memory as a whole."""
+
+    def __init__(self) -> None:
+        import xxhash
+
+        self.size_bytes = 0
+        self._hasher = xxhash.xxh3_64()
+
+    def update(self, data: bytes) -> bytes:
+        """The data, seen."""
+        self.size_bytes += len(data)
+        self._hasher.update(data)
+        return data
+
+    def key(self) -> int:
+        """xxh3-64 of all of it."""
+        return self._hasher.intdigest()
+
+
+class _Hashed:
+    """A file, hashed as it is written."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        import xxhash
+
+        self._file = file
+        self._hasher: xxhash.xxh3_128 = xxhash.xxh3_128()
+
+    def write(self, array: Any) -> None:
+        data = memoryview(array).cast("B") if len(array) else memoryview(b"")
+        self._hasher.update(data)
+        while data:
+            data = data[self._file.write(data) :]
+
+    def hexdigest(self) -> str:
+        return self._hasher.hexdigest()
+
+
+def frame(ids: Ids, lengths: Lengths, head: Sequence[int], tail: Sequence[int], dtype: str) -> Any:
+    """The ids in another dtype, with `head` before and `tail` after each document."""
+    import numpy as np
+
+    more = len(head) + len(tail)
+    if more == 0:
+        return ids.astype(dtype)
+    out = np.empty(len(ids) + more * len(lengths), dtype)
+    ends = np.cumsum(lengths + more)
+    starts = ends - (lengths + more)
+    for number, token in enumerate(head):
+        out[starts + number] = token
+    for number, token in enumerate(tail):
+        out[ends - len(tail) + number] = token
+    if len(ids) > _LOOP_TOKENS * len(lengths):
+        at = 0
+        for start, length in zip((starts + len(head)).tolist(), lengths.tolist(), strict=True):
+            out[start : start + length] = ids[at : at + length]
+            at += length
+        return out
+    is_text = np.ones(len(out), bool)
+    for number in range(len(head)):
+        is_text[starts + number] = False
+    for number in range(len(tail)):
+        is_text[ends - len(tail) + number] = False
+    out[is_text] = ids
+    return out

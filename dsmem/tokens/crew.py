@@ -1,0 +1,181 @@
+"""Workers that encode pieces: fresh processes that never outlive this one.
+
+What is said is lines of JSON: a recipe and pieces to a worker's standard input, reports and records from its output.
+The parts themselves go through files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from selectors import EVENT_READ, DefaultSelector
+from typing import TYPE_CHECKING, Any
+
+from dsmem import helpers
+from dsmem.errors import BadSource, DsmemError
+from dsmem.tokens.parts import Record, WrongIds
+from dsmem.tokens.pieces import Piece
+
+if TYPE_CHECKING:
+    from dsmem.tokens.encoding import Recipe, Report
+
+_IN_FLIGHT = 2
+_PATIENCE_S = 5.0
+
+
+class WorkerLost(DsmemError, RuntimeError):
+    """A worker ended before it was done: killed, or out of memory."""
+
+
+class Crew:
+    """Started at once, told what to do when that is known: workers import while the parent still looks at the input."""
+
+    def __init__(self, processes: int) -> None:
+        self._stack = ExitStack()
+        self._ready = self._stack.enter_context(DefaultSelector())
+        self._workers: list[_Worker] = []
+        try:
+            for _ in range(processes):
+                worker = _Worker(self._stack)
+                self._ready.register(worker.answers, EVENT_READ, worker)
+                self._workers.append(worker)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def run(self, recipe: Recipe, pieces: Iterator[Piece], report: Report) -> Iterator[Record]:
+        """Records as parts are finished, in no particular order.
+
+        Of several errors the one of the earliest piece is raised, whoever meets it first. Raises what encoding raises,
+        WorkerLost.
+        """
+        for worker in self._workers:
+            worker.send(recipe.dump())
+        failed: tuple[int, Exception] | None = None
+        for worker in self._workers:
+            worker.feed(pieces)
+        while busy := [worker for worker in self._workers if worker.in_flight]:
+            if failed is not None and all(worker.first > failed[0] for worker in busy):
+                raise failed[1]
+            for key, _ in self._ready.select():
+                worker = key.data
+                for kind, value in worker.collect():
+                    if kind == "progress":
+                        report(value)
+                    elif kind == "done":
+                        piece = worker.in_flight.popleft()
+                        if piece.is_spool:
+                            os.unlink(piece.path)
+                        yield Record(**value)
+                    else:
+                        piece = worker.in_flight.popleft()
+                        if failed is None or piece.number < failed[0]:
+                            failed = piece.number, _error(value)
+                if failed is None:
+                    worker.feed(pieces)
+        if failed is not None:
+            raise failed[1]
+
+
+class _Worker:
+    def __init__(self, stack: ExitStack) -> None:
+        environment = {**helpers.environment(), "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment.setdefault(name, "1")
+        self._process = subprocess.Popen(
+            helpers.command("dsmem.tokens.worker"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+            bufsize=0,
+        )
+        stack.callback(self._stop)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests = self._process.stdin
+        self.answers = self._process.stdout
+        self.in_flight: deque[Piece] = deque()
+        self._rest = b""
+
+    @property
+    def first(self) -> int:
+        """The number of the piece that it works on."""
+        return self.in_flight[0].number
+
+    def send(self, value: object) -> None:
+        try:
+            data = memoryview(json.dumps(value).encode() + b"\n")
+            while data:
+                data = data[self._requests.write(data) or 0 :]
+        except BrokenPipeError:
+            return  # it is dead: `collect` finds its answers at an end
+
+    def feed(self, pieces: Iterator[Piece]) -> None:
+        while len(self.in_flight) < _IN_FLIGHT and (piece := next(pieces, None)) is not None:
+            self.in_flight.append(piece)
+            self.send(piece.dump())
+
+    def collect(self) -> Sequence[tuple[str, Any]]:
+        data = os.read(self.answers.fileno(), 1 << 16)
+        if not data:
+            code = self._process.wait(_PATIENCE_S)
+            raise WorkerLost(
+                f"a worker ended ({helpers.ending(code)}) while it encoded {self.in_flight[0].shown}"
+                if self.in_flight
+                else f"a worker ended ({helpers.ending(code)})"
+            )
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        return [next(iter(json.loads(line).items())) for line in lines]
+
+    def _stop(self) -> None:
+        self._requests.close()
+        self.answers.close()
+        self._process.kill()
+        self._process.wait()
+
+
+def _error(value: dict[str, Any]) -> Exception:
+    from dsmem.tokens.documents import BadDocument
+    from dsmem.tokens.encoding import NotEqual
+
+    kind, message, facts = value["kind"], value["message"], value["facts"]
+    if kind == "OSError":
+        return OSError(facts["errno"], message, facts["filename"])
+    for known in (BadDocument, NotEqual):
+        if kind == known.__name__:
+            return known(message, path=facts["path"], place=facts["place"])
+    if kind == WrongIds.__name__:
+        return WrongIds(message)
+    return BadSource(message)
+
+
+def described(error: Exception) -> dict[str, Any]:
+    """An error that encoding raises, as JSON."""
+    if isinstance(error, OSError) and error.errno is not None:
+        facts: dict[str, Any] = {"errno": error.errno, "filename": error.filename}
+        return {"kind": "OSError", "message": error.strerror or str(error), "facts": facts}
+    facts = {name: getattr(error, name, "") for name in ("path", "place")}
+    message = str(error) if isinstance(error, DsmemError) else f"{type(error).__name__}: {error}"
+    return {"kind": type(error).__name__, "message": message, "facts": facts}
+
+
+def ignore_interrupts() -> None:
+    """In a worker: the parent decides what becomes of an interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def say(kind: str, value: object) -> None:
+    """In a worker: one line to the parent."""
+    sys.stdout.write(json.dumps({kind: value}) + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,187 @@
+"""Where text may be cut between documents: ranges of files for workers, blocks for encoding.
+
+Cuts depend on the bytes of the input and on the size of a part, never on how many work: that makes the output the same
+for any number of workers. A document belongs to the range in which its first byte lies.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from typing import IO, Literal
+
+from dsmem import units
+from dsmem.errors import BadSource
+
+Separator = Literal["line", "blank"]
+"""What ends a document: the end of its line, or blank lines after it."""
+PART_BYTES = 32 << 20
+"""One slice of an xxh3-tree, so that a worker hashes what it has just read."""
+BLOCK_BYTES = 4 << 20
+"""What is encoded at once: engines are slower on less, and gain nothing from more."""
+MOST_DOCUMENT_BYTES = 128 << 20
+"""Of a document in a file with others: its bytes and its text (up to four times that) must fit into memory together."""
+_SCAN_BYTES = 1 << 20
+_BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
+_MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
+
+
+class TooLong(BadSource):
+    """A document of more than MOST_DOCUMENT_BYTES among others, `offset` bytes into the file."""
+
+    def __init__(self, message: str, *, offset: int) -> None:
+        super().__init__(message)
+        self.offset = offset
+
+
+def boundary(fd: int, position: int, size_bytes: int, separator: Separator) -> int:
+    """The first place at or after `position` where a document begins; the end of the file if there is none.
+
+    Raises TooLong.
+    """
+    if position <= 0:
+        return 0
+    if separator == "line":
+        return _next_line(fd, position, size_bytes)
+    begin = max(position - 4, 0)
+    held = b""
+    while begin + len(held) < size_bytes:
+        held += os.pread(fd, _SCAN_BYTES, begin + len(held))
+        is_whole = begin + len(held) >= size_bytes
+        for match in _BLANK.finditer(held):
+            if match.end() >= len(held) - 1 and not is_whole:
+                break  # it may go on
+            if begin + match.end() >= position:
+                return begin + match.end()
+        if len(held) > MOST_DOCUMENT_BYTES:
+            raise _too_long(position)
+    return size_bytes
+
+
+def _next_line(fd: int, position: int, size_bytes: int) -> int:
+    at = position - 1
+    while at < size_bytes:
+        data = os.pread(fd, _SCAN_BYTES, at)
+        found = data.find(b"\n")
+        if found >= 0:
+            return at + found + 1
+        if not data:
+            break
+        at += len(data)
+        if at - position > MOST_DOCUMENT_BYTES:
+            raise _too_long(position)
+    return size_bytes
+
+
+def _too_long(offset: int) -> TooLong:
+    limit = units.format_bytes(MOST_DOCUMENT_BYTES)
+    return TooLong(
+        f"a document is longer than {limit}, the most for one among others in a file; "
+        "a .txt file that is one document may be of any size",
+        offset=offset,
+    )
+
+
+def last_cut(block: bytes, separator: Separator) -> int:
+    """The last place in a block where documents may be parted; 0 if there is none."""
+    if separator == "line":
+        return block.rfind(b"\n") + 1
+    at = block.rfind(b"\n\n")
+    at_return = block.rfind(b"\n\r\n")
+    return max(at + 2 if at >= 0 else 0, at_return + 3 if at_return >= 0 else 0)
+
+
+def blocks(read: Callable[[int], bytes], separator: Separator) -> Iterator[bytes]:
+    """Whole documents in blocks of about BLOCK_BYTES, from a `read(size)` that gives b"" at the end; raises TooLong."""
+    return pieces(read, separator, BLOCK_BYTES)
+
+
+def pieces(read: Callable[[int], bytes], separator: Separator, piece_bytes: int) -> Iterator[bytes]:
+    """Whole documents in pieces of at least that many bytes (the last may have less), cut by bytes alone."""
+    held: list[bytes] = []
+    held_bytes = offset = 0
+    while True:
+        data = read(min(piece_bytes, BLOCK_BYTES))
+        if not data:
+            break
+        held.append(data)
+        held_bytes += len(data)
+        if held_bytes < piece_bytes:
+            continue
+        whole = b"".join(held)
+        cut = last_cut(whole, separator)
+        if cut:
+            yield whole[:cut]
+            offset += cut
+            whole = whole[cut:]
+        elif len(whole) > max(MOST_DOCUMENT_BYTES, piece_bytes):
+            raise _too_long(offset)
+        held, held_bytes = [whole], len(whole)
+    rest = b"".join(held)
+    if rest:
+        yield rest
+
+
+def reader(fd: int, start: int, end: int) -> Callable[[int], bytes]:
+    """`read(size)` over the bytes of a range of an open file."""
+    at = start
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        data = os.pread(fd, min(size, end - at), at) if at < end else b""
+        at += len(data)
+        return data
+
+    return read
+
+
+def elements(stream: IO[bytes], *, path: str) -> Iterator[bytes]:
+    """The elements of a JSON array, one after the other, as they stand there; raises BadSource, TooLong.
+
+    Only brackets and strings are looked at: whoever parses an element finds what is wrong inside it.
+    """
+    held, at, depth, offset = b"", 0, 0, 0
+    start: int | None = None
+    done = False
+    while True:
+        data = stream.read(_SCAN_BYTES)
+        held += data
+        for match in _MARKS.finditer(held, at):
+            if done:
+                break
+            mark = match[0][:1]
+            if match[0] == b'"':
+                break  # a string whose end is still to come
+            at = match.end()
+            if mark == b'"':
+                continue
+            if mark in b"[{":
+                depth += 1
+                if depth == 1:
+                    if mark != b"[" or held[: match.start()].strip(b" \t\r\n\xef\xbb\xbf"):
+                        raise BadSource(f"{path} does not begin as a JSON array")
+                    start = at
+                continue
+            if mark in b"]}":
+                depth -= 1
+            if depth < 0 or start is None:
+                raise BadSource(f"{path} does not begin as a JSON array")
+            if (depth == 1 and mark == b",") or depth == 0:
+                element = held[start : match.start()].strip()
+                if element or mark == b",":
+                    yield element
+                start, done = at, depth == 0
+        if done:
+            if held[at:].strip() or stream.read(1).strip():
+                raise BadSource(f"{path} goes on after its JSON array")
+            return
+        if not data:
+            raise BadSource(f"{path} ends inside its JSON array")
+        if held.find(b'"', at) < 0:
+            at = len(held)
+        cut = at if start is None else start
+        held, at, offset = held[cut:], at - cut, offset + cut
+        start = None if start is None else 0
+        if len(held) > MOST_DOCUMENT_BYTES:
+            raise _too_long(offset)

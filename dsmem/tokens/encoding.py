@@ -1,0 +1,379 @@
+"""A piece to a part: read its documents, encode them, compare some with the reference, write.
+
+The same in a worker and in the process that was asked.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsmem import digest
+from dsmem.errors import DsmemError
+from dsmem.tokens import compressed, cutting, documents, engines, pieces
+from dsmem.tokens.compressed import Compression
+from dsmem.tokens.cutting import BLOCK_BYTES
+from dsmem.tokens.documents import BadDocument, Batch, Faults, Lines
+from dsmem.tokens.engines import Engine, EngineName, Ids
+from dsmem.tokens.feeding import LONG_BYTES, decoded, feed
+from dsmem.tokens.layout import TokenDtype
+from dsmem.tokens.parts import LongDocument, PartWriter, Record
+from dsmem.tokens.pieces import Piece
+from dsmem.tokens.vocabularies import Located
+
+VERIFY_EVERY = 16
+"""The sample is taken from every 16th part, so that few workers load the reference."""
+ALL = -1
+Read = Callable[[int], bytes]
+Report = Callable[[int], None]
+"""Called with bytes of input done since the last call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All that a worker must know; JSON holds all of it."""
+
+    directory: str
+    located: Located
+    engine: EngineName
+    parse_special: bool
+    dtype: TokenDtype
+    largest_id: int
+    head: tuple[int, ...]
+    tail: tuple[int, ...]
+    text_field: str
+    encoding: str
+    skip_bad: bool
+    with_keys: bool
+    verify: int
+    """Documents of every VERIFY_EVERY-th part; ALL = each of every part."""
+
+    def dump(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+    @classmethod
+    def load(cls, raw: dict[str, Any]) -> Recipe:
+        """From what `dump` gave."""
+        located = Located(**raw["located"])
+        return cls(**{**raw, "located": located, "head": tuple(raw["head"]), "tail": tuple(raw["tail"])})
+
+
+class NotEqual(DsmemError, ValueError):
+    """An engine and the reference disagree about a document (`path`, `place`)."""
+
+    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.place = place
+
+
+class Encoder:
+    """Makes parts of pieces, one after the other."""
+
+    def __init__(self, recipe: Recipe, engine: Engine | None = None) -> None:
+        self._recipe = recipe
+        self._engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
+        self._reference: Engine | None = None
+
+    def encode(self, piece: Piece, report: Report) -> Record:
+        """Write the part; raises BadSource, BadDocument, NotEqual, OSError: what was written has no record then."""
+        recipe = self._recipe
+        verifying = _Verifying(self, piece, recipe)
+        faults = Faults(recipe.skip_bad)
+        slices: dict[str, list[str]] = {}
+        with PartWriter(
+            recipe.directory,
+            piece.number,
+            recipe.dtype,
+            largest_id=recipe.largest_id,
+            head=recipe.head,
+            tail=recipe.tail,
+            with_keys=recipe.with_keys,
+        ) as writer:
+            if piece.kind == "files":
+                self._files(piece, writer, verifying, faults, slices, report)
+            else:
+                for batch in self._batches(piece, faults, slices):
+                    self._add(batch, writer, verifying)
+                    report(batch.input_bytes)
+            return writer.finish(
+                slices=slices, skipped=faults.count, skipped_places=faults.places, verified=verifying.count
+            )
+
+    def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:
+        """Encode the texts of a batch, long ones by themselves, in their order."""
+        held: list[str] = []
+        begin = 0
+        for index, text in enumerate(batch.texts):
+            if len(text) <= LONG_BYTES:
+                continue
+            held = batch.texts[begin:index]
+            self._add_short(batch, begin, held, writer, verifying)
+            self._add_long(_read_text(text), writer, path=batch.path, place=batch.place(index))
+            begin = index + 1
+        self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
+
+    def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
+        for some in _portions(texts):
+            ids, lengths = self._engine.encode(some)
+            verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
+            writer.add(some, ids, lengths)
+            begin += len(some)
+
+    def _add_long(self, read: Read, writer: PartWriter, *, path: str, place: str) -> None:
+        seen = LongDocument()
+        writer.add_long(feed(self._engine, lambda size: seen.update(read(size)), path=path, place=place), seen)
+
+    def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
+        recipe = self._recipe
+        if piece.kind == "parquet":
+            with _row_groups(piece, recipe.text_field) as tables:
+                yield from documents.columns(
+                    tables, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
+                )
+            return
+        if piece.kind == "arrow":
+            with pieces.reading(piece.path), pieces.record_batches(piece.path) as (_, found):
+                tables = islice(found, piece.start, piece.end)
+                yield from documents.columns(
+                    tables, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
+                )
+            return
+        with Path(piece.path).open("rb", buffering=0) as file:
+            fd = file.fileno()
+            start, end = piece.start, piece.end
+            separator: cutting.Separator = "blank" if piece.kind == "blank" else "line"
+            lines = Lines(piece.path, start, piece.first if piece.is_spool else None, piece.unit)
+            try:
+                if not piece.is_spool:
+                    size_bytes = os.fstat(fd).st_size
+                    start = cutting.boundary(fd, piece.start, size_bytes, separator)
+                    end = cutting.boundary(fd, piece.end, size_bytes, separator)
+                blocks = cutting.blocks(cutting.reader(fd, start, end), separator)
+                if piece.kind == "jsonl":
+                    yield from documents.json_lines(
+                        blocks, start, path=piece.shown, text_field=recipe.text_field, lines=lines, faults=faults
+                    )
+                elif piece.kind == "line":
+                    yield from documents.plain_lines(blocks, start, path=piece.shown, lines=lines, faults=faults)
+                else:
+                    yield from documents.paragraphs(blocks, start, path=piece.shown, lines=lines, faults=faults)
+            except cutting.TooLong as exc:
+                raise BadDocument(f"{piece.shown}: {exc}", path=piece.shown) from exc
+            if not piece.is_spool:
+                slices[str(piece.source)] = _slices(fd, piece.start, piece.end)
+
+    def _files(
+        self,
+        piece: Piece,
+        writer: PartWriter,
+        verifying: _Verifying,
+        faults: Faults,
+        slices: dict[str, list[str]],
+        report: Report,
+    ) -> None:
+        """A document a file; small ones are encoded together."""
+        texts: list[str] = []
+        paths: list[str] = []
+        held_bytes = 0
+
+        def flush() -> None:
+            nonlocal held_bytes
+            ids, lengths = self._engine.encode(texts)
+            for number, path in enumerate(paths):
+                verifying.look_at(texts, ids, lengths, number, path=path)
+            writer.add(texts, ids, lengths)
+            report(held_bytes)
+            texts.clear()
+            paths.clear()
+            held_bytes = 0
+
+        for index, path, compression in piece.files:
+            shown = piece.shown if piece.is_spool else path
+            try:
+                with self._document(path, compression, piece) as read:
+                    head = _exactly(read, LONG_BYTES + 1)
+                    if len(head) <= LONG_BYTES:
+                        texts.append(decoded(head, path=shown))
+                        paths.append(shown)
+                        held_bytes += len(head)
+                    else:
+                        if faults.skip:
+                            # Once a part of it is written there is no way back.
+                            with self._document(path, compression, piece) as first:
+                                _check_utf8(first, path=shown)
+                        flush()
+                        self._add_long(_from(head, read), writer, path=shown, place="")
+                        report(os.stat(path).st_size)
+            except BadDocument as exc:
+                if not faults.skip:
+                    raise
+                faults.add_error(exc)
+            if not piece.is_spool:
+                with Path(path).open("rb") as file:
+                    slices[str(index)] = _slices(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            if held_bytes >= BLOCK_BYTES:
+                flush()
+        flush()
+
+    @contextmanager
+    def _document(self, path: str, compression: Compression | None, piece: Piece) -> Iterator[Read]:
+        """`read(size)` over the UTF-8 of a file that is one document."""
+        with Path(path).open("rb") as file, compressed.opened(file, compression, path=path) as plain:
+            encoding = "utf-8" if piece.is_spool else self._recipe.encoding
+            yield pieces.as_utf8(plain, encoding, path=path).read
+
+    def reference(self) -> Engine:
+        """The engine to compare with, loaded when it is first asked for."""
+        if self._reference is None:
+            recipe = self._recipe
+            name = engines.reference_of(recipe.located)
+            self._reference = engines.load(recipe.located, name, parse_special=recipe.parse_special)
+        return self._reference
+
+
+def _portions(texts: list[str]) -> Iterator[list[str]]:
+    """Texts of about BLOCK_BYTES together."""
+    begin = size = 0
+    for index, text in enumerate(texts):
+        size += len(text)
+        if size >= 2 * BLOCK_BYTES:
+            yield texts[begin : index + 1]
+            begin, size = index + 1, 0
+    if begin < len(texts):
+        yield texts[begin:] if begin else texts
+
+
+class _Verifying:
+    """Compares a part's share of the sample with the reference."""
+
+    def __init__(self, encoder: Encoder, piece: Piece, recipe: Recipe) -> None:
+        own = engines.reference_of(recipe.located) == recipe.engine
+        self._encoder = encoder
+        self._all = recipe.verify == ALL and not own
+        self._left = recipe.verify if not own and piece.number % VERIFY_EVERY == 0 else 0
+        self.count = 0
+
+    def look(
+        self, texts: list[str], ids: Ids, lengths: Any, *, path: str, place: Callable[[int], str], begin: int
+    ) -> None:
+        """Compare some texts of a batch, evenly spread, or all."""
+        if self._all:
+            chosen = range(len(texts))
+        elif self._left > 0:
+            take = min(self._left, max(4, self._left // 4))
+            chosen = range(0, len(texts), max(1, len(texts) // take))
+            chosen = chosen[:take]
+            self._left -= len(chosen)
+        else:
+            return
+        ends = np.cumsum(lengths)
+        for index in chosen:
+            self._compare(texts[index], ids[ends[index] - lengths[index] : ends[index]], path, place, begin + index)
+
+    def look_at(self, texts: list[str], ids: Ids, lengths: Any, index: int, *, path: str) -> None:
+        """Compare one text that is a file of its own."""
+        if not self._all and self._left <= 0:
+            return
+        self._left -= 1
+        end = int(lengths[: index + 1].sum())
+        self._compare(texts[index], ids[end - int(lengths[index]) : end], path, lambda _: "", 0)
+
+    def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
+        reference = self._encoder.reference()
+        theirs, _ = reference.encode([text])
+        self.count += 1
+        if np.array_equal(ids, theirs):
+            return
+        shorter = min(len(ids), len(theirs))
+        differing = np.flatnonzero(ids[:shorter] != theirs[:shorter])
+        at = int(differing[0]) if len(differing) else shorter
+        where = place(index)
+        named = f"{path}:{where}" if where else path
+        raise NotEqual(
+            f"{named}: the engine and {reference.name}, the reference, differ from token {at} of this document on",
+            path=path,
+            place=where,
+        )
+
+
+@contextmanager
+def _row_groups(piece: Piece, text_field: str) -> Iterator[Iterator[Any]]:
+    from pyarrow import parquet
+
+    with pieces.reading(piece.path), parquet.ParquetFile(piece.path, memory_map=False, pre_buffer=False) as file:
+        yield file.iter_batches(
+            batch_size=4096, row_groups=range(piece.start, piece.end), columns=[text_field], use_threads=False
+        )
+
+
+def _slices(fd: int, start: int, end: int) -> list[str]:
+    """Digests of the slices of an xxh3-tree in a range that begins with one, which was read just now."""
+    found = []
+    for begin in range(start, end, digest.SLICE_BYTES):
+        hasher = digest.slice_digest()
+        stop = min(begin + digest.SLICE_BYTES, end)
+        for at in range(begin, stop, 1 << 20):
+            hasher.update(os.pread(fd, min(1 << 20, stop - at), at))
+        found.append(hasher.hexdigest())
+    return found
+
+
+def _exactly(read: Read, size: int) -> bytes:
+    """That many bytes, fewer at the end only."""
+    held: list[bytes] = []
+    left = size
+    while left and (data := read(left)):
+        held.append(data)
+        left -= len(data)
+    return b"".join(held)
+
+
+def _from(ahead: bytes, read: Read) -> Read:
+    def then(size: int) -> bytes:
+        nonlocal ahead
+        if ahead:
+            data, ahead = ahead[:size], ahead[size:]
+            return data
+        return read(size)
+
+    return then
+
+
+def _read_text(text: str) -> Read:
+    """`read(size)` over the UTF-8 of a text; what it gives is up to four times the size."""
+    at = 0
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        data = text[at : at + size].encode()
+        at += size
+        return data
+
+    return read
+
+
+def _check_utf8(read: Read, *, path: str) -> None:
+    """Look through a document before any of it is written; raises BadDocument."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    line = 1
+    while True:
+        data = read(1 << 20)
+        try:
+            decoder.decode(data, final=not data)
+        except UnicodeDecodeError as exc:
+            line += exc.object.count(b"\n", 0, exc.start)
+            reason = f"not UTF-8: byte 0x{exc.object[exc.start]:02x}"
+            raise BadDocument(f"{path}:{line}: {reason}", path=path, place=str(line)) from exc
+        if not data:
+            return
+        line += data.count(b"\n")

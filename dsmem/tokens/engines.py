@@ -1,0 +1,193 @@
+"""Engines: text to ids, whole batches at once, as one flat array and the lengths of its documents.
+
+An engine never adds tokens of its own, never truncates and never pads; special tokens that stand in the text are text
+unless `parse_special`. Hugging Face `tokenizers` is the reference for tokenizer.json, tiktoken and SentencePiece are
+their own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from importlib.metadata import version
+from itertools import chain
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dsmem.errors import UsageError
+from dsmem.tokens.vocabularies import BYTES_END, END_OF_TEXT, Located, load_reference, load_sentencepiece, need
+
+EngineName = Literal["fastokens", "tokenizers", "tiktoken", "sentencepiece", "bytes"]
+Ids = NDArray[np.uint32]
+Lengths = NDArray[np.int64]
+_BY_KIND: dict[str, tuple[EngineName, ...]] = {
+    "tokenizer.json": ("fastokens", "tokenizers"),
+    "tiktoken": ("fastokens", "tiktoken"),
+    "sentencepiece": ("sentencepiece",),
+    "bytes": ("bytes",),
+}
+"""Fastest first, the reference last."""
+_log = logging.getLogger(__name__)
+
+
+class Unfit(Exception):
+    """An engine that can't do what a tokenizer wants, with the reason."""
+
+
+class Engine(Protocol):
+    """What encodes."""
+
+    name: EngineName
+    version: str
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        """The ids of all texts, one after the other, and how many each has."""
+        ...
+
+
+def reference_of(located: Located) -> EngineName:
+    """The engine that others are compared with."""
+    return _BY_KIND[located.kind][-1]
+
+
+def choose(located: Located, wanted: str, *, parse_special: bool) -> Engine:
+    """The fastest engine that is exact for this tokenizer (`auto`), or the one asked for; raises UsageError."""
+    if wanted not in ("auto", *get_args(EngineName)):
+        raise UsageError(f"no engine {wanted!r}; there are auto, {', '.join(get_args(EngineName))}")
+    fitting = _BY_KIND[located.kind]
+    if wanted != "auto" and wanted not in fitting:
+        raise UsageError(f"a tokenizer of kind {located.kind} is encoded by {' or '.join(fitting)}, not by {wanted}")
+    for name in fitting:
+        if wanted not in ("auto", name):
+            continue
+        try:
+            return load(located, name, parse_special=parse_special)
+        except Unfit as exc:
+            if wanted == name or name == fitting[-1]:
+                raise UsageError(f"{name} can't encode by {located.path}: {exc}") from exc
+            _log.info("not %s: %s", name, exc)
+    raise AssertionError(fitting)
+
+
+def load(located: Located, name: EngineName, *, parse_special: bool) -> Engine:
+    """That engine; raises Unfit, BadSource, UsageError (a package that is not installed)."""
+    if name == "bytes":
+        return _Bytes(parse_special)
+    if name == "fastokens":
+        return _Fastokens(located, parse_special)
+    if name == "tokenizers":
+        return _Tokenizers(located.path, parse_special)
+    if name == "tiktoken":
+        return _Tiktoken(located, parse_special)
+    return _SentencePiece(located.path, parse_special)
+
+
+def _flat(parts: Sequence[Sequence[int]]) -> tuple[Ids, Lengths]:
+    lengths = np.fromiter(map(len, parts), np.int64, len(parts))
+    return np.fromiter(chain.from_iterable(parts), np.uint32, int(lengths.sum())), lengths
+
+
+class _Fastokens:
+    name: EngineName = "fastokens"
+
+    def __init__(self, located: Located, parse_special: bool) -> None:
+        import fastokens
+
+        self.version = version("fastokens")
+        self._split_special = not parse_special
+        try:
+            if located.kind == "tiktoken":
+                self._tokenizer = fastokens.Tokenizer.from_tiktoken(
+                    located.path, pattern=located.pattern, special_tokens=located.special_tokens
+                )
+                return
+            self._tokenizer = fastokens.Tokenizer.from_file(located.path)
+        except (ValueError, RuntimeError, NotImplementedError, TypeError) as exc:
+            raise Unfit(str(exc)) from exc
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # Ids in `added_tokens` that the model contradicts are read otherwise by Hugging Face.
+        reference = load_reference(located.path)
+        for token in reference.get_added_tokens_decoder().values():
+            if self._tokenizer.token_to_id(token.content) != reference.token_to_id(token.content):
+                raise Unfit(f"it gives the added token {token.content!r} another id than Hugging Face")
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        ids, offsets = self._tokenizer.encode_batch_flat(list(texts), split_special_tokens=self._split_special)
+        ends = np.frombuffer(offsets, np.uint64).astype(np.int64)
+        return np.frombuffer(ids, np.uint32), ends[1:] - ends[:-1]
+
+
+class _Tokenizers:
+    name: EngineName = "tokenizers"
+
+    def __init__(self, path: str, parse_special: bool) -> None:
+        self.version = version("tokenizers")
+        self._tokenizer = load_reference(path)
+        self._tokenizer.encode_special_tokens = not parse_special
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        return _flat([one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
+
+
+class _Tiktoken:
+    name: EngineName = "tiktoken"
+
+    def __init__(self, located: Located, parse_special: bool) -> None:
+        tiktoken = need("tiktoken")
+        from tiktoken.load import load_tiktoken_bpe
+
+        self.version = version("tiktoken")
+        self._allowed: Literal["all"] | set[str] = "all" if parse_special else set()
+        self._encoding = tiktoken.Encoding(
+            "dsmem",
+            pat_str=located.pattern,
+            mergeable_ranks=load_tiktoken_bpe(located.path),
+            special_tokens=located.special_tokens,
+        )
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        parts = [
+            self._encoding.encode_to_numpy(text, allowed_special=self._allowed, disallowed_special=()) for text in texts
+        ]
+        ids = np.concatenate(parts).astype(np.uint32, copy=False) if parts else np.empty(0, np.uint32)
+        return ids, np.fromiter(map(len, parts), np.int64, len(parts))
+
+
+class _SentencePiece:
+    name: EngineName = "sentencepiece"
+
+    def __init__(self, path: str, parse_special: bool) -> None:
+        if parse_special:
+            raise UsageError("--parse-special: SentencePiece never reads its control symbols from text")
+        self._model = load_sentencepiece(path)
+        self.version = version("sentencepiece")
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        return _flat(self._model.encode(list(texts), out_type=int, add_bos=False, add_eos=False, num_threads=1))
+
+
+class _Bytes:
+    """A byte is its value, the end of text 256."""
+
+    name: EngineName = "bytes"
+    version = "1"
+
+    def __init__(self, parse_special: bool) -> None:
+        self._parse_special = parse_special
+
+    def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        parts = [self._one(text) for text in texts]
+        ids = np.concatenate(parts).astype(np.uint32) if parts else np.empty(0, np.uint32)
+        return ids, np.fromiter(map(len, parts), np.int64, len(parts))
+
+    def _one(self, text: str) -> NDArray[Any]:
+        if not self._parse_special or END_OF_TEXT not in text:
+            return np.frombuffer(text.encode(), np.uint8)
+        end = np.array([BYTES_END], np.uint16)
+        pieces: list[NDArray[Any]] = []
+        for piece in text.split(END_OF_TEXT):
+            pieces += [np.frombuffer(piece.encode(), np.uint8), end]
+        return np.concatenate(pieces[:-1])

@@ -1,0 +1,130 @@
+"""How text becomes tokens (`Options`), and what came of it (`Tokenized`)."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from dsmem.errors import DsmemError, NoSpace, UsageError
+from dsmem.tokens.cutting import Separator
+from dsmem.tokens.layout import ITEM_BYTES, LARGEST_ID, TokenDtype
+from dsmem.tokens.manifest import Place
+from dsmem.tokens.vocabularies import NoEnd, Vocabulary
+
+OnError = Literal["raise", "skip"]
+VERIFY_DOCUMENTS = 16
+"""Of every 16th part (512 MiB of input): what the reference needs for them is a few percent of the time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One finished token file."""
+
+    path: str
+    split: str
+    tokens: int
+    documents: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """What `tokenize` did."""
+
+    outputs: tuple[Output, ...]
+    tokens: int
+    documents: int
+    text_bytes: int
+    input_bytes: int
+    """As the files lie; 0 for streams."""
+    dtype: TokenDtype
+    tokenizer: str
+    engine: str
+    verified: int
+    """Documents compared with the reference."""
+    skipped: int
+    skipped_places: tuple[str, ...]
+    """The first of them, with file, place and reason."""
+    parts: int
+    resumed_parts: int
+    workers: int
+    """Processes; 0 = this one."""
+    elapsed_s: float
+
+
+class OutputExists(DsmemError, FileExistsError):
+    """The output is there already (`path`)."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class OutputFull(NoSpace):
+    """The file system of the output is full; finished parts stay, and a later run goes on with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How text becomes tokens: all that decides about the ids and where documents end."""
+
+    tokenizer: str = "bytes"
+    engine: str = "auto"
+    text_field: str = "text"
+    split_on: Separator | None = None
+    encoding: str = "utf-8"
+    bos: Place = "none"
+    eos: Place = "append"
+    bos_token: str | None = None
+    eos_token: str | None = None
+    parse_special: bool = False
+    dtype: TokenDtype | None = None
+    verify: int | Literal["all"] = VERIFY_DOCUMENTS
+    on_error: OnError = "raise"
+
+    def check(self) -> None:
+        """Raise UsageError for what can't be meant."""
+        if self.split_on not in (None, "line", "blank"):
+            raise UsageError(f"documents are split on line or blank, not on {self.split_on!r}")
+        if self.bos not in ("none", "prepend"):
+            raise UsageError(f"bos is none or prepend, not {self.bos!r}")
+        if self.eos not in get_args(Place):
+            raise UsageError(f"eos is append, prepend or none, not {self.eos!r}")
+        if self.on_error not in get_args(OnError):
+            raise UsageError(f"on_error is raise or skip, not {self.on_error!r}")
+        if self.dtype not in (None, *ITEM_BYTES):
+            raise UsageError(f"ids are uint16 or uint32, not {self.dtype!r}")
+        if self.verify != "all" and (type(self.verify) is not int or self.verify < 0):
+            raise UsageError(f"verify is a number of documents or all, not {self.verify!r}")
+        try:
+            codecs.lookup(self.encoding)
+        except LookupError as exc:
+            raise UsageError(f"no encoding {self.encoding!r}") from exc
+
+
+def frame_of(vocabulary: Vocabulary, options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids before and after each document; raises NoEnd."""
+    head: list[int] = []
+    tail: list[int] = []
+    for name, place, token in (("bos", options.bos, vocabulary.bos_id), ("eos", options.eos, vocabulary.eos_id)):
+        if place == "none":
+            continue
+        if token is None:
+            raise NoEnd(
+                f"{vocabulary.spec} has no {name} token that is known by a common name", option=f"--{name}-token"
+            )
+        (head if place == "prepend" else tail).append(token)
+    return tuple(head), tuple(tail)
+
+
+def dtype_of(vocabulary: Vocabulary, wanted: TokenDtype | None) -> TokenDtype:
+    """The narrowest dtype that holds every id, or the one that is wanted; raises UsageError if ids do not fit it."""
+    largest = vocabulary.largest_id
+    if wanted is None:
+        return "uint16" if largest <= LARGEST_ID["uint16"] else "uint32"
+    if largest > LARGEST_ID[wanted]:
+        raise UsageError(
+            f"{wanted} holds ids up to {LARGEST_ID[wanted]}; {vocabulary.spec} has {vocabulary.vocab_size}, "
+            f"up to {largest}: use uint32"
+        )
+    return wanted

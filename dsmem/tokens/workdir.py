@@ -1,0 +1,125 @@
+"""The work directory beside the output, `.OUT.bin.parts/`: locked while used, continued when it fits, removed at last.
+
+`plan.json` says what its parts were made from and how. A run with the same plan takes the finished parts over; one with
+another plan is refused, and told what differs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from dsmem import files
+from dsmem.errors import DsmemError, InUse
+
+_PLAN_BYTES = 1 << 30
+Plan = Mapping[str, object]
+
+
+class OutputBusy(InUse):
+    """Another process makes the same output."""
+
+
+class OtherPlan(DsmemError, RuntimeError):
+    """An unfinished run for the same output was made another way; `differences` names how."""
+
+    def __init__(self, message: str, *, differences: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.differences = differences
+
+
+def path_of(out: str) -> str:
+    """Where the parts of an output lie."""
+    return os.path.join(os.path.dirname(out), f".{os.path.basename(out)}.parts")
+
+
+@contextmanager
+def locked(out: str) -> Iterator[str]:
+    """The work directory, made if need be and held for this process; raises OutputBusy, UnsafeRoot, OSError."""
+    path = path_of(out)
+    while True:
+        with suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        try:
+            fd = files.open_own(f"{path}/lock", os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:
+            if os.path.isdir(os.path.dirname(path) or "."):
+                continue  # it was removed meanwhile
+            raise
+        if not files.try_lock(fd, exclusive=True):
+            os.close(fd)
+            raise OutputBusy(f"{out} is being made by another process", names=(out,))
+        if files.names_inode(f"{path}/lock", os.fstat(fd)):
+            break
+        os.close(fd)
+    try:
+        yield path
+    finally:
+        os.close(fd)
+
+
+def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bool:
+    """Make the directory fit the plan; whether parts in it may be taken over. Raises OtherPlan."""
+    path = f"{directory}/plan.json"
+    plan = json.loads(json.dumps(plan))
+    try:
+        before = json.loads(files.read_own(path, _PLAN_BYTES))
+    except (FileNotFoundError, ValueError):
+        before = None
+    if before is not None and can_resume and not restart:
+        if before == plan:
+            _clear(directory, keep=("lock", "plan.json", "part-", "ranks-"))
+            return True
+        differences = _differences(before, plan)
+        has_parts = any(name.startswith("part-") and name.endswith(".json") for name in os.listdir(directory))
+        if has_parts:
+            raise OtherPlan(
+                f"an unfinished run for the same output was another one: {'; '.join(differences)}",
+                differences=differences,
+            )
+    _clear(directory, keep=("lock", "ranks-"))
+    files.write_atomic(path, json.dumps(plan).encode())
+    return False
+
+
+def remove(directory: str) -> None:
+    """Remove all of it, by whoever holds the lock."""
+    shutil.rmtree(directory)
+
+
+def _clear(directory: str, keep: tuple[str, ...]) -> None:
+    for entry in list(os.scandir(directory)):
+        if entry.name.startswith(keep):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def _differences(before: object, after: Plan) -> tuple[str, ...]:
+    if not isinstance(before, dict):
+        return ("its plan can't be read",)
+    found = []
+    for key in sorted({*before, *after}):
+        was, now = before.get(key), after.get(key)
+        if was == now:
+            continue
+        if key == "inputs" and isinstance(was, list) and isinstance(now, list):
+            found.append(_of_inputs(was, now))
+        else:
+            found.append(f"{key} was {was!r} and is {now!r}")
+    return tuple(found)
+
+
+def _of_inputs(was: list[object], now: list[object]) -> str:
+    if len(was) != len(now):
+        return f"there were {len(was)} inputs and are {len(now)}"
+    first = next(index for index, (one, other) in enumerate(zip(was, now, strict=True)) if one != other)
+    paths = [str(one[0]) if isinstance(one, list) and one else "?" for one in (was[first], now[first])]
+    if paths[0] == paths[1]:
+        return f"{paths[0]} has changed"
+    return f"input {first + 1} was {paths[0]} and is {paths[1]}"

@@ -1,0 +1,76 @@
+"""A worker of `dsmem tokenize` (`python -m`): pieces on standard input, a record for each on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from queue import SimpleQueue
+
+from dsmem import helpers
+from dsmem.errors import DsmemError
+from dsmem.tokens import crew
+from dsmem.tokens.pieces import Piece
+
+_REPORT_BYTES = 16 << 20
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve one parent: its pid."""
+    helpers.end_with_parent(int(arguments[0]))
+    crew.ignore_interrupts()
+    # What it will need, while the parent still looks at the input.
+    import orjson  # noqa: F401
+    import xxhash  # noqa: F401
+
+    from dsmem.tokens.encoding import Encoder, Recipe
+
+    lines: SimpleQueue[bytes] = SimpleQueue()
+    # The parent must never wait for us to read while we wait for it to read.
+    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    said = lines.get()
+    if not said:
+        return  # nothing was left to do
+    encoder: Encoder | None = None
+    recipe = Recipe.load(json.loads(said))
+    report = _Report()
+    while line := lines.get():
+        piece = Piece.load(json.loads(line))
+        try:
+            encoder = encoder or Encoder(recipe)
+            record = encoder.encode(piece, report)
+        except (DsmemError, OSError, MemoryError) as exc:
+            crew.say("failed", crew.described(exc))
+            continue
+        report.flush()
+        crew.say("done", asdict(record))
+
+
+def _listen(lines: SimpleQueue[bytes]) -> None:
+    """Every line of standard input, and b"" at the end."""
+    for line in sys.stdin.buffer:
+        lines.put(line)
+    lines.put(b"")
+
+
+class _Report:
+    """Tells the parent of bytes done, not too often."""
+
+    def __init__(self) -> None:
+        self._held_bytes = 0
+
+    def __call__(self, done_bytes: int) -> None:
+        self._held_bytes += done_bytes
+        if self._held_bytes >= _REPORT_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._held_bytes:
+            crew.say("progress", self._held_bytes)
+        self._held_bytes = 0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
