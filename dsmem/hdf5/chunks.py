@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from dsmem import files
 from dsmem.errors import BadSource
 from dsmem.hdf5.codecs import Array, Pipeline, Undecodable
+from dsmem.hdf5.stored import MISSING, StoredChunks
 
 BAND_BYTES = 2 << 20
 """What a band is filled up to, of small chunks."""
 LARGEST_BAND_BYTES = 16 << 20
 """A longer band is decoded into the object itself, in pieces, not through a buffer."""
-_SPAN_BYTES = 8 << 20
-_MISSING = -1
 
 
 class DamagedIndex(BadSource):
@@ -43,7 +41,7 @@ class ChunkTable:
     @property
     def missing(self) -> int:
         """How many were never written."""
-        return int((self.offsets == _MISSING).sum())
+        return int((self.offsets == MISSING).sum())
 
 
 def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> ChunkTable:
@@ -61,7 +59,7 @@ def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...],
     except OverflowError as exc:
         raise DamagedIndex("its chunk index leads outside the file") from exc
     total = math.prod(grid)
-    table = ChunkTable(grid, np.full(total, _MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
+    table = ChunkTable(grid, np.full(total, MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
     if not numbers:
         return table
     infos = np.frombuffer(numbers, np.int64).reshape(-1, len(chunks) + 3)
@@ -110,7 +108,7 @@ class ChunkedDataset:
         fill: bytes,
         label: str,
     ) -> None:
-        self._fd = fd
+        self._stored = StoredChunks(fd, label)
         self._table = table
         self._shape = shape
         self._chunks = chunks
@@ -142,22 +140,22 @@ class ChunkedDataset:
                 j = min(i + step, last)
                 yield Band(i, j, start, size, last - first <= step, int(ends[i:j].max()))
 
-    def pieces(self, band: Band) -> list[bytearray] | None:
-        """A band's chunks decoded, as they follow each other in the dataset; None where that is not the way.
-
-        It is for small chunks of whole rows, all there and intact, none cut off at the edge.
-        """
+    def is_plain(self, band: Band) -> bool:
+        """Whether `pieces` does it: small chunks of whole rows, deflate alone, all there, none cut off at the edge."""
         together = (band.last - band.first) * self._chunk_bytes == band.size_bytes
         if not (self._whole_rows and together and band.whole and self._pipeline.is_small_deflate):
-            return None
+            return False
         here = slice(band.first, band.last)
-        if self._table.masks[here].any() or (self._table.offsets[here] == _MISSING).any():
-            return None
-        stored = self._read(self._table.offsets[here].tolist(), self._table.sizes[here].tolist())
-        try:
-            return self._pipeline.inflated(data for data in stored if data is not None)
-        except Undecodable:
-            return None  # `decode` says which one
+        return not (self._table.masks[here].any() or (self._table.offsets[here] == MISSING).any())
+
+    def pieces(self, band: Band) -> list[bytearray] | None:
+        """The chunks of a plain band decoded, as they follow each other in the dataset.
+
+        None where one can't be: `decode` says which.
+        """
+        here = slice(band.first, band.last)
+        offsets, sizes = self._table.offsets[here].tolist(), self._table.sizes[here].tolist()
+        return self._stored.inflated(offsets, sizes, self._chunk_bytes)
 
     def decode(self, band: Band, out: Array) -> int:
         """Decode a band's chunks into `out`: uint8, the band's size; returns how many bytes they are.
@@ -170,7 +168,7 @@ class ChunkedDataset:
         offsets = self._table.offsets[band.first : band.last].tolist()
         sizes = self._table.sizes[band.first : band.last].tolist()
         masks = self._table.masks[band.first : band.last].tolist()
-        pieces = self._read(offsets, sizes)
+        pieces = self._stored.read(offsets, sizes)
         position = band.first
         # The size of a chunk in whole rows; 0: none goes straight to its place. Small chunks must not drown in Python.
         straight = self._chunk_bytes if self._whole_rows else 0
@@ -205,7 +203,7 @@ class ChunkedDataset:
         if data is None:
             place[...] = self._fill
             return
-        chunk = self._scratch("chunk", self._chunk_bytes)
+        chunk = self._scratch()
         self._pipeline.decode(data, chunk, mask)
         place[...] = chunk.reshape(*self._chunks, self._item_bytes)[clipped]
 
@@ -216,31 +214,9 @@ class ChunkedDataset:
             corner.append(here * chunk)
         return tuple(reversed(corner))
 
-    def _read(self, offsets: list[int], sizes: list[int]) -> Iterator[memoryview | None]:
-        """The stored bytes of chunks, one read for what lies together; None for those never written."""
-        i = 0
-        while i < len(offsets):
-            if offsets[i] == _MISSING:
-                yield None
-                i += 1
-                continue
-            j, low, high, wanted = i, offsets[i], offsets[i] + sizes[i], 0
-            while j < len(offsets) and offsets[j] != _MISSING:
-                low_, high_ = min(low, offsets[j]), max(high, offsets[j] + sizes[j])
-                if j > i and (high_ - low_ > _SPAN_BYTES or high_ - low_ > 2 * (wanted + sizes[j]) + 65_536):
-                    break
-                low, high, wanted, j = low_, high_, wanted + sizes[j], j + 1
-            buffer = self._scratch("span", high - low).data
-            if files.pread_full(self._fd, buffer, low) < high - low:
-                raise BadSource(f"{self._label}: the file ends within its chunks")
-            for k in range(i, j):
-                yield buffer[offsets[k] - low : offsets[k] - low + sizes[k]]
-            i = j
-
-    def _scratch(self, name: str, size_bytes: int) -> Array:
-        """This thread's buffer of that name, at least as long."""
-        buffer: Array | None = getattr(self._local, name, None)
-        if buffer is None or len(buffer) < size_bytes:
-            buffer = np.empty(size_bytes, np.uint8)
-            setattr(self._local, name, buffer)
-        return buffer[:size_bytes]
+    def _scratch(self) -> Array:
+        """This thread's buffer for a chunk."""
+        buffer: Array | None = getattr(self._local, "chunk", None)
+        if buffer is None:
+            buffer = self._local.chunk = np.empty(self._chunk_bytes, np.uint8)
+        return buffer

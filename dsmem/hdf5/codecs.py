@@ -7,7 +7,7 @@ Filter numbers and parameters: the HDF5 library's H5Zpublic.h, and https://githu
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -56,21 +56,7 @@ class Pipeline:
         self._chunk_bytes = chunk_bytes
         self._by_mask: dict[int, tuple[_Stage, ...]] = {0: self._stages(0)}
         self.is_small_deflate = [one.code for one in filters] == [_DEFLATE] and chunk_bytes <= _SMALL_BYTES
-        """Whether `inflated` does it all."""
-
-    def inflated(self, chunks: Iterable[memoryview]) -> list[bytearray]:
-        """Small chunks of which deflate is the only filter, decoded into memory of their own: the quickest way.
-
-        Raises Undecodable.
-        """
-        size_bytes, inflate = self._chunk_bytes, deflate.zlib_decompress
-        try:
-            decoded: list[bytearray] = [inflate(chunk, size_bytes) for chunk in chunks]
-        except deflate.DeflateError as exc:
-            raise Undecodable(str(exc)) from exc
-        if any(len(one) != size_bytes for one in decoded):
-            raise Undecodable(f"not all decode to {size_bytes} bytes")
-        return decoded
+        """Whether deflate is all there is to undo, in chunks so small that `StoredChunks.inflated` does it best."""
 
     def decode(self, data: memoryview, out: Array, mask: int) -> None:
         """Decode a chunk into `out` (uint8, as long as a whole chunk); bit i of `mask`: filter i was left out.

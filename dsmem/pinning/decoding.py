@@ -1,22 +1,63 @@
-"""Chunked datasets into a draft: the tasks that decode them, a band each, in place or through a thread's buffer."""
+"""Chunked datasets into a draft: the tasks that decode them, a band each, in place or through a thread's buffer.
+
+A file of many small chunks is decoded by processes instead, with a thread for each that waits.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from dsmem import proc
 from dsmem.arrays import tree
 from dsmem.errors import BadSource
-from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, Band, ChunkedDataset, DamagedIndex, read_table
+from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, Band, ChunkedDataset, ChunkTable, DamagedIndex, read_table
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
 from dsmem.pinning.copying import Decoding
+from dsmem.pinning.decoders import Decoders, Description
 from dsmem.store.draft import Draft
+
+SMALL_BYTES = 32 << 10
+WORTH_CHUNKS = 16_384
+
+
+def in_processes(items: Iterable[Item]) -> list[Item]:
+    """Which of a file's datasets are decoded by processes: those of small chunks, if there are enough of them."""
+    small = [item for item in items if item.tier == "chunked" and _is_small(item)]
+    is_worth_it = sum(map(_chunks, small)) >= WORTH_CHUNKS and proc.usable_cpus() > 1
+    return small if is_worth_it else []
+
+
+def _is_small(item: Item) -> bool:
+    shape, chunks, item_bytes = item.info.shape or (), item.info.chunks or (), item.info.dtype.itemsize
+    band_bytes = math.prod((*chunks[:1], *shape[1:])) * item_bytes
+    return math.prod(chunks) * item_bytes <= SMALL_BYTES and band_bytes <= LARGEST_BAND_BYTES
+
+
+def _chunks(item: Item) -> int:
+    shape, chunks = item.info.shape or (), item.info.chunks or ()
+    return math.prod(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+
+
+def started(
+    items: Sequence[Item], fd: int, draft: Draft, *, object_bytes: int
+) -> AbstractContextManager[Decoders | None]:
+    """The processes for these datasets, if there are any, while the block lasts; early, for they take time to start."""
+    if not items:
+        return nullcontext()
+    needs_numpy = any(
+        (item.info.chunks or ())[1:] != (item.info.shape or ())[1:] or not _pipeline(item).is_small_deflate
+        for item in items
+    )
+    return Decoders(fd, draft, proc.usable_cpus(), object_bytes=object_bytes, with_numpy=needs_numpy)
 
 
 def decodings(
@@ -28,42 +69,83 @@ def decodings(
     draft: Draft,
     *,
     path: str,
+    shared_out: Collection[Item] = (),
+    decoders: Decoders | None = None,
 ) -> Iterator[Decoding]:
     """The tasks for some chunked datasets; `begin` says where in the object each has its place.
 
-    Raises BadSource for a chunk index that can't be.
+    `shared_out`: those that `decoders` decode. Raises BadSource for a chunk index that can't be.
     """
     local = threading.local()
+    outside = {item.path for item in shared_out}
     for item in items:
-        dataset = _dataset(item, fd, size_bytes, file, path)
+        table = _table(item, size_bytes, file, path)
+        dataset = _dataset(item, table, fd, path)
         place = begin(item)
+        if decoders is None or item.path not in outside:
+            for band in dataset.bands():
+                yield Decoding(band.source_end, partial(_decode, dataset, band, draft, place, local))
+            continue
+        number = decoders.add(_description(item, place, path), table)
         for band in dataset.bands():
-            yield Decoding(band.source_end, partial(_decode, dataset, band, draft, place, local))
+            is_plain = dataset.is_plain(band)
+            yield Decoding(band.source_end, partial(decoders.decode, number, band, is_plain=is_plain))
 
 
-def _dataset(item: Item, fd: int, size_bytes: int, file: Any, path: str) -> ChunkedDataset:
-    shape, chunks, dtype = item.info.shape, item.info.chunks, item.info.dtype
+def _description(item: Item, place: int, path: str) -> Description:
+    shape, chunks = item.info.shape, item.info.chunks
+    assert shape is not None and chunks is not None
+    return Description(
+        place=place,
+        shape=shape,
+        chunks=chunks,
+        item_bytes=item.info.dtype.itemsize,
+        filters=[(one.code, one.values, one.name) for one in item.filters],
+        fill_hex=_fill(item).hex(),
+        label=_label(item, path),
+    )
+
+
+def _label(item: Item, path: str) -> str:
+    return f"{path}: /{item.path}"
+
+
+def _fill(item: Item) -> bytes:
+    dtype, value = item.info.dtype, item.info.fillvalue
+    return (np.zeros((), dtype) if value is None else np.asarray(value, dtype)).tobytes()
+
+
+def _pipeline(item: Item) -> Pipeline:
+    return Pipeline(item.filters, math.prod(item.info.chunks or ()) * item.info.dtype.itemsize)
+
+
+def _table(item: Item, size_bytes: int, file: Any, path: str) -> ChunkTable:
+    shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
     try:
         with translated(path, item.path):
-            table = read_table(file[tree.raw(item.path)].id, shape, chunks, size_bytes)
+            return read_table(file[tree.raw(item.path)].id, shape, chunks, size_bytes)
     except DamagedIndex as exc:
-        raise BadSource(f"{path}: /{item.path}: {exc}") from exc
-    fill = np.zeros((), dtype) if item.info.fillvalue is None else np.asarray(item.info.fillvalue, dtype)
+        raise BadSource(f"{_label(item, path)}: {exc}") from exc
+
+
+def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDataset:
+    shape, chunks = item.info.shape, item.info.chunks
+    assert shape is not None and chunks is not None
     return ChunkedDataset(
         fd,
         table,
         shape=shape,
         chunks=chunks,
-        item_bytes=dtype.itemsize,
-        pipeline=Pipeline(item.filters, int(np.prod(chunks, dtype=np.int64)) * dtype.itemsize),
-        fill=fill.tobytes(),
-        label=f"{path}: /{item.path}",
+        item_bytes=item.info.dtype.itemsize,
+        pipeline=_pipeline(item),
+        fill=_fill(item),
+        label=_label(item, path),
     )
 
 
 def _decode(dataset: ChunkedDataset, band: Band, draft: Draft, place: int, local: threading.local) -> int:
-    pieces = dataset.pieces(band)
+    pieces = dataset.pieces(band) if dataset.is_plain(band) else None
     if pieces is not None:
         draft.write_pieces(place + band.start, pieces)
         return band.size_bytes

@@ -121,10 +121,14 @@ def fill(
     extents = [Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None]
     total = plan.total_bytes
     decoded = [item for item in plan.scan.items if item.tier == "chunked"]
-    decodings = decoding.decodings(decoded, plan.begin, fd, size_bytes, file, draft, path=path)
-    digests = copying.copy(
-        fd, size_bytes, draft, extents, decodings, stream_algo, lambda done, _: progress(done, total)
-    )
+    shared_out = decoding.in_processes(decoded)
+    with decoding.started(shared_out, fd, draft, object_bytes=plan.known_bytes) as decoders:
+        decodings = decoding.decodings(
+            decoded, plan.begin, fd, size_bytes, file, draft, path=path, shared_out=shared_out, decoders=decoders
+        )
+        digests = copying.copy(
+            fd, size_bytes, draft, extents, decodings, stream_algo, lambda done, _: progress(done, total)
+        )
     done = sum(item.size_bytes for item in (*copied, *decoded))
     tensors = dict(plan.tensors)
     rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]

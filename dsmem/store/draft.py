@@ -18,16 +18,11 @@ from types import TracebackType
 
 from dsmem import files, proc, units
 from dsmem.errors import NoSpace
-from dsmem.store import budget, objects, space
+from dsmem.store import budget, objects, space, writing
 from dsmem.store.budget import NOTHING, Evicted
 from dsmem.store.root import Store
 
 HIDDEN_PREFIX = ".draft-"
-_MADV_POPULATE_WRITE = 23
-"""Linux 5.14; Python 3.11 has no name for it."""
-_POPULATE_BYTES = 4 << 20
-_MOST_PIECES = 1024
-"""IOV_MAX of Linux."""
 _log = logging.getLogger(__name__)
 
 
@@ -97,8 +92,7 @@ class Draft:
         os.ftruncate(self.fd, size_bytes)
         self._size_bytes = size_bytes
         if self.in_place and size_bytes:
-            self._map = mmap.mmap(self.fd, size_bytes, flags=mmap.MAP_SHARED)
-            self._map.madvise(mmap.MADV_HUGEPAGE)
+            self._map = writing.mapped(self.fd, size_bytes)
 
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset, also past the allocated size; raises NoSpace when the file system is full."""
@@ -116,12 +110,7 @@ class Draft:
             self.write(offset, memoryview(b"".join(pieces)))
             return
         try:
-            for first in range(0, len(pieces), _MOST_PIECES):
-                some = pieces[first : first + _MOST_PIECES]
-                size_bytes = sum(map(len, some))
-                if os.pwritev(self.fd, some, offset) < size_bytes:
-                    files.pwrite_full(self.fd, memoryview(b"".join(some)), offset)
-                offset += size_bytes
+            writing.pwrite_pieces(self.fd, pieces, offset)
         except OSError as exc:
             raise self.translated(exc) from exc
 
@@ -129,13 +118,9 @@ class Draft:
         """Writable memory of the object itself, populated: storing into it can't raise SIGBUS. Only when `in_place`."""
         assert self._map is not None
         try:
-            start = offset - offset % mmap.PAGESIZE
-            for piece in range(start, offset + size_bytes, _POPULATE_BYTES):
-                length = min(_POPULATE_BYTES, offset + size_bytes - piece)
-                self._map.madvise(_MADV_POPULATE_WRITE, piece, length)
+            return writing.populated(self._map, offset, size_bytes)
         except OSError as exc:
             raise self.translated(exc) from exc
-        return memoryview(self._map)[offset : offset + size_bytes]
 
     def reserved(self, offset: int, size_bytes: int) -> memoryview:
         """Writable memory of the object itself that is there for certain: storing into it can't raise SIGBUS."""

@@ -1,0 +1,144 @@
+"""The process that decodes small chunks (`python -m`): bands on standard input, a line for each on standard output.
+
+Plain bands (`ChunkedDataset.is_plain`) need neither numpy nor the codecs, and are decoded before those are imported.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from dsmem import files, helpers
+from dsmem.errors import BadSource
+from dsmem.hdf5.stored import StoredChunks
+from dsmem.store import writing
+
+if TYPE_CHECKING:
+    from dsmem.hdf5.chunks import Band, ChunkedDataset
+
+_ITEM_BYTES = 8
+
+
+class _Target:
+    """The draft: through a map where it is in place, else by write(2)."""
+
+    def __init__(self, fd: int, mapped_bytes: int) -> None:
+        self._fd = fd
+        self._map = writing.mapped(fd, mapped_bytes) if mapped_bytes else None
+
+    def write_pieces(self, offset: int, pieces: Sequence[bytearray]) -> None:
+        if self._map is None:
+            writing.pwrite_pieces(self._fd, pieces, offset)
+        else:
+            writing.populated(self._map, offset, sum(map(len, pieces)))[:] = b"".join(pieces)
+
+    def decode(self, dataset: ChunkedDataset, band: Band, offset: int) -> int:
+        import numpy as np
+
+        if self._map is not None:
+            return dataset.decode(band, np.frombuffer(writing.populated(self._map, offset, band.size_bytes), np.uint8))
+        out = np.empty(band.size_bytes, np.uint8)
+        done = dataset.decode(band, out)
+        files.pwrite_full(self._fd, out.data, offset)
+        return done
+
+
+class _Dataset:
+    def __init__(self, known: dict[str, Any], fd: int, tables_fd: int) -> None:
+        self._known = known
+        self._fd = fd
+        self._stored = StoredChunks(fd, known["label"])
+        self._tables_fd = tables_fd
+        self._chunk_bytes = known["item_bytes"]
+        for extent in known["chunks"]:
+            self._chunk_bytes *= extent
+        chunks = 1
+        for count in known["grid"]:
+            chunks *= count
+        self._columns = [self._column(known["table"] + index * chunks * _ITEM_BYTES, chunks) for index in range(3)]
+
+    def _column(self, start: int, items: int) -> memoryview:
+        """One column of its chunk table: int64, read-only, shared with the parent."""
+        before = start % mmap.ALLOCATIONGRANULARITY
+        whole = mmap.mmap(
+            self._tables_fd,
+            before + items * _ITEM_BYTES,
+            offset=start - before,
+            prot=mmap.PROT_READ,
+            flags=mmap.MAP_SHARED,
+        )
+        return memoryview(whole)[before:].cast("q")
+
+    @cached_property
+    def _decoding(self) -> ChunkedDataset:
+        import numpy as np
+
+        from dsmem.hdf5.chunks import ChunkedDataset, ChunkTable
+        from dsmem.hdf5.codecs import Filter, Pipeline
+
+        known = self._known
+        filters = [Filter(code, tuple(values), name) for code, values, name in known["filters"]]
+        offsets, sizes, masks = (np.frombuffer(column, np.int64) for column in self._columns)
+        return ChunkedDataset(
+            self._fd,
+            ChunkTable(tuple(known["grid"]), offsets, sizes, masks),
+            shape=tuple(known["shape"]),
+            chunks=tuple(known["chunks"]),
+            item_bytes=known["item_bytes"],
+            pipeline=Pipeline(filters, self._chunk_bytes),
+            fill=bytes.fromhex(known["fill_hex"]),
+            label=known["label"],
+        )
+
+    def decode(self, target: _Target, is_plain: bool, place: Sequence[int]) -> int:
+        """Decode a band (the fields of `Band`) into the target; returns how many bytes it is."""
+        first, last, start, size_bytes = place[:4]
+        offset = self._known["place"] + start
+        if is_plain:
+            offsets, sizes, _ = self._columns
+            there = offsets[first:last].tolist(), sizes[first:last].tolist()
+            pieces = self._stored.inflated(*there, self._chunk_bytes)
+            if pieces is not None:
+                target.write_pieces(offset, pieces)
+                return size_bytes
+        from dsmem.hdf5.chunks import Band
+
+        return target.decode(self._decoding, Band(*place), offset)  # type: ignore[arg-type]  # JSON keeps its bool
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Serve one parent: its pid, the descriptors, the size of the map, and whether numpy will be needed."""
+    parent, fd, draft_fd, tables_fd, mapped_bytes, with_numpy = (int(argument) for argument in arguments)
+    helpers.end_with_parent(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    target = _Target(draft_fd, mapped_bytes)
+    datasets: list[_Dataset] = []
+    if with_numpy:
+        import dsmem.hdf5.chunks  # noqa: F401 - while the parent reads the chunk index
+    for line in sys.stdin.buffer:
+        message = json.loads(line)
+        if isinstance(message, dict):
+            datasets.append(_Dataset(message, fd, tables_fd))
+            continue
+        number, is_plain, *place = message
+        answer: dict[str, object]
+        try:
+            answer = {"done": datasets[number].decode(target, is_plain, place)}
+        except BadSource as exc:
+            answer = {"error": str(exc)}
+        except OSError as exc:
+            answer = {"errno": exc.errno or errno.EIO}
+        except MemoryError:
+            answer = {"errno": errno.ENOMEM}
+        os.write(sys.stdout.fileno(), json.dumps(answer).encode() + b"\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
