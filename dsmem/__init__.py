@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from dsmem.pinning.opening import File, attach
     from dsmem.pinning.pin import Pinned, pin
     from dsmem.tokens.dataset import LargeTokenDataset, TokenDataset
+    from dsmem.tokens.loader import TokenLoader
 
 _HOMES = {
     "ArrayFile": "dsmem.pinning.arrayfile",
@@ -43,6 +44,7 @@ _HOMES = {
     "LargeTokenDataset": "dsmem.tokens.dataset",
     "Pinned": "dsmem.pinning.pin",
     "TokenDataset": "dsmem.tokens.dataset",
+    "TokenLoader": "dsmem.tokens.loader",
     "attach": "dsmem.pinning.opening",
     "explain": "dsmem.pinning.explaining",
     "pin": "dsmem.pinning.pin",
@@ -85,6 +87,7 @@ __all__ = [
     "SourceChanged",
     "SourceMissing",
     "TokenDataset",
+    "TokenLoader",
     "UnsafeRoot",
     "Unsupported",
     "UsageError",

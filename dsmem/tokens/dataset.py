@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, Sampler, default_collate
 
 from dsmem.errors import UsageError
 from dsmem.tokens.layout import TokenDtype
-from dsmem.tokens.opening import open_all
+from dsmem.tokens.opening import TokenFile, open_all
 from dsmem.tokens.permutation import Permutation
 from dsmem.tokens.windows import Windows
 
@@ -27,12 +27,12 @@ _NUMPY: dict[torch.dtype, np.dtype[Any]] = {
 _INDICES_AT_ONCE = 16384
 
 
-def numpy_dtype(dtype: torch.dtype, windows: Windows) -> np.dtype[Any]:
+def numpy_dtype(dtype: torch.dtype, files: Sequence[TokenFile]) -> np.dtype[Any]:
     """The numpy dtype of what is given out; raises UsageError for one that the ids do not fit."""
     if dtype not in _NUMPY:
         raise UsageError(f"dtype={dtype}: token ids are given out as {', '.join(map(str, _NUMPY))}")
     if dtype is torch.uint16:
-        for file in windows.files:
+        for file in files:
             if file.dtype != "uint16":
                 raise UsageError(f"dtype={dtype}: {file.path} holds {file.dtype}")
     return _NUMPY[dtype]
@@ -60,7 +60,7 @@ class TokenDataset(Dataset[Sample]):
         files = open_all(path, token_dtype=token_dtype)
         self.windows = Windows(files, seq_len, stride, within_documents=within_documents)
         self.dtype = dtype
-        self._numpy = numpy_dtype(dtype, self.windows)
+        self._numpy = numpy_dtype(dtype, files)
 
     @property
     def seq_len(self) -> int:

@@ -66,6 +66,10 @@ class Windows:
             where = "in no document" if within_documents else f"not in the {tokens} tokens"
             raise UsageError(f"no window: {seq_len} tokens and one more fit {where} of {self.files[0].path}")
         self._maps: list[tuple[Tokens, Tokens] | None] = [None] * len(files)
+        self._pages = {
+            item: np.append(np.arange(0, seq_len, _PAGE_BYTES // item), seq_len) for item in ITEM_BYTES.values()
+        }
+        """Tokens of a window that touch each of its pages, by bytes of a token."""
 
     def locate(self, indices: Indices) -> Iterator[tuple[int, Any, Indices]]:
         """File by file: its number, the rows whose windows are its own, and where those windows begin."""
@@ -97,9 +101,8 @@ class Windows:
     def _gather(self, number: int, starts: Indices, out: Tokens) -> None:
         ids, view = self._mapped(number)
         item = ITEM_BYTES[self.files[number].dtype]
-        length = self.seq_len + 1
-        pages = np.append(np.arange(0, self.seq_len, _PAGE_BYTES // item), self.seq_len)
-        at_once = max(_GATHER_BYTES // (length * item), 1)
+        at_once = max(_GATHER_BYTES // ((self.seq_len + 1) * item), 1)
+        pages = self._pages[item]
         for first in range(0, len(starts), at_once):
             here = starts[first : first + at_once]
             # Windows lie far apart: a load from every page first lets the processor wait for all of them at once, where

@@ -53,11 +53,11 @@ def test_every_epoch_seed_and_name_has_an_order_of_its_own(n: int) -> None:
 
 def test_uniform() -> None:
     """Where a position goes, over many seeds: chi-squared of 64 cells, far beyond what chance does."""
-    for n in (64, 1 << 16, 3 << 40):
+    for n in (64, 3 << 40):
         cells = np.zeros(64)
-        for seed in range(3000):
+        for seed in range(1500):
             cells[int(Permutation(n, seed)(np.array([5]))[0]) * 64 // n] += 1
-        assert ((cells - 3000 / 64) ** 2 / (3000 / 64)).sum() < 130, n  # p < 1e-6
+        assert ((cells - 1500 / 64) ** 2 / (1500 / 64)).sum() < 130, n  # p < 1e-6
 
 
 def test_neighbours_are_torn_apart() -> None:

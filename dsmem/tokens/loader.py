@@ -1,0 +1,217 @@
+"""`TokenLoader`: batches straight from the map, without a DataLoader, in an order that a state resumes exactly."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from queue import SimpleQueue
+from typing import Any, Literal, TypeAlias
+
+import torch
+
+from dsmem.errors import UsageError
+from dsmem.tokens.batches import Batch, PackReader, Reader, WindowReader
+from dsmem.tokens.dataset import Paths, check_rank, numpy_dtype
+from dsmem.tokens.layout import TokenDtype
+from dsmem.tokens.mixture import Mixture
+from dsmem.tokens.opening import open_all
+from dsmem.tokens.order import InEpochs, Order, Share, Step
+from dsmem.tokens.packing import Packing
+from dsmem.tokens.windows import Windows
+
+_log = logging.getLogger(__name__)
+
+Documents: TypeAlias = Literal["ignore", "within", "mark", "pack"]
+_STATE = 1
+_Made: TypeAlias = tuple[Batch, Any]
+
+
+class TokenLoader:
+    """Iterates over batches `(x, y)` of [batch_size, seq_len], y one token ahead, to the end of the epoch.
+
+    Every window is read once an epoch: one each `stride` tokens (default seq_len: no overlap), shuffled by seed and
+    epoch in constant memory. Opening, shuffling and resuming cost the same for any size.
+
+    State: `state_dict()` is the place after the last batch that was handed out, counted in samples of all ranks, and
+    the same on every rank. `load_state_dict` goes on exactly there, with any other `rank`, `world_size`, `batch_size`
+    and `prefetch`. `for` after `break` goes on in the same epoch. Every rank gets the same number of batches: what is
+    left at the end of an epoch (less than a step; with drop_last=False, less than one sample a rank) is left out.
+
+    Who owns a batch: you, for ever, unless `buffers` is given. With `buffers=k` the memory is made once (pinned, with
+    `pin_memory`) and used in turns: the last k batches that you got are whole, older ones are overwritten. With
+    `prefetch=n` a thread reads up to n batches ahead: worth it where the file is not in memory.
+
+    Documents: "ignore" (windows run over ends), "within" (windows cross no end; what is too short is left out), "mark"
+    (as "ignore", with `batch.cu_seqlens`, `.position_ids`, `.max_seqlen` for packed attention), "pack" (whole documents
+    by best fit, see `dsmem.tokens.packing`; also with these; y is -100 at the end of a document and in the padding).
+
+    `weights` mixes several files, each with a cursor and epochs of its own; then no iteration ends. Weights, and
+    files, may be others at a resume.
+
+    Ids come as `dtype`: torch.int64, int32, or uint16 for files of uint16, to be widened elsewhere (`Batch.to`).
+    rank and world_size are torch.distributed's where it is initialised, else 0 and 1. Not for two threads at once.
+    Raises SourceMissing, BadSource, UsageError.
+    """
+
+    def __init__(
+        self,
+        path: Paths,
+        batch_size: int,
+        seq_len: int,
+        *,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+        shuffle: bool = True,
+        stride: int | None = None,
+        weights: Sequence[float] | None = None,
+        documents: Documents = "ignore",
+        pad_id: int = 0,
+        token_dtype: TokenDtype | None = None,
+        dtype: torch.dtype = torch.int64,
+        pin_memory: bool = False,
+        buffers: int | None = None,
+        prefetch: int = 0,
+        drop_last: bool = True,
+    ) -> None:
+        if batch_size < 1 or prefetch < 0 or (buffers is not None and buffers < 1):
+            raise UsageError(f"batch_size={batch_size}, buffers={buffers}, prefetch={prefetch}: at least 1, 1 and 0")
+        if documents not in ("ignore", "within", "mark", "pack"):
+            raise UsageError(f"documents={documents!r} means nothing; it is 'ignore', 'within', 'mark' or 'pack'")
+        rank, world_size = _ranks(rank, world_size)
+        share = Share(batch_size, rank, world_size, drop_last)
+        files = open_all(path, token_dtype=token_dtype)
+        self._order: Order[Any]
+        self._reader: Reader[Any]
+        if documents == "pack":
+            if weights is not None or stride is not None:
+                raise UsageError("documents='pack' has neither weights nor a stride")
+            self._order = Packing(files, seq_len, share, seed=seed, shuffle=shuffle)
+            self._reader = PackReader(files, seq_len, pad_id=pad_id)
+            if numpy_dtype(dtype, files) == "uint16":
+                raise UsageError("dtype=torch.uint16 can't hold the targets that documents='pack' marks with -100")
+        else:
+            windows = Windows(files, seq_len, stride or seq_len, within_documents=documents == "within")
+            numpy_dtype(dtype, files)
+            self._reader = WindowReader(windows, mark=documents == "mark")
+            if weights is None:
+                self._order = InEpochs(windows.count, share, seed=seed, shuffle=shuffle)
+            else:
+                paths = [file.path for file in files]
+                self._order = Mixture(paths, windows.offsets, weights, share, seed=seed, shuffle=shuffle)
+        self._about = {"seq_len": seq_len, "stride": stride or seq_len, "documents": documents, **self._order.about()}
+        self._batch_size, self._dtype = batch_size, dtype
+        self._pinned = pin_memory and _can_pin()
+        self._buffers, self._prefetch = buffers, prefetch
+        self._ring: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch; raises TypeError for mixtures and packed documents, whose number is not known."""
+        steps = self._order.steps_an_epoch()
+        if steps is None:
+            raise TypeError("the number of batches is not known: a mixture never ends, packing tells it at the end")
+        return steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        made = self._made_ahead() if self._prefetch else self._made()
+        try:
+            for batch, after in made:
+                self._order.move(after)
+                yield batch
+        finally:
+            made.close()
+        self._order.next_epoch()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands, fit for JSON: some hundred bytes, the same on every rank."""
+        return {"dsmem_token_loader": _STATE, "order": self._order.kind, "about": self._about} | {
+            "position": self._order.position()
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Stand where the state was saved; raises UsageError where its samples are not the samples of this loader."""
+        if state.get("dsmem_token_loader") != _STATE:
+            raise UsageError("not the state of a TokenLoader")
+        told = {"order": self._order.kind, **self._about}
+        saved = {"order": state.get("order"), **dict(state.get("about", {}))}
+        for name in dict.fromkeys((*told, *saved)):
+            if told.get(name) != saved.get(name):
+                raise UsageError(f"the state is of {name}={saved.get(name)!r}, this loader has {told.get(name)!r}")
+        self._order.restore(dict(state.get("position", {})))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Stand at the start of that epoch; a mixture has none."""
+        if isinstance(self._order, Mixture):
+            raise UsageError("a mixture has no epochs: each of its files has its own")
+        self._order.restore({"epoch": epoch, "group": 0, "consumed": 0})
+
+    def _made(self) -> Generator[_Made]:
+        memory = self._memory()
+        for step in self._order.steps():
+            yield self._reader.read(step.work, memory()), step.after
+
+    def _made_ahead(self) -> Generator[_Made]:
+        """The same, by a thread that is at most `prefetch` batches ahead, the one that it is at included."""
+        memory, steps = self._memory(), self._order.steps()
+        room, stop = threading.Semaphore(self._prefetch), threading.Event()
+        done: SimpleQueue[_Made | BaseException | None] = SimpleQueue()
+
+        def work() -> None:
+            try:
+                while room.acquire() and not stop.is_set():
+                    step: Step[Any] | None = next(steps, None)
+                    if step is None:
+                        break
+                    done.put((self._reader.read(step.work, memory()), step.after))
+                done.put(None)
+            except BaseException as exc:  # noqa: BLE001 - raised in the caller, below
+                done.put(exc)
+
+        thread = threading.Thread(target=work, name="dsmem-tokens", daemon=True)
+        thread.start()
+        try:
+            while (made := done.get()) is not None:
+                if isinstance(made, BaseException):
+                    raise made
+                room.release()
+                yield made
+        finally:
+            stop.set()
+            room.release()
+            thread.join()
+
+    def _memory(self) -> Callable[[], torch.Tensor]:
+        """Memory for the next batch: new, or the next of the ring."""
+        shape = self._reader.shape(self._batch_size)
+        if self._buffers is None:
+            return lambda: torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned)
+        if not self._ring:
+            count = self._buffers + self._prefetch
+            self._ring = [torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned) for _ in range(count)]
+        ring = self._ring
+
+        def turn() -> torch.Tensor:
+            ring.append(ring.pop(0))
+            return ring[-1]
+
+        return turn
+
+
+def _ranks(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    if (rank is None) != (world_size is None):
+        raise UsageError("rank and world_size belong together")
+    if rank is None or world_size is None:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return 0, 1
+        rank, world_size = distributed.get_rank(), distributed.get_world_size()
+    check_rank(rank, world_size)
+    return rank, world_size
+
+
+def _can_pin() -> bool:
+    if torch.accelerator.is_available():
+        return True
+    _log.warning("pin_memory: there is no accelerator here; done without")
+    return False

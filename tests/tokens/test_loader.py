@@ -1,0 +1,297 @@
+"""`TokenLoader`: what an epoch holds, exact resume under any other split, who owns a batch, the prefetch thread."""
+
+from __future__ import annotations
+
+import gc
+import json
+import pickle
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import dsmem
+from dsmem.errors import BadSource, UsageError
+from dsmem.tokens.batches import Batch
+
+T = 8
+TOKENS = 2001
+WINDOWS = (TOKENS - 1) // T
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Token i is i: a window is known by its first token."""
+    path = tmp_path_factory.mktemp("tokens") / "train.bin"
+    np.arange(TOKENS, dtype=np.uint16).tofile(path)
+    return path
+
+
+def firsts(batches: Any) -> list[int]:
+    """The first token of every window, in order; each checked to be a window."""
+    found: list[int] = []
+    for x, y in batches:
+        inputs, targets = x.numpy(), y.numpy()
+        assert (inputs == inputs[:, :1] + np.arange(x.shape[1])).all() and (targets == inputs + 1).all()
+        found += inputs[:, 0].tolist()
+    return found
+
+
+def test_an_epoch_is_every_window_once(path: Path) -> None:
+    loader = dsmem.TokenLoader(path, 10, T, seed=1)
+    assert len(loader) == WINDOWS // 10 == 25
+    first = firsts(loader)
+    assert sorted(first) == list(range(0, WINDOWS * T, T)) != first
+    second = firsts(loader)
+    assert sorted(second) == sorted(first) and second != first
+    loader.set_epoch(0)
+    assert firsts(loader) == first
+    assert firsts(dsmem.TokenLoader(path, 10, T, seed=2)) != first
+    assert firsts(dsmem.TokenLoader(path, 10, T, shuffle=False)) == sorted(first)
+    assert len(firsts(dsmem.TokenLoader(path, 10, T, stride=1))) == (TOKENS - T) // 10 * 10
+
+
+def test_batches(path: Path) -> None:
+    batch = next(iter(dsmem.TokenLoader(path, 4, T)))
+    x, y = batch
+    assert x.shape == y.shape == (4, T) and x.dtype == torch.int64
+    assert batch.tokens is not None and batch.tokens.is_contiguous()
+    assert x.data_ptr() == batch.tokens.data_ptr() and y.data_ptr() == x.data_ptr() + 8
+    assert (batch.cu_seqlens, batch.position_ids, batch.max_seqlen) == (None, None, None)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int32, torch.int64])
+def test_dtypes_and_widening_elsewhere(path: Path, dtype: torch.dtype) -> None:
+    batch = next(iter(dsmem.TokenLoader(path, 4, T, dtype=dtype, documents="ignore")))
+    assert batch[0].dtype == batch[1].dtype == dtype
+    wide = batch.to("cpu", torch.int64)
+    assert wide.tokens is not None and wide[1].data_ptr() == wide.tokens.data_ptr() + 8
+    assert firsts([wide]) == firsts(islice(dsmem.TokenLoader(path, 4, T), 1))
+    again = pickle.loads(pickle.dumps(wide))
+    assert torch.equal(again[0], wide[0]) and torch.equal(again.tokens, wide.tokens)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), drop_last=st.booleans(), prefetch=st.sampled_from([0, 0, 2]), shuffle=st.booleans())
+def test_resume_is_exact_under_any_other_split(
+    path: Path, data: st.DataObject, drop_last: bool, prefetch: int, shuffle: bool
+) -> None:
+    """However a run is cut up, and by how many ranks and in what batches: the same samples, the same order."""
+    order = firsts(dsmem.TokenLoader(path, WINDOWS, T, seed=5, shuffle=shuffle))
+    state: dict[str, Any] | None = None
+    seen: list[int] = []
+    for part in range(3):
+        world_size, batch_size = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 30))
+        steps = data.draw(st.integers(0, 6)) if part < 2 else None
+        ranks = [
+            dsmem.TokenLoader(
+                path,
+                batch_size,
+                T,
+                seed=5,
+                rank=rank,
+                world_size=world_size,
+                drop_last=drop_last,
+                prefetch=prefetch,
+                shuffle=shuffle,
+            )
+            for rank in range(world_size)
+        ]
+        dealt, states = [], []
+        for loader in ranks:
+            if state is not None:
+                loader.load_state_dict(json.loads(json.dumps(state)))
+            dealt.append([firsts([batch]) for batch in islice(iter(loader), steps)])
+            states.append(loader.state_dict())
+        assert all(one == states[0] for one in states)
+        assert len({tuple(map(len, one)) for one in dealt}) == 1
+        state = states[0]
+        for step in zip(*dealt, strict=True):
+            seen += [sample for turn in zip(*step, strict=True) for sample in turn]
+        if state["position"]["epoch"] or state["position"]["consumed"] == WINDOWS:
+            assert WINDOWS - len(seen) < (world_size * batch_size if drop_last else world_size)
+            break
+        assert state["position"] == {"epoch": 0, "consumed": len(seen)}
+    assert seen == order[: len(seen)]
+
+
+def test_a_state_after_a_break(path: Path) -> None:
+    """What was made ahead and not handed out is not counted, and `for` goes on."""
+    whole = firsts(dsmem.TokenLoader(path, 10, T, prefetch=3))
+    loader = dsmem.TokenLoader(path, 10, T, prefetch=3)
+    seen: list[int] = []
+    for batch in loader:
+        seen += firsts([batch])
+        assert loader.state_dict()["position"]["consumed"] == len(seen)
+        if len(seen) == 70:
+            break
+    other = dsmem.TokenLoader(path, 10, T)
+    other.load_state_dict(loader.state_dict())
+    assert seen + firsts(other) == whole == seen + firsts(loader)
+
+
+def test_states_of_another_loader_are_refused(path: Path, tmp_path: Path) -> None:
+    state = dsmem.TokenLoader(path, 10, T).state_dict()
+    for options in ({"seed": 1}, {"shuffle": False}, {"stride": 1}, {"weights": [1]}):
+        with pytest.raises(UsageError, match="the state is of"):
+            dsmem.TokenLoader(path, 10, T, **options).load_state_dict(state)
+    with pytest.raises(UsageError, match="seq_len=8, this loader has 9"):
+        dsmem.TokenLoader(path, 10, 9).load_state_dict(state)
+    loader = dsmem.TokenLoader(path, 10, T)
+    for position in ({"epoch": 0}, {"epoch": 0, "consumed": -1}, {"epoch": 0, "consumed": WINDOWS + 1}):
+        with pytest.raises(UsageError):
+            loader.load_state_dict({**state, "position": position})
+    with pytest.raises(UsageError, match="not the state"):
+        loader.load_state_dict({})
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+@pytest.mark.parametrize("buffers", [1, 3])
+def test_the_last_batches_are_whole_and_the_memory_is_made_once(path: Path, buffers: int, prefetch: int) -> None:
+    expected = [batch[0].clone() for batch in dsmem.TokenLoader(path, 7, T)]
+    held: list[tuple[torch.Tensor, torch.Tensor]] = []
+    places = set()
+    for (x, _), right in zip(dsmem.TokenLoader(path, 7, T, buffers=buffers, prefetch=prefetch), expected, strict=True):
+        held.append((x, right))
+        places.add(x.data_ptr())
+        assert all(torch.equal(mine, known) for mine, known in held[-buffers:])
+    assert len(places) == buffers + prefetch
+
+
+def test_without_buffers_every_batch_is_the_callers(path: Path) -> None:
+    batches = list(dsmem.TokenLoader(path, 7, T, prefetch=2))
+    assert len({x.data_ptr() for x, _ in batches}) == len(batches)
+    assert len(set(firsts(batches))) == len(batches) * 7
+
+
+@pytest.fixture
+def threads_end() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    gc.collect()
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.usefixtures("threads_end")
+def test_the_thread_ends_with_the_loop(path: Path) -> None:
+    assert len(firsts(dsmem.TokenLoader(path, 10, T, prefetch=2))) == WINDOWS
+    for _ in dsmem.TokenLoader(path, 10, T, prefetch=2):
+        break
+    iter(dsmem.TokenLoader(path, 10, T, prefetch=2))
+
+
+@pytest.mark.usefixtures("threads_end")
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_error_reaches_the_caller(tmp_path: Path, prefetch: int) -> None:
+    path = tmp_path / "train.bin"
+    np.arange(TOKENS, dtype=np.uint16).tofile(path)
+    loader = dsmem.TokenLoader(path, 10, T, prefetch=prefetch)
+    path.write_bytes(b"12")
+    with pytest.raises(BadSource, match="changed"):
+        next(iter(loader))
+
+
+def test_several_files(path: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.bin"
+    np.arange(30_000, 30_501, dtype=np.uint16).tofile(other)
+    seen = firsts(dsmem.TokenLoader([path, other], 6, T, drop_last=False))
+    assert sorted(seen) == [*range(0, WINDOWS * T, T), *range(30_000, 30_500 - T + 1, T)]
+
+
+def test_marked_documents(path: Path, tmp_path: Path) -> None:
+    """Against what a loop over the ids says, with empty documents, two files, and shuffled windows."""
+    lengths = np.random.default_rng(0).integers(0, 12, 400)
+    lengths = lengths[np.cumsum(lengths) < TOKENS]
+    ends = np.append(np.cumsum(lengths), [TOKENS, TOKENS]).astype(np.uint64)
+    paths = [tmp_path / "a.bin", tmp_path / "b.bin"]
+    for one in paths:
+        np.arange(TOKENS, dtype=np.uint16).tofile(one)
+        np.save(one.with_name(one.stem + ".docs.npy"), ends if one is paths[0] else np.array([3, TOKENS], np.uint64))
+    starts_of_documents = [set(ends.tolist()), {3, TOKENS}]
+    loader = dsmem.TokenLoader(paths, 9, T, documents="mark")
+    plain = dsmem.TokenLoader(paths, 9, T)
+    which = 0
+    for batch, (x, _) in zip(loader, plain, strict=True):
+        assert torch.equal(batch[0], x)
+        assert batch.position_ids is not None and batch.cu_seqlens is not None and batch.max_seqlen is not None
+        assert batch.cu_seqlens.dtype == torch.int32
+        assert batch.cu_seqlens[0] == 0 and batch.cu_seqlens[-1] == x.numel()
+        assert batch.max_seqlen == batch.cu_seqlens.diff().max() and batch.cu_seqlens.diff().min() > 0
+        assert batch.position_ids.view(-1)[batch.cu_seqlens[:-1].long()].eq(0).all()
+        assert int(batch.position_ids.eq(0).sum()) == len(batch.cu_seqlens) - 1
+        for row, places in zip(x.tolist(), batch.position_ids.tolist(), strict=True):
+            expected = []
+            for known in starts_of_documents:
+                at, out = -1, []
+                for token in row:
+                    at = 0 if token in known else at + 1
+                    out.append(at)
+                expected.append(out)
+            assert places in expected
+            which |= 1 << expected.index(places)
+    assert which == 3
+
+
+def test_windows_within_documents(path: Path, tmp_path: Path) -> None:
+    one = tmp_path / "a.bin"
+    np.arange(TOKENS, dtype=np.uint16).tofile(one)
+    np.save(tmp_path / "a.docs.npy", np.array([T, 500, TOKENS], np.uint64))
+    expected = [*range(T, 500 - T, T), *range(500, TOKENS - T, T)]
+    assert sorted(firsts(dsmem.TokenLoader(one, 1, T, documents="within"))) == expected
+
+
+def test_a_file_of_two_terabytes(tmp_path: Path) -> None:
+    path = tmp_path / "huge.bin"
+    with path.open("wb") as file:
+        file.truncate(2 << 40)
+    loader = dsmem.TokenLoader(path, 8, 1024, seed=1)
+    state = loader.state_dict()
+    state["position"] = {"epoch": 3, "consumed": 1 << 29}
+    loader.load_state_dict(state)
+    next(iter(loader))
+    assert loader.state_dict()["position"] == {"epoch": 3, "consumed": (1 << 29) + 8}
+
+
+def test_ranks_of_torch_distributed(path: Path, tmp_path: Path) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)  # type: ignore[attr-defined]
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        assert firsts(dsmem.TokenLoader(path, 10, T)) == firsts(dsmem.TokenLoader(path, 10, T, rank=0, world_size=1))
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_misuse(path: Path) -> None:
+    wrong: list[dict[str, Any]] = [
+        {"batch_size": 0},
+        {"seq_len": 0},
+        {"seq_len": TOKENS},
+        {"buffers": 0},
+        {"prefetch": -1},
+        {"rank": 0},
+        {"rank": 2, "world_size": 2},
+        {"dtype": torch.float32},
+        {"documents": "all"},
+        {"stride": -1},
+    ]
+    for options in wrong:
+        with pytest.raises(UsageError):
+            dsmem.TokenLoader(path, **{"batch_size": 2, "seq_len": T, **options})
+    for documents in ("within", "mark", "pack"):
+        with pytest.raises(BadSource, match="documents end"):
+            dsmem.TokenLoader(path, 2, T, documents=documents)
+
+
+def test_pinning_without_an_accelerator_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    if torch.accelerator.is_available():
+        pytest.skip("there is one")
+    batch = next(iter(dsmem.TokenLoader(path, 2, T, pin_memory=True, buffers=2)))
+    assert isinstance(batch, Batch) and not batch[0].is_pinned()
+    assert "no accelerator" in caplog.text
