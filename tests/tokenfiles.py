@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +69,8 @@ def make_tokens(
     keys = [hash(tuple(document)) % 2**64 for document in documents]
     part = make_part(work, 0, documents, dtype, keys)
     manifest = manifest or make_manifest(dtype)
+    if not manifest.text_bytes:
+        manifest = replace(manifest, text_bytes=part.text_bytes)
     arrangement = arrangement or Arrangement()
     return arrange([part], str(out), dtype, arrangement, staging=str(work), manifest=manifest, progress=ignore)
 

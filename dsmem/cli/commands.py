@@ -17,6 +17,10 @@ from dsmem.cli import errors
 Algorithm = Literal["xxh3-tree", "xxh3-128", "blake3", "sha256", "md5"]
 
 Algo = Annotated[Algorithm, typer.Option("--algo", help="The digest to compute.")]
+Dtype = Annotated[
+    Literal["uint16", "uint32"] | None,
+    typer.Option("--dtype", help="The type of the ids, whatever is told by what lies beside the file."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: sizes in bytes, times in seconds.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done, and do nothing.")]

@@ -8,10 +8,8 @@ documents passes through in blocks, or lies in files of `staging`.
 from __future__ import annotations
 
 import logging
-import math
 import os
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +92,8 @@ def arrange(
 ) -> tuple[Arranged, ...]:
     """Make the token files of these parts, `out` or files named after it, and return them in order, train before val.
 
-    `staging` is a directory on the file system of `out`, where files of an earlier try are overwritten; the parts stay.
+    `staging` is a directory on the file system of `out`; a directory `arranged` is made in it, where files of an
+    earlier try are overwritten, and removed at the end. The parts stay.
     `manifest` says what this function can't know: of its fields, counts, digest, split, shard and seed are filled in,
     while `text_bytes` and `skipped` stay those of all outputs together. Raises UsageError (also for more shards than
     documents), NoSpace before anything is written, SourceChanged when a part is not what its record says, OSError.
@@ -102,10 +101,12 @@ def arrange(
     arrangement.check()
     if arrangement.val_fraction and any(part.keys_path is None for part in parts):
         raise UsageError("documents can be set aside by content only where parts have keys")
+    staging = os.path.join(staging, "arranged")  # a name of its own: OUT may be called like a part
+    os.makedirs(staging, exist_ok=True)
     item_bytes = ITEM_BYTES[dtype]
     total_bytes = sum(part.tokens for part in parts) * item_bytes
     _require_room(staging, parts, total_bytes)
-    count = _counter(total_bytes, progress)
+    count = joining.counter(total_bytes, progress)
     done = []
     streams = streams_of(parts, staging, val_fraction=arrangement.val_fraction, shuffle_seed=arrangement.shuffle_seed)
     targets = {stream.split: _targets(stream, out, arrangement) for stream in streams}
@@ -134,6 +135,7 @@ def arrange(
         for path in (stream.ends_path, stream.origins_path):
             if path is not None:
                 os.unlink(path)
+    os.rmdir(staging)
     return tuple(done)
 
 
@@ -306,23 +308,6 @@ def _require_room(staging: str, parts: Sequence[Part], total_bytes: int) -> None
             free_bytes=free_bytes,
             limit="file system",
         )
-
-
-def _counter(total_bytes: int, progress: Progress) -> Callable[[int], None]:
-    """Tells progress of every hundredth or so."""
-    step = max(1, math.ceil(total_bytes / 200))
-    done_bytes, told_bytes = 0, 0
-    counting = threading.Lock()
-
-    def count(size_bytes: int) -> None:
-        nonlocal done_bytes, told_bytes
-        with counting:
-            done_bytes += size_bytes
-            if done_bytes - told_bytes >= step or done_bytes == total_bytes:
-                told_bytes = done_bytes
-                progress(done_bytes, total_bytes)
-
-    return count
 
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from numpy.lib import format as npy
@@ -80,23 +80,21 @@ def lengths_of(before: int, ends: Ends) -> Ends:
 
 def write_index(path: str, ends: Ends, dtype: TokenDtype) -> None:
     """Write Megatron's `.idx` for documents with these ends; each must be at most LONGEST_IDX_DOCUMENT long."""
-    item_bytes = ITEM_BYTES[dtype]
-
-    def columns() -> Iterator[np.ndarray[Any, Any]]:
-        yield from (lengths_of(before, block).astype("<i4") for before, block in blocks_of(ends))
-        for before, block in blocks_of(ends):
-            starts = np.concatenate(([np.uint64(before)], block[:-1]))
-            yield (starts * np.uint64(item_bytes)).astype("<i8")
-        for start in range(0, len(ends) + 1, BLOCK):
-            yield np.arange(start, min(start + BLOCK, len(ends) + 1), dtype="<i8")
-
     with Path(path).open("wb") as file:
-        file.write(_HEADER.pack(IDX_MAGIC, IDX_VERSION, IDX_CODES[dtype], len(ends), len(ends) + 1))
-        _write_all(file, columns())
+        for piece in pieces(ends, dtype):
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _write_all(file: BinaryIO, arrays: Iterable[np.ndarray[Any, Any]]) -> None:
-    for array in arrays:
-        file.write(np.ascontiguousarray(array).data)
+def pieces(ends: Ends, dtype: TokenDtype) -> Iterator[memoryview]:
+    """The bytes of the `.idx`, in order."""
+    item_bytes = np.uint64(ITEM_BYTES[dtype])
+    yield memoryview(_HEADER.pack(IDX_MAGIC, IDX_VERSION, IDX_CODES[dtype], len(ends), len(ends) + 1))
+    for before, block in blocks_of(ends):
+        yield lengths_of(before, block).astype("<i4").view(np.uint8).data
+    for before, block in blocks_of(ends):
+        starts = np.concatenate((np.array([before], np.uint64), block[:-1]))
+        yield (starts * item_bytes).astype("<i8").view(np.uint8).data
+    for first in range(0, len(ends) + 1, BLOCK):
+        yield np.arange(first, min(first + BLOCK, len(ends) + 1), dtype="<i8").view(np.uint8).data

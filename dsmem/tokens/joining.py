@@ -7,7 +7,9 @@ it wrote, taken while it is hot in the page cache, and leaves the file synced.
 from __future__ import annotations
 
 import errno
+import math
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +21,7 @@ import numpy as np
 from dsmem import files, parallel, proc
 from dsmem.digest import DEFAULT_ALGORITHM, SLICE_BYTES, slice_digest, tree_digest
 from dsmem.errors import SourceChanged
+from dsmem.progress import Progress
 from dsmem.tokens.parts import Part
 
 _BLOCK_BYTES = 1 << 20
@@ -28,6 +31,23 @@ _NOT_IN_THE_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP,
 Array = np.ndarray[Any, np.dtype[Any]]
 Count = Callable[[int], None]
 """Told of so many more bytes that are written; from any thread."""
+
+
+def counter(total_bytes: int, progress: Progress) -> Count:
+    """Tells progress of every hundredth or so."""
+    step = max(1, math.ceil(total_bytes / 200))
+    done_bytes, told_bytes = 0, 0
+    counting = threading.Lock()
+
+    def count(size_bytes: int) -> None:
+        nonlocal done_bytes, told_bytes
+        with counting:
+            done_bytes += size_bytes
+            if done_bytes - told_bytes >= step or done_bytes == total_bytes:
+                told_bytes = done_bytes
+                progress(done_bytes, total_bytes)
+
+    return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +66,18 @@ def stretches(parts: Sequence[Part], item_bytes: int, start: int, stop: int) -> 
     for part in parts:
         size_bytes = part.tokens * item_bytes
         at, end = max(start, before), min(stop, before + size_bytes)
-        while at < end:
-            to = at - start
-            here = min(end - at, SLICE_BYTES - to % SLICE_BYTES)
-            yield Stretch(part.tokens_path, at - before, here, to)
-            at += here
+        if at < end:
+            yield from cut(Stretch(part.tokens_path, at - before, end - at, at - start))
         before += size_bytes
+
+
+def cut(whole: Stretch) -> Iterator[Stretch]:
+    """The same in pieces that lie in one slice of the output each."""
+    done = 0
+    while done < whole.size_bytes:
+        here = min(whole.size_bytes - done, SLICE_BYTES - (whole.to + done) % SLICE_BYTES)
+        yield Stretch(whole.path, whole.offset + done, here, whole.to + done)
+        done += here
 
 
 def join(path: str, found: Iterable[Stretch], count: Count) -> str:

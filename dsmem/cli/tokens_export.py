@@ -1,0 +1,48 @@
+"""`dsmem tokens export`: a token file in the form of another trainer."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated, Literal
+
+import typer
+
+from dsmem import units
+from dsmem.cli import progress
+from dsmem.cli.commands import Json
+from dsmem.cli.output import Column, Output
+
+EXAMPLES = (
+    "dsmem tokens export train.bin --to llm.c -o fineweb_train.bin",
+    "dsmem tokens export train.bin --to datatrove -o train.ds",
+    "dsmem tokens export train.bin --to olmo -o train.npy",
+)
+
+Form = Literal["llm.c", "datatrove", "olmo"]
+
+
+def export(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A token file whose documents are known.")],
+    to: Annotated[Form, typer.Option("--to", help="Whose form to write.")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write.")],
+    eot: Annotated[
+        int | None,
+        typer.Option("--eot", metavar="ID", help="For llm.c: what begins each document; else the manifest's eos."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write a token file in the form of llm.c, datatrove or OLMo.
+
+    What exists under these names is replaced, once all is written.
+    """
+    from dsmem.tokens.exporting import export as export_file
+
+    out = Output(as_json=json)
+    with progress.bar("exporting", [file]) as bar:
+        done = export_file(file, output, to, eot=eot, progress=bar.follow(file))
+    if json:
+        out.json(done)
+        return
+    columns = [Column("file", "path"), Column("size", "size_bytes", show=units.format_bytes, right=True)]
+    out.table(columns, [[path, os.stat(path).st_size] for path in done.paths])
+    out.result(f"{done.tokens:,} tokens, {done.documents:,} documents")

@@ -1,0 +1,38 @@
+"""Several files that are published together: under other names until all are complete, removed if they never are."""
+
+from __future__ import annotations
+
+import os
+
+from dsmem import files
+
+
+class Drafts:
+    """The files, in the order in which they were begun."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+
+    def __enter__(self) -> Drafts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for path in self._paths:
+            files.unlink_if_there(self.name_of(path))
+
+    def begin(self, path: str) -> str:
+        """The name to write to for `path`, beside it."""
+        self._paths.append(path)
+        return self.name_of(path)
+
+    def publish(self) -> tuple[str, ...]:
+        """Give all their names, those begun last first: the first, the tokens, comes when the rest is there."""
+        for path in reversed(self._paths):
+            os.replace(self.name_of(path), path)
+        done, self._paths = tuple(self._paths), []
+        return done
+
+    @staticmethod
+    def name_of(path: str) -> str:
+        """Hidden, and this process's own."""
+        return os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.part")
