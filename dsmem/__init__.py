@@ -13,14 +13,21 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dsmem.errors import (
         Ambiguous,
+        BadDocument,
         BadSource,
         DamagedObject,
         DsmemError,
+        EngineDiffers,
         InUse,
         LoadFailed,
+        NoEndToken,
         NoServer,
         NoSpace,
         NotPinned,
+        OtherPlan,
+        OutputBusy,
+        OutputExists,
+        OutputFull,
         ServerTimeout,
         SourceBusy,
         SourceChanged,
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
         UnsafeRoot,
         Unsupported,
         UsageError,
+        WorkerLost,
     )
     from dsmem.pinning.arrayfile import ArrayFile
     from dsmem.pinning.explaining import ExplainedDataset, Explanation, explain
@@ -35,6 +43,8 @@ if TYPE_CHECKING:
     from dsmem.pinning.pin import Pinned, pin
     from dsmem.tokens.dataset import LargeTokenDataset, TokenDataset
     from dsmem.tokens.loader import TokenLoader
+    from dsmem.tokens.options import Tokenized
+    from dsmem.tokens.tokenize import tokenize
 
 _HOMES = {
     "ArrayFile": "dsmem.pinning.arrayfile",
@@ -48,7 +58,10 @@ _HOMES = {
     "attach": "dsmem.pinning.opening",
     "explain": "dsmem.pinning.explaining",
     "pin": "dsmem.pinning.pin",
+    "tokenize": "dsmem.tokens.tokenize",
+    "Tokenized": "dsmem.tokens.options",
     "Ambiguous": "dsmem.errors",
+    "BadDocument": "dsmem.errors",
     "BadSource": "dsmem.errors",
     "DamagedObject": "dsmem.errors",
     "DsmemError": "dsmem.errors",
@@ -63,24 +76,38 @@ _HOMES = {
     "SourceMissing": "dsmem.errors",
     "UnsafeRoot": "dsmem.errors",
     "Unsupported": "dsmem.errors",
+    "EngineDiffers": "dsmem.errors",
+    "NoEndToken": "dsmem.errors",
+    "OtherPlan": "dsmem.errors",
+    "OutputBusy": "dsmem.errors",
+    "OutputExists": "dsmem.errors",
+    "OutputFull": "dsmem.errors",
+    "WorkerLost": "dsmem.errors",
     "UsageError": "dsmem.errors",
 }
 
 __all__ = [
     "Ambiguous",
     "ArrayFile",
+    "BadDocument",
     "BadSource",
     "DamagedObject",
     "DsmemError",
+    "EngineDiffers",
     "ExplainedDataset",
     "Explanation",
     "File",
     "InUse",
     "LargeTokenDataset",
     "LoadFailed",
+    "NoEndToken",
     "NoServer",
     "NoSpace",
     "NotPinned",
+    "OtherPlan",
+    "OutputBusy",
+    "OutputExists",
+    "OutputFull",
     "Pinned",
     "ServerTimeout",
     "SourceBusy",
@@ -88,13 +115,16 @@ __all__ = [
     "SourceMissing",
     "TokenDataset",
     "TokenLoader",
+    "Tokenized",
     "UnsafeRoot",
     "Unsupported",
     "UsageError",
+    "WorkerLost",
     "__version__",
     "attach",
     "explain",
     "pin",
+    "tokenize",
 ]
 
 

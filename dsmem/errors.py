@@ -196,3 +196,61 @@ class CheckpointReadError(DsmemError, RuntimeError):
         super().__init__(message)
         self.failures = tuple(failures)
         self.complete = tuple(complete)
+
+
+class BadDocument(BadSource):
+    """A document that can't be read: `path`, and its `place` in it (a line, a row), with the reason."""
+
+    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.place = place
+
+
+class EngineDiffers(DsmemError, ValueError):
+    """An engine and the reference disagree about a document (`path`, `place`)."""
+
+    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+        self.place = place
+
+
+class OutputExists(DsmemError, FileExistsError):
+    """The output is there already (`path`)."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class OutputFull(NoSpace):
+    """The file system of the output is full; finished parts stay, and a later run goes on with them."""
+
+
+class OutputBusy(InUse):
+    """Another process makes the same output."""
+
+
+class OtherPlan(DsmemError, RuntimeError):
+    """An unfinished run for the same output was made another way; `differences` names how."""
+
+    def __init__(self, message: str, *, differences: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.differences = tuple(differences)
+
+
+class NoEndToken(DsmemError, ValueError):
+    """A token that should begin or end documents is not known (`option` would name it)."""
+
+    def __init__(self, message: str, *, option: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+
+
+class WorkerLost(DsmemError, RuntimeError):
+    """A worker ended before it was done: killed, or out of memory."""
+
+
+class WrongIds(DsmemError, RuntimeError):
+    """An engine gave ids that its tokenizer can't give."""

@@ -21,14 +21,21 @@ from dsmem import settings, units
 from dsmem.cli.output import NoAnswer, escape, note, paint, quote
 from dsmem.errors import (
     Ambiguous,
+    BadDocument,
     BadSource,
     DamagedObject,
     DsmemError,
+    EngineDiffers,
     InUse,
     LoadFailed,
+    NoEndToken,
     NoServer,
     NoSpace,
     NotPinned,
+    OtherPlan,
+    OutputBusy,
+    OutputExists,
+    OutputFull,
     ServerTimeout,
     SourceBusy,
     SourceChanged,
@@ -36,6 +43,8 @@ from dsmem.errors import (
     UnsafeRoot,
     Unsupported,
     UsageError,
+    WorkerLost,
+    WrongIds,
 )
 
 T = TypeVar("T")
@@ -114,6 +123,11 @@ def _hint_unsupported(error: Unsupported, typed: Typed) -> str:
     return f"pin the rest (or choose with --only GLOB{trusting}): {typed.again('--skip-unsupported')}"
 
 
+def _hint_no_end(error: NoEndToken, typed: Typed) -> str:
+    without = error.option.removesuffix("-token")
+    return f"name it with {error.option} TOKEN, or leave it away: {typed.again(without, 'none')}"
+
+
 def _hint_os(error: OSError, typed: Typed) -> str | None:
     return "see what is full: dsmem shm doctor" if error.errno in _FULL else None
 
@@ -140,6 +154,15 @@ TABLE: Mapping[type[BaseException], Rule] = {
     NoServer: Rule(ERROR, lambda error, typed: "start it: dsmem server start"),
     ServerTimeout: Rule(ERROR, lambda error, typed: "see what it does: dsmem server status"),
     LoadFailed: Rule(ERROR, lambda error, typed: "what it said meanwhile: dsmem server logs"),
+    BadDocument: Rule(ERROR, lambda error, typed: f"leave such documents out: {typed.again('--on-error', 'skip')}"),
+    EngineDiffers: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
+    WrongIds: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
+    WorkerLost: Rule(ERROR, lambda error, typed: f"go on, with less memory in use: {typed.again('--workers', '1')}"),
+    OutputExists: Rule(ERROR, lambda error, typed: f"replace it: {typed.again('--force')}"),
+    OutputFull: Rule(NO_SPACE, lambda error, typed: f"make room, then go on: {typed.again()}"),
+    OutputBusy: Rule(IN_USE),
+    OtherPlan: Rule(ERROR, lambda error, typed: f"begin anew, or run what was begun: {typed.again('--restart')}"),
+    NoEndToken: Rule(USAGE, _hint_no_end),
     DsmemError: Rule(ERROR),
     FileNotFoundError: Rule(NOT_FOUND),
     MemoryError: Rule(NO_SPACE, lambda error, typed: "see what limits it: dsmem shm doctor"),

@@ -18,8 +18,8 @@ from selectors import EVENT_READ, DefaultSelector
 from typing import TYPE_CHECKING, Any
 
 from dsmem import helpers
-from dsmem.errors import BadSource, DsmemError
-from dsmem.tokens.parts import Record, WrongIds
+from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, WorkerLost, WrongIds
+from dsmem.tokens.parts import Record
 from dsmem.tokens.pieces import Piece
 
 if TYPE_CHECKING:
@@ -27,10 +27,6 @@ if TYPE_CHECKING:
 
 _IN_FLIGHT = 2
 _PATIENCE_S = 5.0
-
-
-class WorkerLost(DsmemError, RuntimeError):
-    """A worker ended before it was done: killed, or out of memory."""
 
 
 class Crew:
@@ -146,13 +142,10 @@ class _Worker:
 
 
 def _error(value: dict[str, Any]) -> Exception:
-    from dsmem.tokens.documents import BadDocument
-    from dsmem.tokens.encoding import NotEqual
-
     kind, message, facts = value["kind"], value["message"], value["facts"]
     if kind == "OSError":
         return OSError(facts["errno"], message, facts["filename"])
-    for known in (BadDocument, NotEqual):
+    for known in (BadDocument, EngineDiffers):
         if kind == known.__name__:
             return known(message, path=facts["path"], place=facts["place"])
     if kind == WrongIds.__name__:

@@ -15,22 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dsmem.errors import BadSource
+from dsmem.errors import BadDocument
 
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
 _ARROW_ROWS = 512
 """At once: rows are texts of any length, and a batch of them lies in memory twice."""
 MOST_PLACES = 20
 """Skipped documents that are named; all are counted."""
-
-
-class BadDocument(BadSource):
-    """A document that can't be read: `path`, and its `place` in it (a line, a row), with the reason."""
-
-    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
-        super().__init__(message)
-        self.path = path
-        self.place = place
 
 
 @dataclass(slots=True)

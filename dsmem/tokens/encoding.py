@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 
 from dsmem import digest
-from dsmem.errors import DsmemError
+from dsmem.errors import BadDocument, EngineDiffers
 from dsmem.tokens import compressed, cutting, documents, engines, pieces
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
-from dsmem.tokens.documents import BadDocument, Batch, Faults, Lines
+from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.engines import Engine, EngineName, Ids
 from dsmem.tokens.feeding import LONG_BYTES, decoded, feed
 from dsmem.tokens.layout import TokenDtype
@@ -67,15 +67,6 @@ class Recipe:
         return cls(**{**raw, "located": located, "head": tuple(raw["head"]), "tail": tuple(raw["tail"])})
 
 
-class NotEqual(DsmemError, ValueError):
-    """An engine and the reference disagree about a document (`path`, `place`)."""
-
-    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
-        super().__init__(message)
-        self.path = path
-        self.place = place
-
-
 class Encoder:
     """Makes parts of pieces, one after the other."""
 
@@ -85,7 +76,7 @@ class Encoder:
         self._reference: Engine | None = None
 
     def encode(self, piece: Piece, report: Report) -> Record:
-        """Write the part; raises BadSource, BadDocument, NotEqual, OSError: what was written has no record then."""
+        """Write the part; after BadSource, EngineDiffers or OSError what was written has no record."""
         recipe = self._recipe
         verifying = _Verifying(self, piece, recipe)
         faults = Faults(recipe.skip_bad)
@@ -299,7 +290,7 @@ class _Verifying:
         at = int(differing[0]) if len(differing) else shorter
         where = place(index)
         named = f"{path}:{where}" if where else path
-        raise NotEqual(
+        raise EngineDiffers(
             f"{named}: the engine and {reference.name}, the reference, differ from token {at} of this document on",
             path=path,
             place=where,

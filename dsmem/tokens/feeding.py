@@ -12,8 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from dsmem import units
-from dsmem.errors import BadSource
-from dsmem.tokens.documents import BadDocument
+from dsmem.errors import BadDocument, BadSource
 from dsmem.tokens.engines import Engine, Ids
 
 LONG_BYTES = 8 << 20

@@ -6,11 +6,11 @@ import codecs
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from dsmem.errors import DsmemError, NoSpace, UsageError
+from dsmem.errors import NoEndToken, UsageError
 from dsmem.tokens.cutting import Separator
 from dsmem.tokens.layout import ITEM_BYTES, LARGEST_ID, TokenDtype
 from dsmem.tokens.manifest import Place
-from dsmem.tokens.vocabularies import NoEnd, Vocabulary
+from dsmem.tokens.vocabularies import Vocabulary
 
 OnError = Literal["raise", "skip"]
 VERIFY_DOCUMENTS = 16
@@ -52,18 +52,6 @@ class Tokenized:
     elapsed_s: float
 
 
-class OutputExists(DsmemError, FileExistsError):
-    """The output is there already (`path`)."""
-
-    def __init__(self, message: str, *, path: str = "") -> None:
-        super().__init__(message)
-        self.path = path
-
-
-class OutputFull(NoSpace):
-    """The file system of the output is full; finished parts stay, and a later run goes on with them."""
-
-
 @dataclass(frozen=True, slots=True)
 class Options:
     """How text becomes tokens: all that decides about the ids and where documents end."""
@@ -103,14 +91,14 @@ class Options:
 
 
 def frame_of(vocabulary: Vocabulary, options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The ids before and after each document; raises NoEnd."""
+    """The ids before and after each document; raises NoEndToken."""
     head: list[int] = []
     tail: list[int] = []
     for name, place, token in (("bos", options.bos, vocabulary.bos_id), ("eos", options.eos, vocabulary.eos_id)):
         if place == "none":
             continue
         if token is None:
-            raise NoEnd(
+            raise NoEndToken(
                 f"{vocabulary.spec} has no {name} token that is known by a common name", option=f"--{name}-token"
             )
         (head if place == "prepend" else tail).append(token)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from dsmem import files
-from dsmem.errors import DsmemError
+from dsmem.errors import WrongIds
 from dsmem.tokens.layout import LARGEST_ID, TokenDtype
 
 if TYPE_CHECKING:
@@ -92,10 +92,6 @@ def finished(directory: str, number: int) -> Record | None:
     except (OSError, ValueError, TypeError, AttributeError):
         return None  # not there, or torn: it is made anew
     return record
-
-
-class WrongIds(DsmemError, RuntimeError):
-    """An engine gave ids that its tokenizer can't give."""
 
 
 class PartWriter:

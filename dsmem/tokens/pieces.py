@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from dsmem.errors import BadSource
+from dsmem.errors import BadDocument, BadSource
 from dsmem.files import FileIdentity
 from dsmem.tokens import compressed, cutting
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import Separator
-from dsmem.tokens.documents import BadDocument
 from dsmem.tokens.inputs import STDIN, Source
 
 Kind = Literal["jsonl", "line", "blank", "files", "parquet", "arrow"]

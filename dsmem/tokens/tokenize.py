@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal, cast
 
 import dsmem
 from dsmem import digest, proc, units
-from dsmem.errors import BadSource, SourceChanged, UsageError
+from dsmem.errors import BadSource, OutputExists, OutputFull, SourceChanged, UsageError
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
@@ -35,8 +35,6 @@ from dsmem.tokens.options import (
     OnError,
     Options,
     Output,
-    OutputExists,
-    OutputFull,
     Tokenized,
     dtype_of,
     frame_of,
@@ -89,8 +87,8 @@ def tokenize(
     same for any number of workers. A run that was killed continues when it is started again (`restart=True` begins
     anew). `progress` gets bytes of input.
 
-    Raises SourceMissing, BadSource (BadDocument names file and line), NotEqual (the engine differs from the reference),
-    UsageError, NoEnd, OutputExists, OutputBusy, OtherPlan, OutputFull, SourceChanged, WorkerLost.
+    Raises SourceMissing, BadSource (BadDocument names file and line), EngineDiffers (from the reference),
+    UsageError, NoEndToken, OutputExists, OutputBusy, OtherPlan, OutputFull, SourceChanged, WorkerLost.
 
     >>> dsmem.tokenize("corpus.jsonl", "train.bin", tokenizer="tokenizer.json")  # doctest: +SKIP
     """

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dsmem.errors import BadSource, DsmemError, SourceMissing, UsageError
+from dsmem.errors import BadSource, SourceMissing, UsageError
 
 Kind = Literal["tokenizer.json", "tiktoken", "sentencepiece", "bytes"]
 END_OF_TEXT = "<|endoftext|>"
@@ -72,14 +72,6 @@ class Vocabulary:
     largest_id: int
     bos_id: int | None
     eos_id: int | None
-
-
-class NoEnd(DsmemError, ValueError):
-    """A token that should begin or end documents is not known (`option` would name it)."""
-
-    def __init__(self, message: str, *, option: str = "") -> None:
-        super().__init__(message)
-        self.option = option
 
 
 def describe(

@@ -13,22 +13,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from dsmem import files
-from dsmem.errors import DsmemError, InUse
+from dsmem.errors import OtherPlan, OutputBusy
 
 _PLAN_BYTES = 1 << 30
 Plan = Mapping[str, object]
-
-
-class OutputBusy(InUse):
-    """Another process makes the same output."""
-
-
-class OtherPlan(DsmemError, RuntimeError):
-    """An unfinished run for the same output was made another way; `differences` names how."""
-
-    def __init__(self, message: str, *, differences: tuple[str, ...] = ()) -> None:
-        super().__init__(message)
-        self.differences = differences
 
 
 def path_of(out: str) -> str:
