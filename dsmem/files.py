@@ -95,6 +95,15 @@ def write_atomic(path: str, data: bytes) -> None:
         raise
 
 
+def sync(path: str) -> None:
+    """Wait until a file, or a directory's names, is on the disk."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
 def unlink_if_there(path: str) -> bool:
     """Whether there was something to unlink."""
     try:

@@ -130,7 +130,7 @@ def arrange(
             done.append(Arranged(target.path, made))
     for one in done:
         _publish(Beside.of(os.path.join(staging, os.path.basename(one.path))), Beside.of(one.path))
-    _sync_directory(os.path.dirname(out) or ".")
+    files.sync(os.path.dirname(out) or ".")
     for stream in streams:
         for path in (stream.ends_path, stream.origins_path):
             if path is not None:
@@ -312,11 +312,3 @@ def _require_room(staging: str, parts: Sequence[Part], total_bytes: int) -> None
 
 def _bytes_of(array: np.ndarray[Any, Any]) -> memoryview:
     return np.ascontiguousarray(array).view(np.uint8).data if array.size else memoryview(b"")
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

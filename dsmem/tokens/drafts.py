@@ -27,8 +27,12 @@ class Drafts:
 
     def publish(self) -> tuple[str, ...]:
         """Give all their names, those begun last first: the first, the tokens, comes when the rest is there."""
+        for path in self._paths:
+            files.sync(self.name_of(path))
         for path in reversed(self._paths):
             os.replace(self.name_of(path), path)
+        for directory in {os.path.dirname(path) or "." for path in self._paths}:
+            files.sync(directory)
         done, self._paths = tuple(self._paths), []
         return done
 

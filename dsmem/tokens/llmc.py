@@ -7,7 +7,6 @@ more goes to `OUT_000000.bin`, `OUT_000001.bin`, …, cut between documents.
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,8 +46,6 @@ def write(drafts: Drafts, target: str, file: TokenFile, ends: Ends, eot: int | N
             for piece in change.applied(tokens, ends, first, last):
                 opened.write(piece.view(np.uint8).data)
                 count(piece.nbytes)
-            opened.flush()
-            os.fsync(opened.fileno())
     return total
 
 
