@@ -9,7 +9,8 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 
 from dsmem.errors import UsageError
 from dsmem.files import FileIdentity
@@ -145,11 +146,7 @@ class Spec:
     @property
     def source(self) -> str:
         """The canonical text by which the store knows it (`dsmem.store.sources`); equal for equal requests."""
-        record = self.as_dict()
-        for key in ("data_files", "options"):
-            if key in record:
-                record[key] = json.loads(str(record[key]))
-        return sources.PREFIX + _canonical(record)
+        return _source(self)
 
     @property
     def selection(self) -> str:
@@ -196,8 +193,8 @@ class Spec:
 
     def as_dict(self) -> dict[str, object]:
         """The fields that are set, for JSON."""
-        unset = {field.name: field.default for field in fields(self)}
-        return {key: value for key, value in asdict(self).items() if value != unset[key]}
+        pairs = ((field.name, getattr(self, field.name), field.default) for field in fields(self))
+        return {name: value for name, value, unset in pairs if value != unset}
 
     @classmethod
     def from_dict(cls, record: object) -> Spec:
@@ -212,6 +209,15 @@ class Spec:
         if wrong or unknown:
             raise ValueError(f"not a request for a table: {', '.join(wrong + unknown)}")
         return cls(**record)
+
+
+@lru_cache(maxsize=256)
+def _source(spec: Spec) -> str:
+    record = spec.as_dict()
+    for key in ("data_files", "options"):
+        if key in record:
+            record[key] = json.loads(str(record[key]))
+    return sources.PREFIX + _canonical(record)
 
 
 def _builder(path: str) -> str:
