@@ -19,8 +19,8 @@ from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 
 _BLOCK_BYTES = 1 << 20
-_HASHED_BYTES = 8 << 20
-"""Of what is only hashed: threads that decode small chunks leave Python's lock to others only after a while."""
+_HASHED_BYTES, _ALL_HASHED_BYTES = 8 << 20, 24 << 20
+"""Of what is only hashed, in one thread, and in all: a thread that decodes leaves Python's lock only after a while."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,7 @@ class _Pass:
         self.finished = [threading.Event() for _ in starts]
         self.failed = threading.Event()
         self.cache = PageCache(fd, size_bytes)
+        self.threads = proc.usable_cpus()
         self.followed = False
         """Whether a stream digest reads each slice once more, and lets go of it then."""
 
@@ -88,7 +89,9 @@ class _Pass:
         end = min(start + digest.SLICE_BYTES, self.size_bytes)
         self.cache.expect(index)
         hasher = digest.slice_digest()
-        block_bytes = _BLOCK_BYTES if self._overlapping(start, end) else _HASHED_BYTES
+        block_bytes = min(_HASHED_BYTES, _ALL_HASHED_BYTES // self.threads)
+        if block_bytes < _BLOCK_BYTES or self._overlapping(start, end):
+            block_bytes = _BLOCK_BYTES
         try:
             for offset in range(start, end, block_bytes):
                 hasher.update(self._copy_block(offset, min(block_bytes, end - offset)))
@@ -162,9 +165,8 @@ def copy(
     """
     work = _Pass(fd, size_bytes, draft, extents, progress)
     tasks = _in_file_order(work, decodings)
-    threads = proc.usable_cpus()
     try:
-        stream_hex = _run(work, tasks, threads, stream_algo)
+        stream_hex = _run(work, tasks, work.threads, stream_algo)
     finally:
         work.cache.finish()
     return Digests(digest.tree_digest(work.digests), stream_hex)

@@ -38,7 +38,7 @@ class ExplainedDataset:
     ratio: float | None
     """Size in memory by size in the file; None where either is 0."""
     tier: Tier
-    """"contiguous": copied as it lies; "chunked": decoded in threads; "h5py": read by it; "empty": nothing to read."""
+    """"contiguous": copied as it lies; "chunked": decoded by dsmem; "h5py": read by it; "empty": nothing to read."""
     why: str
     """Why that tier."""
     is_outside: bool
@@ -66,6 +66,7 @@ def explain(
     `only` and `allow` are those of `pin`. Raises SourceMissing, BadSource, SourceBusy (open for writing), UsageError.
     """
     from dsmem.hdf5 import opening, scan
+    from dsmem.pinning import decoding
     from dsmem.pinning.loading import nothing_selected
 
     source = os.path.realpath(path)
@@ -80,13 +81,14 @@ def explain(
             found = scan.scan(file, source, only=chosen, allow=allowed, file_bytes=size_bytes)
             if chosen and not found.items and not found.refusals:
                 raise nothing_selected(file, source, chosen)
-            explained = tuple(_explained(item, file, source) for item in found.items)
+            small = {item.path for item in decoding.in_processes(found.items)}
+            explained = tuple(_explained(item, file, source, item.path in small) for item in found.items)
     finally:
         os.close(fd)
     return Explanation(source, size_bytes, explained, tuple(found.refusals))
 
 
-def _explained(item: Item, file: Any, source: str) -> ExplainedDataset:
+def _explained(item: Item, file: Any, source: str, in_processes: bool) -> ExplainedDataset:
     from dsmem.hdf5 import filters, opening
 
     info, size_bytes, stored_bytes = item.info, item.size_bytes, item.storage_bytes
@@ -105,7 +107,7 @@ def _explained(item: Item, file: Any, source: str) -> ExplainedDataset:
         stored_bytes=stored_bytes,
         ratio=round(size_bytes / stored_bytes, 3) if size_bytes and stored_bytes else None,
         tier=item.tier,
-        why=item.why,
+        why=f"{item.why}; many small chunks: in processes" if in_processes else item.why,
         is_outside=item.is_outside,
         note=info.note,
     )

@@ -94,7 +94,7 @@ def variety(file: h5py.File) -> None:
     file.create_dataset("lzf", data=data // 16, chunks=(1, 30, 40), compression="lzf")
     file.create_dataset("blosc", data=data, chunks=(2, 30, 40), **hdf5plugin.Blosc())
     file.create_dataset("no filter", data=data, chunks=(1, 30, 40))
-    file.create_dataset("big-endian", data=data[:9].astype(">f8"), chunks=(1, 30, 40), compression="gzip")
+    file.create_dataset("big-endian", data=data.astype(">f4"), chunks=(1, 30, 40), compression="gzip")
     file.create_dataset("one axis", data=data.reshape(-1), chunks=(1000,), compression="gzip")
     holes = file.create_dataset("holes", (500, 30, 40), "<i2", chunks=(1, 30, 40), compression="gzip", fillvalue=-7)
     holes[100:300] = data[100:300]

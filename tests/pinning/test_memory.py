@@ -1,0 +1,103 @@
+"""Pinning takes the object and little more: 64 MiB, and a chunk for each thread."""
+
+from __future__ import annotations
+
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+from children import call
+from samples import MIB
+
+import dsmem
+from dsmem import proc
+from dsmem.pinning import decoding
+
+SIZE_BYTES = 192 * MIB
+ALLOWED_BYTES = 64 * MIB
+DECODER_BYTES = 13 * MIB
+"""What a process that decodes plain chunks is, numpy not in it."""
+_SAMPLING_S = 0.002
+
+
+class Peak:
+    """The most memory of its own that this process and its children had in a block, beyond what it had before."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Peak:
+        self._before = self._now()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_SAMPLING_S):
+            self.size_bytes = max(self.size_bytes, self._now() - self._before)
+
+    @staticmethod
+    def _now() -> int:
+        total = 0
+        for pid in (os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))):
+            try:
+                total += proc.memory_of(pid).anonymous_bytes
+            except ProcessLookupError:
+                continue
+        return total
+
+
+def write(path: Path, chunk: tuple[int, ...] | None, **options: Any) -> Path:
+    """192 MiB of uint8 in `x`; in chunks (of whole rows) it is one chunk again and again."""
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        if chunk is None:
+            file["x"] = np.resize(random.integers(0, 255, MIB, np.uint8), (SIZE_BYTES // MIB, MIB))
+            return path
+        rows = SIZE_BYTES // int(np.prod(chunk[1:]))
+        dataset = file.create_dataset("x", (rows, *chunk[1:]), "u1", chunks=chunk, **options)
+        dataset[: chunk[0]] = random.normal(100, 3, chunk).astype(np.uint8) // 4 * 4
+        below = (0,) * (len(chunk) - 1)
+        mask, stored = dataset.id.read_direct_chunk((0, *below))
+        for row in range(chunk[0], rows, chunk[0]):
+            dataset.id.write_direct_chunk((row, *below), stored, mask)
+    return path
+
+
+KINDS: dict[str, tuple[tuple[int, ...] | None, dict[str, Any]]] = {
+    "contiguous": (None, {}),
+    "gzip images": ((1, 256, 256), {"compression": "gzip"}),
+    "lzf in large chunks": ((12, 1024, 1024), {"compression": "lzf"}),
+    "shuffle + gzip in large chunks": ((12, 1024, 1024), {"compression": "gzip", "shuffle": True}),
+    "small gzip chunks": ((1, 64, 64), {"compression": "gzip"}),
+}
+
+
+@pytest.mark.parametrize(("kind", "threads"), [*((kind, 2) for kind in KINDS), ("shuffle + gzip in large chunks", 6)])
+def test_pinning_takes_the_object_and_little_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, threads: int
+) -> None:
+    monkeypatch.setattr(proc, "usable_cpus", lambda: threads)
+    monkeypatch.setattr(decoding, "WORTH_CHUNKS", 1)
+    chunk, options = KINDS[kind]
+    path = write(tmp_path / "x.h5", chunk, **options)
+
+    def pin() -> int:
+        with Peak() as peak:
+            dsmem.pin(path)
+        return peak.size_bytes
+
+    processes = threads if kind == "small gzip chunks" else 0
+    taken = call(pin)
+    allowed = ALLOWED_BYTES + threads * int(np.prod(chunk or ())) + processes * DECODER_BYTES
+    assert MIB < taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
