@@ -9,18 +9,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dsmem.checkpoint.listing import Contents, contents
+    from dsmem.checkpoint.loading import load
+    from dsmem.checkpoint.parts import FileEntry, Part, TensorEntry
     from dsmem.checkpoint.reader import ParallelFileReader, ParallelFileSystemReader, ParallelReadMixin
     from dsmem.checkpoint.report import FileReport, ReadReport
 
 _HOMES = {
+    "Contents": "dsmem.checkpoint.listing",
+    "FileEntry": "dsmem.checkpoint.parts",
     "FileReport": "dsmem.checkpoint.report",
     "ParallelFileReader": "dsmem.checkpoint.reader",
     "ParallelFileSystemReader": "dsmem.checkpoint.reader",
     "ParallelReadMixin": "dsmem.checkpoint.reader",
+    "Part": "dsmem.checkpoint.parts",
     "ReadReport": "dsmem.checkpoint.report",
+    "TensorEntry": "dsmem.checkpoint.parts",
+    "contents": "dsmem.checkpoint.listing",
+    "load": "dsmem.checkpoint.loading",
 }
 
-__all__ = ["FileReport", "ParallelFileReader", "ParallelFileSystemReader", "ParallelReadMixin", "ReadReport"]
+__all__ = [
+    "Contents",
+    "FileEntry",
+    "FileReport",
+    "ParallelFileReader",
+    "ParallelFileSystemReader",
+    "ParallelReadMixin",
+    "Part",
+    "ReadReport",
+    "TensorEntry",
+    "contents",
+    "load",
+]
 
 
 def __getattr__(name: str) -> object:

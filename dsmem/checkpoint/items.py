@@ -17,7 +17,7 @@ from dsmem.errors import ReadFailure
 class Item:
     """A request, where its bytes lie, and where they go. Only the thread that reads a plan changes it."""
 
-    __slots__ = ("file", "info", "key", "left", "length", "name", "offset", "request", "target")
+    __slots__ = ("file", "info", "key", "left", "length", "name", "offset", "request", "straight", "target")
 
     def __init__(self, request: Any, info: Any) -> None:
         self.request = request
@@ -27,6 +27,8 @@ class Item:
         self.offset: int = info.offset
         self.length: int = info.length
         self.target: torch.Tensor = _NONE
+        self.straight = False
+        """The destination is ordinary, contiguous memory."""
         self.key: object = None
         """Items of one key very likely have equal prefixes."""
         self.left = 1
@@ -34,14 +36,19 @@ class Item:
 
     def failure(self, error: BaseException) -> ReadFailure:
         """The error, told in text: it must survive pickling."""
-        return ReadFailure(
-            file=self.file,
-            tensors=(self.name,),
-            offset=self.offset,
-            kind=type(error).__name__,
-            message=str(error) or type(error).__name__,
-            traceback="".join(traceback.format_exception(error)),
-        )
+        return failure_of(error, self.file, (self.name,), self.offset)
+
+
+def failure_of(error: BaseException, file: str, names: tuple[str, ...], offset: int) -> ReadFailure:
+    """An error at a place in a file, in text."""
+    return ReadFailure(
+        file=file,
+        tensors=names,
+        offset=offset,
+        kind=type(error).__name__,
+        message=str(error) or type(error).__name__,
+        traceback="".join(traceback.format_exception(error)),
+    )
 
 
 _NONE = torch.empty(0)

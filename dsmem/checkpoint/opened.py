@@ -7,6 +7,7 @@ import mmap
 import os
 import stat
 import threading
+from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
@@ -26,11 +27,12 @@ def check_relative(path: str) -> None:
 class Opened:
     """One file. Its descriptor is used by all threads with pread; the map is made when it is first asked for."""
 
-    __slots__ = ("_io", "_lock", "_map", "_mapped", "fd", "path", "size_bytes")
+    __slots__ = ("_io", "_local", "_lock", "_map", "_mapped", "fd", "path", "size_bytes")
 
-    def __init__(self, path: str, io: Io) -> None:
+    def __init__(self, path: str, io: Io, *, local: Callable[[], bool]) -> None:
         self.path = path
         self._io = io
+        self._local = local
         self._lock = threading.Lock()
         self._map: mmap.mmap | None = None
         self._mapped: ctypes.c_char | None = None
@@ -60,12 +62,20 @@ class Opened:
 
     def copy(self, address: int, size_bytes: int, offset: int) -> None:
         """Bring bytes of the file to an address in memory, in the way that was asked for."""
+        if self._io == "auto":
+            # Cached pages of a local file are copied without a call into the kernel for each.
+            self._io = "mmap" if self._local() and resident(self.fd, self.size_bytes) else "pread"
         if self._io == "pread":
             self.read([memory_at(address, size_bytes)], offset)
             return
         if offset + size_bytes > os.fstat(self.fd).st_size:  # behind the end a map kills the process
             raise BadSource(f"{self.path} is truncated: it ends before byte {offset + size_bytes}")
         ctypes.memmove(address, self._address() + offset, size_bytes)
+
+    @property
+    def way(self) -> Io:
+        """How large parts are brought; "auto" while none was."""
+        return self._io
 
     def _address(self) -> int:
         with self._lock:
@@ -92,6 +102,7 @@ class Directory:
         self._io = io
         self._files: dict[str, Opened | Exception] = {}
         self._lock = threading.Lock()
+        self._network: bool | None = None
 
     def __enter__(self) -> Directory:
         return self
@@ -104,13 +115,24 @@ class Directory:
                 one.close()
         self._files.clear()
 
+    @property
+    def ways(self) -> str:
+        """How large parts were brought: 'mmap', 'pread', or both; 'pread' where there were none."""
+        found = {one.way for one in self._files.values() if isinstance(one, Opened)} - {"auto"}
+        return ", ".join(sorted(found)) or "pread"
+
+    def _is_local(self) -> bool:
+        if self._network is None:
+            self._network = is_network(self.path)
+        return not self._network
+
     def open(self, name: str) -> Opened:
         """The file of that name; raises the same error each time it is asked for a file that can't be opened."""
         with self._lock:
             found = self._files.get(name)
             if found is None:
                 try:
-                    found = Opened(os.path.join(self.path, name), self._io)
+                    found = Opened(os.path.join(self.path, name), self._io, local=self._is_local)
                 except Exception as exc:  # noqa: BLE001 - kept, and raised below
                     found = exc
                 self._files[name] = found

@@ -37,6 +37,8 @@ class Layout:
     trailer: re.Pattern[bytes]
     """Matches a trailer; group `crc` is the checksum of the record."""
     trailer_bytes: int
+    whole: tuple[int, ...] | None
+    """The shape, where the tensor is contiguous and fills its record."""
 
     @property
     def item_bytes(self) -> int:
@@ -92,19 +94,13 @@ def layout(head: bytes, data: int, stored: Stored, trailer: bytes, item_bytes: i
     record_bytes = item_bytes - data - len(trailer)
     if record_bytes != stored.storage_bytes:
         raise NotPlain("the record is not as large as its storage")
-    needed = stored.offset + _elements_reached(stored)
-    if needed * stored.dtype.itemsize > record_bytes:
+    if stored.reach_bytes > record_bytes:
         raise NotPlain("the tensor is larger than its storage")
     if sys.byteorder != "little":
         raise NotPlain("a machine with big-endian memory")
     pattern = _trailer_pattern(head[:data], trailer, record_bytes)
-    return Layout(head[:data], stored, record_bytes, pattern, len(trailer))
-
-
-def _elements_reached(stored: Stored) -> int:
-    if 0 in stored.shape:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(stored.shape, stored.stride, strict=True))
+    whole = stored.contiguous and not stored.offset and stored.reach_bytes == record_bytes
+    return Layout(head[:data], stored, record_bytes, pattern, len(trailer), stored.shape if whole else None)
 
 
 def _local(data: bytes, position: int) -> tuple[str | None, int]:

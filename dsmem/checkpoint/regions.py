@@ -36,6 +36,17 @@ class NotDirect:
     reason: str
 
 
+def is_straight(target: torch.Tensor) -> bool:
+    """Whether a destination is ordinary, contiguous memory of the CPU: the quick look before `refusal`."""
+    return (
+        type(target) is torch.Tensor
+        and target.is_cpu
+        and target.layout is torch.strided
+        and target.is_contiguous()
+        and not (target.is_quantized or target.is_conj() or target.is_neg())
+    )
+
+
 def refusal(target: torch.Tensor) -> str | None:
     """Why a destination is left to the stock code; None for ordinary memory of the CPU."""
     if type(target) is not torch.Tensor or target.layout is not torch.strided:

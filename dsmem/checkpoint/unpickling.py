@@ -61,6 +61,14 @@ class Stored:
     parameter: bool = False
 
     @property
+    def reach_bytes(self) -> int:
+        """How far into the storage its elements go."""
+        if 0 in self.shape:
+            return self.offset * self.dtype.itemsize
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.stride, strict=True))
+        return (self.offset + last + 1) * self.dtype.itemsize
+
+    @property
     def contiguous(self) -> bool:
         """Whether its elements lie in C order without gaps."""
         expected = 1

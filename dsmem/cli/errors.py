@@ -23,6 +23,7 @@ from dsmem.errors import (
     Ambiguous,
     BadDocument,
     BadSource,
+    CheckpointReadError,
     DamagedObject,
     DsmemError,
     EngineDiffers,
@@ -36,12 +37,14 @@ from dsmem.errors import (
     OutputBusy,
     OutputExists,
     OutputFull,
+    ReadFailure,
     ServerTimeout,
     SourceBusy,
     SourceChanged,
     SourceMissing,
     UnsafeRoot,
     Unsupported,
+    UntrustedPickle,
     UsageError,
     WorkerLost,
     WrongIds,
@@ -128,6 +131,12 @@ def _hint_no_end(error: NoEndToken, typed: Typed) -> str:
     return f"name it with {error.option} TOKEN, or leave it away: {typed.again(without, 'none')}"
 
 
+def _hint_checkpoint(error: CheckpointReadError, typed: Typed) -> str | None:
+    if any(failure.kind == UntrustedPickle.__name__ for failure in error.failures):
+        return f"only if you trust who made it: {typed.again('--trusted')}"
+    return f"shows the tracebacks: DSMEM_DEBUG=1 {typed.again()}"
+
+
 def _hint_os(error: OSError, typed: Typed) -> str | None:
     return "see what is full: dsmem shm doctor" if error.errno in _FULL else None
 
@@ -146,6 +155,8 @@ TABLE: Mapping[type[BaseException], Rule] = {
         IN_USE,
         lambda error, typed: f"see who writes it: lsof -- {quote(error.path)}" if error.path else None,
     ),
+    UntrustedPickle: Rule(ERROR, lambda error, typed: f"only if you trust who made it: {typed.again('--trusted')}"),
+    CheckpointReadError: Rule(ERROR, _hint_checkpoint),
     Unsupported: Rule(ERROR, _hint_unsupported),
     NoSpace: Rule(NO_SPACE, _hint_no_space),
     InUse: Rule(IN_USE, _hint_in_use),
@@ -171,6 +182,11 @@ TABLE: Mapping[type[BaseException], Rule] = {
 }
 
 
+def _told(failure: ReadFailure) -> str:
+    names = ", ".join(failure.tensors[:3]) + (", …" if len(failure.tensors) > 3 else "")
+    return f"{failure.file} at byte {failure.offset}, {names}: {failure.kind}: {failure.message}"
+
+
 def explain(error: BaseException, typed: Typed) -> Explanation:
     """The error by the table. A note (PEP 678) names the file it is about, where the message does not."""
     rule = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
@@ -182,6 +198,8 @@ def explain(error: BaseException, typed: Typed) -> Explanation:
             particulars = [f"{refusal.path}: {refusal.reason}" for refusal in error.refusals]
         elif isinstance(error, Ambiguous):
             particulars = error.candidates
+        elif isinstance(error, CheckpointReadError):
+            particulars = [_told(failure) for failure in error.failures]
     elif isinstance(error, OSError):
         if error.errno in _FULL:
             exit_code = NO_SPACE
@@ -261,6 +279,26 @@ def caught(command: str, arguments: Sequence[str] | None) -> Iterator[None]:
     except Exception as exc:
         # The edge: whatever comes here is shown, none is swallowed.
         raise typer.Exit(report(exc, Typed(command, tuple(arguments or ())))) from exc
+    except BaseException as exc:
+        ranks = _of_ranks(exc)
+        if ranks is None:
+            raise
+        raise typer.Exit(report(ranks, Typed(command, tuple(arguments or ())))) from exc
+
+
+def _of_ranks(error: BaseException) -> ExceptionGroup[Exception] | None:
+    """The errors inside a CheckpointException of torch, a BaseException; torch is not imported to know it."""
+    if type(error).__name__ != "CheckpointException":
+        return None
+    failures: Mapping[int, tuple[BaseException, object]] = getattr(error, "failures", {})
+    found = []
+    for rank, (inside, _) in failures.items():
+        if not isinstance(inside, Exception):
+            return None  # an interrupt on one of the ranks
+        if len(failures) > 1:
+            inside.add_note(f"rank {rank}")
+        found.append(inside)
+    return ExceptionGroup("some ranks failed", found) if found else None
 
 
 def _show_error(text: str) -> None:

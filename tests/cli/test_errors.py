@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 
 import pytest
+import typer
 
 import dsmem.errors
 from dsmem.cli import errors
@@ -14,17 +15,20 @@ from dsmem.cli.errors import TABLE, Typed, explain
 from dsmem.errors import (
     Ambiguous,
     BadSource,
+    CheckpointReadError,
     DamagedObject,
     DsmemError,
     InUse,
     NoSpace,
     NotPinned,
+    ReadFailure,
     Refusal,
     SourceBusy,
     SourceChanged,
     SourceMissing,
     UnsafeRoot,
     Unsupported,
+    UntrustedPickle,
     UsageError,
 )
 
@@ -55,6 +59,14 @@ def test_every_error_of_dsmem_is_in_the_table() -> None:
         (NoSpace("full"), 4, "full", "dsmem shm doctor"),
         (NoSpace("full", reclaimable_bytes=1 << 30), 4, "full", "frees 1.0 GiB: dsmem shm clean --unused"),
         (InUse("held", names=["a", "b"]), 5, "held", "dsmem shm clean --force a b"),
+        (UntrustedPickle("wants os.system"), 1, "wants os.system", "dsmem pin 'my file.h5' --trusted"),
+        (CheckpointReadError("2 of 3"), 1, "2 of 3", "DSMEM_DEBUG=1 dsmem pin 'my file.h5'"),
+        (
+            CheckpointReadError("1 of 3", failures=[ReadFailure("a", ("w",), 0, "UntrustedPickle", "no")]),
+            1,
+            "1 of 3",
+            "dsmem pin 'my file.h5' --trusted",
+        ),
         (DamagedObject("bad", name="a"), 1, "bad", "dsmem shm clean a"),
         (
             UnsafeRoot("no", root="/x"),
@@ -74,6 +86,20 @@ def test_exit_code_message_and_hint(error: Exception, exit_code: int, message: s
     explained = explain(error, TYPED)
     assert (explained.exit_code, explained.message) == (exit_code, message)
     assert explained.hint is None if hint is None else (explained.hint or "").endswith(hint)
+
+
+def test_what_torch_wraps_is_shown_by_rank(capsys: pytest.CaptureFixture[str]) -> None:
+    """CheckpointException is a BaseException and holds one error a rank."""
+    from torch.distributed.checkpoint.api import CheckpointException, _wrap_exception
+
+    error = CheckpointReadError("w in f: cut", failures=[ReadFailure("f", ("w",), 7, "BadSource", "cut")])
+    wrapped = CheckpointException("read", {0: _wrap_exception(error), 1: _wrap_exception(BadSource("gone"))})
+    with pytest.raises(typer.Exit) as ended, errors.caught("dsmem ckpt read", ["ckpt", "read", "x"]):
+        raise wrapped
+    assert ended.value.exit_code == 1
+    shown = capsys.readouterr().err
+    assert "rank 0: w in f: cut" in shown and "rank 1: gone" in shown
+    assert "f at byte 7, w: BadSource: cut" in shown
 
 
 def test_a_note_names_the_file_unless_the_message_does() -> None:

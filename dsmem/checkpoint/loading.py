@@ -1,0 +1,280 @@
+"""A checkpoint of any format as a dict of tensors, read by every core."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
+
+from dsmem.checkpoint import extents, formats, listing, reading, safetensors_files, torch_files
+from dsmem.checkpoint import workers as choosing
+from dsmem.checkpoint.direct import Verify
+from dsmem.checkpoint.extents import Extent
+from dsmem.checkpoint.formats import Found
+from dsmem.checkpoint.opened import Directory, Io, is_network
+from dsmem.checkpoint.reading import FilesProgress
+from dsmem.checkpoint.report import Counting, ReadReport
+from dsmem.checkpoint.torch_files import NeedsTorch, TorchFile
+from dsmem.checkpoint.workers import Workers
+from dsmem.errors import BadSource, ReadFailure, UntrustedPickle
+
+Tensors = dict[str, torch.Tensor]
+Report = Callable[[ReadReport], None]
+
+
+def load(
+    path: str | os.PathLike[str],
+    device: str | torch.device = "cpu",
+    *,
+    only: str | Iterable[str] | None = None,
+    workers: Workers = "auto",
+    io: Io = "auto",
+    verify: Verify = "none",
+    sequential_below: int = 32 << 20,
+    trusted: bool = False,
+    progress: FilesProgress | None = None,
+    report: Report = lambda report: None,
+) -> Tensors:
+    """Every tensor of a DCP directory, of safetensors or of torch files, by name; `only`: globs of names.
+
+    What is no tensor is left out. Nested dicts of a torch file give names joined by dots; tensors that share a storage
+    in the file share it here. The tensors are the caller's own memory. Raises SourceMissing, BadSource, Ambiguous,
+    UntrustedPickle, CheckpointReadError (with all that failed).
+    """
+    choosing.check(workers)
+    found = formats.detect(path)
+    chosen = _chooser(only)
+    if found.format == "dcp":
+        loaded = _load_dcp(found, chosen, workers, io, verify, sequential_below, trusted, progress, report)
+    else:
+        plain = _Plain(found, chosen, workers, io, verify, sequential_below, trusted, progress, report)
+        loaded = plain.load()
+    if torch.device(device).type == "cpu":
+        return loaded
+    return {name: tensor.to(device) for name, tensor in loaded.items()}
+
+
+def _chooser(only: str | Iterable[str] | None) -> Callable[[str], bool]:
+    if only is None:
+        return lambda name: True
+    globs = [only] if isinstance(only, str) else list(only)
+    return lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+
+
+class _IntoNew:
+    """The planner of a read whose destinations are new tensors."""
+
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
+        tensor = self._tensors[read_item.dest_index.fqn]
+        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
+            if length != tensor.size(axis):
+                tensor = tensor.narrow(axis, start, length)
+        return tensor
+
+    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
+        return
+
+
+def _load_dcp(
+    found: Found,
+    chosen: Callable[[str], bool],
+    workers: Workers,
+    io: Io,
+    verify: Verify,
+    sequential_below: int,
+    trusted: bool,
+    progress: FilesProgress | None,
+    report: Report,
+) -> Tensors:
+    from dsmem.checkpoint.reader import ParallelFileSystemReader
+
+    reader = ParallelFileSystemReader(
+        found.directory, workers=workers, io=io, verify=verify, sequential_below=sequential_below, trusted=trusted
+    )
+    metadata = reader.read_metadata()
+    listed, _, _ = listing.of_metadata(metadata, os.path.join(found.directory, formats.METADATA))
+    entries = [entry for entry in listed if chosen(entry.name)]
+    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
+    items = []
+    for entry in entries:
+        listing.check_cover(entry)
+        for number, part in enumerate(entry.parts):
+            index = MetadataIndex(entry.name, part.starts, number)
+            if index not in metadata.storage_data:
+                index = MetadataIndex(entry.name)
+            at = torch.Size(part.starts)
+            items.append(
+                ReadItem(
+                    type=LoadItemType.TENSOR,
+                    dest_index=index,
+                    dest_offsets=at,
+                    storage_index=index,
+                    storage_offsets=torch.Size([0] * len(part.shape)),
+                    lengths=torch.Size(part.shape),
+                )
+            )
+    reader.set_up_storage_reader(metadata, True)
+    planner: Any = _IntoNew(tensors)
+    try:
+        reader.read_data_with_progress(LoadPlan(items), planner, progress)
+    finally:
+        if reader.last_report is not None:
+            report(reader.last_report)
+    return tensors
+
+
+class _Plain:
+    """Formats whose tensors lie bare in their files."""
+
+    def __init__(
+        self,
+        found: Found,
+        chosen: Callable[[str], bool],
+        workers: Workers,
+        io: Io,
+        verify: Verify,
+        sequential_below: int,
+        trusted: bool,
+        progress: FilesProgress | None,
+        report: Report,
+    ) -> None:
+        self._found = found
+        self._chosen = chosen
+        self._workers = workers
+        self._io = io
+        self._verify = verify
+        self._sequential_below = sequential_below
+        self._trusted = trusted
+        self._progress = progress
+        self._report = report
+        self._tensors: Tensors = {}
+        self._extents: list[Extent] = []
+        self._left: list[tuple[str, str]] = []
+        self._keep: list[torch.UntypedStorage] = []
+        self._counting = Counting()
+
+    def load(self) -> Tensors:
+        began = time.perf_counter()
+        find = self._safetensors if self._found.format == "safetensors" else self._torch
+        for name in self._found.files:
+            find(name)
+        self._check_index()
+        if self._progress is not None:
+            self._progress(0, len(self._found.files))
+        failures = self._read(began)
+        reading.raise_failures(failures, self._tensors)
+        if self._progress is not None:
+            self._progress(len(self._found.files), len(self._found.files))
+        return self._tensors
+
+    def _read(self, began: float) -> list[ReadFailure]:
+        size_bytes = sum(one.size_bytes for one in self._extents)
+        choice = choosing.choose(
+            self._workers,
+            size_bytes,
+            largest_copy_bytes=0,
+            budget_bytes=choosing.available_bytes(),
+            sequential_below=self._sequential_below,
+            network=size_bytes >= self._sequential_below and is_network(self._found.directory),
+        )
+        counting = self._counting
+        with Directory(self._found.directory, io=self._io) as directory:
+            failures = extents.read(directory, self._extents, workers=choice.workers, counting=counting)
+            ways = directory.ways
+        counting.direct = len(self._tensors) - len(self._left)
+        self._report(
+            counting.report(
+                elapsed_s=time.perf_counter() - began, workers=choice.workers, why_workers=choice.why, io=ways
+            )
+        )
+        return failures
+
+    def _wanted(self, file: str, name: str) -> bool:
+        weight_map = self._found.weight_map
+        return self._chosen(name) and (weight_map is None or weight_map.get(name) == file)
+
+    def _safetensors(self, file: str) -> None:
+        for entry in safetensors_files.entries(self._found.directory, file):
+            if self._wanted(file, entry.name):
+                tensor = self._tensors[entry.name] = torch.empty(entry.shape, dtype=entry.dtype)
+                (part,) = entry.parts
+                self._counting.items[file] += 1
+                self._counting.unverifiable += self._verify == "crc"
+                if part.size_bytes:
+                    extent = Extent(file, part.offset, part.size_bytes, tensor.data_ptr(), (entry.name,))
+                    self._extents.append(extent)
+
+    def _torch(self, file: str) -> None:
+        try:
+            looked = torch_files.look_at(self._found.directory, file)
+        except NeedsTorch as exc:
+            self._by_torch(file, str(exc))
+            return
+        self._plan_storages(looked)
+
+    def _plan_storages(self, looked: TorchFile) -> None:
+        """A storage is read once, whoever shares it."""
+        chosen = {name: stored for name, stored in looked.tensors.items() if self._wanted(looked.name, name)}
+        users: dict[str, list[str]] = {}
+        for name, stored in chosen.items():
+            users.setdefault(stored.storage, []).append(name)
+        storages: dict[str, torch.UntypedStorage] = {}
+        for key, names in users.items():
+            place = looked.storages[key]
+            storage = storages[key] = torch.UntypedStorage(place.size_bytes)  # type: ignore[no-untyped-call]  # torch's own
+            if self._verify == "crc" and not place.crc:
+                self._counting.unverifiable += 1
+            crc = place.crc if self._verify == "crc" else None
+            if place.size_bytes:
+                address = storage.data_ptr()
+                self._extents.append(Extent(looked.name, place.offset, place.size_bytes, address, tuple(names), crc))
+        for name, stored in chosen.items():
+            tensor = torch.empty(0, dtype=stored.dtype)
+            tensor.set_(storages[stored.storage], stored.offset, stored.shape, stored.stride)
+            if stored.parameter:
+                tensor = torch.nn.Parameter(tensor, requires_grad=stored.requires_grad)
+            else:
+                tensor.requires_grad_(stored.requires_grad)
+            self._tensors[name] = tensor
+            self._counting.items[looked.name] += 1
+
+    def _by_torch(self, file: str, why: str) -> None:
+        """Raises UntrustedPickle for what torch will not load as weights only."""
+        path = os.path.join(self._found.directory, file)
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=not self._trusted)
+        except OSError:
+            raise
+        except Exception as exc:
+            told = str(exc).split("\n", 1)[0]
+            if "weights_only" in str(exc) and not self._trusted:
+                raise UntrustedPickle(f"{path} is a pickle of more than weights: {told}") from exc
+            raise BadSource(f"{path} can't be loaded: {type(exc).__name__}: {told}") from exc
+        for name, value in torch_files.leaves(loaded):
+            if isinstance(value, torch.Tensor) and self._wanted(file, name):
+                self._tensors[name] = value
+                self._left.append((file, name))
+                self._counting.items[file] += 1
+                self._counting.fallback += 1
+                self._counting.why[why] += 1
+                self._counting.size_bytes += value.nbytes
+                self._counting.file_bytes[file] += value.nbytes
+
+    def _check_index(self) -> None:
+        """Raises BadSource when the index names tensors that its files do not have."""
+        weight_map: Mapping[str, str] = self._found.weight_map or {}
+        missing = [name for name in weight_map if self._chosen(name) and name not in self._tensors]
+        if missing:
+            raise BadSource(
+                f"{self._found.index} names {len(missing)} tensors that its files lack, the first is {missing[0]} "
+                f"in {weight_map[missing[0]]}"
+            )

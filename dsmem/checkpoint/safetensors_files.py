@@ -1,0 +1,64 @@
+"""Tensors of safetensors files as places in a file. Format: https://github.com/huggingface/safetensors#format."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dsmem.arrays import header
+from dsmem.checkpoint.parts import Part, TensorEntry
+from dsmem.errors import BadSource, DamagedObject, SourceMissing
+
+_DTYPES = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "U16": "uint16", "I16": "int16", "U32": "uint32", "I32": "int32",
+    "U64": "uint64", "I64": "int64", "F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64",
+    "C64": "complex64", "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+
+
+def entries(directory: str, name: str) -> list[TensorEntry]:
+    """Every tensor of one file, checked against its size. Raises SourceMissing, BadSource."""
+    path = Path(directory, name)
+    try:
+        with path.open("rb") as file:
+            file_bytes = os.fstat(file.fileno()).st_size
+            begin = file.read(8)
+            length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
+            data = begin + file.read(min(length, header.MAX_HEADER_BYTES))
+        parsed = header.parse(memoryview(data), file_bytes)
+        return [_entry(name, tensor, parsed.raw[tensor], parsed) for tensor in parsed.names()]
+    except FileNotFoundError as exc:
+        raise SourceMissing(f"{path}: no such file") from exc
+    except DamagedObject as exc:
+        raise BadSource(f"{path} is damaged: {exc}") from exc
+
+
+def _entry(file: str, name: str, raw: object, parsed: header.Header) -> TensorEntry:
+    try:
+        assert isinstance(raw, dict)
+        dtype = _dtypes()[raw["dtype"]]
+        shape = tuple(raw["shape"])
+        begin, end = raw["data_offsets"]
+        assert all(type(number) is int and number >= 0 for number in (*shape, begin, end))
+    except (AssertionError, KeyError, TypeError, ValueError) as exc:
+        kind: Any = raw.get("dtype") if isinstance(raw, Mapping) else None
+        told = f"of a dtype that torch lacks ({kind})" if isinstance(kind, str) and kind not in _dtypes() else "damaged"
+        raise DamagedObject(f"tensor {name!r} is {told}") from exc
+    found = TensorEntry(
+        name, dtype, shape, (Part(file, parsed.data_start + begin, end - begin, (0,) * len(shape), shape),)
+    )
+    if found.size_bytes != end - begin or end > parsed.data_bytes:
+        raise DamagedObject(f"tensor {name!r} does not fit the file")
+    return found
+
+
+@cache
+def _dtypes() -> dict[str, torch.dtype]:
+    return {code: getattr(torch, name) for code, name in _DTYPES.items() if hasattr(torch, name)}
