@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -167,6 +167,29 @@ def _turn(where: Places) -> Iterator[bool]:
                 files.unlink_if_there(where.starting)
     finally:
         os.close(fd)
+
+
+def until_loaded(where: Places, timeout_s: float, *, names: Collection[str] | None = None) -> Iterator[dict[str, Any]]:
+    """What the server says of itself, again and again until nothing is loading any more, or time is up.
+
+    `names`: tell of these datasets only, and wait for them alone; None = all.
+    """
+    deadline = time.monotonic() + timeout_s
+    pause_s = 0.02
+    while True:
+        facts = control.ask({"op": "status"}, where=where)
+        if names is not None:
+            facts["datasets"] = [one for one in facts["datasets"] if one["name"] in names]
+        yield facts
+        if not any(is_loading(one) for one in facts["datasets"]) or time.monotonic() > deadline:
+            return
+        time.sleep(pause_s)
+        pause_s = min(pause_s * 1.3, 0.25)
+
+
+def is_loading(told: Mapping[str, Any]) -> bool:
+    """Whether the server is at work on a dataset of which it told this."""
+    return told["state"] in ("waiting", "loading") or bool(told["refreshing"])
 
 
 def stop(where: Places, *, timeout_s: float = STOP_S) -> Stopped:

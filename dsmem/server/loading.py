@@ -22,6 +22,8 @@ from dsmem.server.spec import Spec
 
 CHILD = "dsmem.server.loader"
 _PART_BYTES = 1 << 16
+_QUIET = {"HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+"""What the child says goes into a log, where a bar is noise."""
 
 
 class Loading:
@@ -53,7 +55,7 @@ class Loading:
                 stdout=subprocess.DEVNULL if stderr is None else stderr,
                 stderr=stderr,
                 pass_fds=(request, theirs),
-                env=helpers.environment(),
+                env={**helpers.environment(), **_QUIET},
                 start_new_session=True,
             )
         except BaseException:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from dsmem import files, proc, settings
 from dsmem.config.resolve import ServerSettings
-from dsmem.errors import UnsafeRoot
+from dsmem.errors import UnsafeRoot, UsageError
 from dsmem.store.root import SHARED_MEMORY, default_root
 
 LOCK, STARTING, SOCKET, PID = "daemon.lock", "starting.lock", "daemon.sock", "daemon.pid"
@@ -56,6 +56,9 @@ def find(chosen: ServerSettings, *, environ: Mapping[str, str] = os.environ) -> 
     `$XDG_RUNTIME_DIR/dsmem`, else `server/` in the store; a store of its own (DSMEM_ROOT) has a directory of its own.
     """
     root = default_root()
+    data = chosen.data_dir
+    if data.value is not None and os.path.lexists(data.value) and not os.path.isdir(data.value):
+        raise UsageError(f"{data.value} ({data.origin}) is a file; the data is a directory of Arrow files")
     usual = root == f"{SHARED_MEMORY}/dsmem-{os.geteuid()}"
     mark = "" if usual else hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=4).hexdigest()
     runtime = settings.runtime_directory(environ)

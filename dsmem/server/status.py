@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsmem import files, proc
-from dsmem.errors import NoServer, ServerTimeout, UnsafeRoot
+from dsmem.errors import DamagedObject, NoServer, ServerTimeout, UnsafeRoot
 from dsmem.proc import ProcessMemory
 from dsmem.server import catalogue, control, places
 from dsmem.server.places import Places
@@ -170,7 +170,7 @@ def _known(store: Store) -> tuple[DatasetStatus, ...]:
                 name=name,
                 source=spec.label,
                 state="published" if there else "absent",
-                rows=0,
+                rows=_rows(store.object_path(ref.object)) if there and ref is not None else 0,
                 size_bytes=sizes.get(ref.object, 0) if there and ref is not None else 0,
                 generation=0,
                 object=ref.object if there and ref is not None else "",
@@ -178,6 +178,16 @@ def _known(store: Store) -> tuple[DatasetStatus, ...]:
             )
         )
     return tuple(found)
+
+
+def _rows(path: str) -> int:
+    from dsmem.store import directories
+
+    try:
+        rows = directories.read_anchor(path).facts.get("rows")
+    except (DamagedObject, OSError):
+        return 0
+    return rows if isinstance(rows, int) else 0
 
 
 def _pid_of(where: Places) -> tuple[int, bool]:

@@ -1,0 +1,187 @@
+"""`dsmem server run`, `start` and `restart`: a server in the foreground, or one that stays when the shell is gone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from dsmem import units
+from dsmem.cli import progress, server_rows
+from dsmem.cli.commands import Json
+from dsmem.cli.output import Output
+from dsmem.cli.server_options import (
+    Config,
+    DataDir,
+    Datasets,
+    Level,
+    LogFile,
+    PidFile,
+    SampleLimit,
+    Timeout,
+    chosen,
+    planned,
+)
+from dsmem.errors import LoadFailed
+
+if TYPE_CHECKING:
+    from dsmem.server.plan import Plan
+
+RUN_EXAMPLES = ("dsmem server run --config dsmem.yaml", "dsmem server run --dataset train=train.jsonl")
+START_EXAMPLES = (
+    "dsmem server start --dataset train=train.jsonl",
+    "dsmem server start --dataset wiki=wikitext:wikitext-2-raw-v1/train --sample-limit 1000",
+    "dsmem server start --config dsmem.yaml --timeout 5m",
+)
+RESTART_EXAMPLES = ("dsmem server restart", "dsmem server restart --config dsmem.yaml")
+
+
+def run(
+    config: Config = None,
+    dataset: Datasets = None,
+    sample_limit: SampleLimit = None,
+    data_dir: DataDir = None,
+    pid_file: PidFile = None,
+    log_file: LogFile = None,
+    log_level: Level = None,
+) -> None:
+    """Serve in the foreground until Ctrl-C or SIGTERM; for systemd, containers and looking on."""
+    import logging
+
+    from dsmem.server import daemon, logs
+
+    found = chosen(config=config, sample_limit=sample_limit, data_dir=data_dir, pid_file=pid_file, log_file=log_file)
+    plan = planned(found, dataset, log_level)
+    logger = logging.getLogger("dsmem")
+    logger.setLevel(min(logger.level, logging.getLevelName(plan.log_level.upper())))
+    handler = logs.RotatingFile(plan.places.log)
+    logger.addHandler(handler)
+    try:
+        daemon.serve(plan, ready=lambda: daemon.notify("READY=1"), stderr=sys.stderr.fileno())
+        daemon.notify("STOPPING=1")
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+
+
+def start(
+    config: Config = None,
+    dataset: Datasets = None,
+    sample_limit: SampleLimit = None,
+    data_dir: DataDir = None,
+    pid_file: PidFile = None,
+    log_file: LogFile = None,
+    timeout: Timeout = None,
+    log_level: Level = None,
+    json: Json = False,
+) -> None:
+    """Start the server, and wait until its datasets are loaded; one that runs already gets what is new."""
+    found = chosen(
+        config=config,
+        sample_limit=sample_limit,
+        data_dir=data_dir,
+        pid_file=pid_file,
+        log_file=log_file,
+        timeout=timeout,
+    )
+    _start(planned(found, dataset, log_level), found.timeout_s.value, Output(as_json=json))
+
+
+def restart(
+    config: Config = None,
+    dataset: Datasets = None,
+    sample_limit: SampleLimit = None,
+    data_dir: DataDir = None,
+    pid_file: PidFile = None,
+    log_file: LogFile = None,
+    timeout: Timeout = None,
+    log_level: Level = None,
+    json: Json = False,
+) -> None:
+    """Stop the server and start it anew, with the datasets that it had and what is typed."""
+    from dsmem.server import lifecycle
+    from dsmem.server.spec import Spec
+
+    found = chosen(
+        config=config,
+        sample_limit=sample_limit,
+        data_dir=data_dir,
+        pid_file=pid_file,
+        log_file=log_file,
+        timeout=timeout,
+    )
+    plan = planned(found, dataset, log_level)
+    stopped = lifecycle.stop(plan.places)
+    had = {one["name"]: Spec.from_dict(one["spec"]) for one in stopped.facts.get("datasets", ())}
+    plan = replace(plan, datasets=tuple({**had, **dict(plan.datasets)}.items()))
+    _start(plan, found.timeout_s.value, Output(as_json=json))
+
+
+def _start(plan: Plan, timeout_s: float, out: Output) -> None:
+    from dsmem.server import control, lifecycle
+
+    started = lifecycle.ensure_started(max(timeout_s, 1.0), plan=plan)
+    if started.already:
+        for name, spec in plan.datasets:
+            control.ask({"op": "add", "name": name, "spec": spec.as_dict()}, where=plan.places)
+    facts = control.ask({"op": "status"}, where=plan.places)
+    if not out.as_json:
+        about = [("pid", str(started.pid)), ("socket", facts["socket"]), ("log", facts["log"])]
+        out.record([*about, ("data", facts["root"])])
+        if started.already:
+            out.result("the server runs already")
+        else:
+            out.result(f"started in {units.format_duration(started.elapsed_s)}")
+        if facts["root"] != plan.places.data_root:
+            out.warning(f"it keeps its data in {facts['root']}; to change that: dsmem server restart --data-dir DIR")
+    facts = follow(plan, timeout_s, out)
+    if out.as_json:
+        out.json({"already": started.already, "elapsed_s": started.elapsed_s, **_without(facts, "ok")})
+    if not facts["datasets"]:
+        out.hint("it serves nothing yet: dsmem server add NAME=SOURCE")
+    elif not out.as_json:
+        out.hint(f"in Python: dsmem.load_dataset({facts['datasets'][0]['name']!r}); see it: dsmem server status")
+    wanted = {name for name, _ in plan.datasets}
+    complain(facts, wanted)
+
+
+def follow(plan: Plan, timeout_s: float, out: Output, *, names: Collection[str] | None = None) -> dict[str, Any]:
+    """Show each dataset once it is loaded, a bar meanwhile; what the server says at the end, or when time is up.
+
+    `names`: only these; None = all.
+    """
+    from dsmem.server import lifecycle
+
+    shown: set[str] = set()
+    with progress.bar("loading", ["datasets"]) as bar:
+        advance = bar.follow("datasets")
+        facts: dict[str, Any] = {}
+        for facts in lifecycle.until_loaded(plan.places, timeout_s, names=names):
+            at_work = [one for one in facts["datasets"] if one["total_bytes"]]
+            if at_work and any(one["state"] == "loading" or one["refreshing"] for one in at_work):
+                advance(sum(one["done_bytes"] for one in at_work), sum(one["total_bytes"] for one in at_work))
+            for one in facts["datasets"]:
+                if out.terminal and one["state"] in ("ready", "failed") and one["name"] not in shown:
+                    shown.add(one["name"])
+                    with bar.aside():
+                        out.line(server_rows.told(one))
+    if not out.terminal and not out.as_json:
+        out.table(server_rows.TOLD, [server_rows.told_cells(one) for one in facts["datasets"]])
+    late = [one["name"] for one in facts["datasets"] if lifecycle.is_loading(one)]
+    if late:
+        out.warning(f"still loading after {units.format_duration(timeout_s)}: {', '.join(late)}")
+    return facts
+
+
+def complain(facts: dict[str, Any], wanted: set[str]) -> None:
+    """Raise LoadFailed for what was asked for and could not be loaded; the others serve all the same."""
+    failed = [one for one in facts["datasets"] if one["error"] and one["name"] in wanted]
+    if len(failed) == 1:
+        raise LoadFailed(f"{failed[0]['name']} could not be loaded: {failed[0]['error']}", dataset=failed[0]["name"])
+    if failed:
+        raise LoadFailed("; ".join(f"{one['name']} could not be loaded: {one['error']}" for one in failed))
+
+
+def _without(facts: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in facts.items() if name != key}
