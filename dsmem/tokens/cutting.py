@@ -83,18 +83,38 @@ def _too_long(offset: int) -> TooLong:
     )
 
 
-def last_cut(block: bytes, separator: Separator) -> int:
-    """The last place in a block where documents may be parted; 0 if there is none."""
+def last_cut(block: bytes | bytearray, size: int, separator: Separator) -> int:
+    """The last place in the first bytes of a block where documents may be parted; 0 if there is none."""
     if separator == "line":
-        return block.rfind(b"\n") + 1
-    at = block.rfind(b"\n\n")
-    at_return = block.rfind(b"\n\r\n")
+        return block.rfind(b"\n", 0, size) + 1
+    at = block.rfind(b"\n\n", 0, size)
+    at_return = block.rfind(b"\n\r\n", 0, size)
     return max(at + 2 if at >= 0 else 0, at_return + 3 if at_return >= 0 else 0)
 
 
-def blocks(read: Callable[[int], bytes], separator: Separator) -> Iterator[bytes]:
-    """Whole documents in blocks of about BLOCK_BYTES, from a `read(size)` that gives b"" at the end; raises TooLong."""
-    return pieces(read, separator, BLOCK_BYTES)
+def blocks(fd: int, start: int, end: int, separator: Separator) -> Iterator[memoryview]:
+    """Whole documents of a range that holds nothing else, in blocks of about BLOCK_BYTES; raises TooLong.
+
+    A block is good until the next one is asked for: the memory is used again.
+    """
+    buffer = bytearray(BLOCK_BYTES)
+    held = 0
+    while start < end or held:
+        if held == len(buffer):
+            if held > MOST_DOCUMENT_BYTES:
+                raise _too_long(start - held)
+            buffer = buffer + bytes(len(buffer))
+        room = memoryview(buffer)[held : held + min(len(buffer) - held, end - start)]
+        done = os.preadv(fd, [room], start) if start < end else 0
+        start, held = start + done, held + done
+        is_last = done == 0 or start >= end
+        cut = held if is_last else last_cut(buffer, held, separator)
+        if cut:
+            yield memoryview(buffer)[:cut]
+            buffer[: held - cut] = buffer[cut:held]
+            held -= cut
+        if is_last:
+            return
 
 
 def pieces(read: Callable[[int], bytes], separator: Separator, piece_bytes: int) -> Iterator[bytes]:
@@ -110,7 +130,7 @@ def pieces(read: Callable[[int], bytes], separator: Separator, piece_bytes: int)
         if held_bytes < piece_bytes:
             continue
         whole = b"".join(held)
-        cut = last_cut(whole, separator)
+        cut = last_cut(whole, len(whole), separator)
         if cut:
             yield whole[:cut]
             offset += cut
@@ -121,19 +141,6 @@ def pieces(read: Callable[[int], bytes], separator: Separator, piece_bytes: int)
     rest = b"".join(held)
     if rest:
         yield rest
-
-
-def reader(fd: int, start: int, end: int) -> Callable[[int], bytes]:
-    """`read(size)` over the bytes of a range of an open file."""
-    at = start
-
-    def read(size: int) -> bytes:
-        nonlocal at
-        data = os.pread(fd, min(size, end - at), at) if at < end else b""
-        at += len(data)
-        return data
-
-    return read
 
 
 def elements(stream: IO[bytes], *, path: str) -> Iterator[bytes]:

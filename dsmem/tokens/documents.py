@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from dsmem.errors import BadDocument
 
@@ -83,30 +83,35 @@ class Lines:
 
 
 def json_lines(
-    blocks: Iterable[bytes], offset: int, *, path: str, text_field: str, lines: Lines, faults: Faults
+    blocks: Iterable[memoryview], offset: int, *, path: str, text_field: str, lines: Lines, faults: Faults
 ) -> Iterator[Batch]:
     """A text in a field of each line's object; blank lines are none. `offset` is where the first block lies."""
     from orjson import loads
 
     for block in blocks:
-        rows = block.split(b"\n")
         texts: list[str] = []
         skipped: list[int] = []
-        for number, row in enumerate(rows):
+        find, size = cast(bytearray, block.obj).find, len(block)
+        at = number = 0
+        while at < size:
+            end = find(b"\n", at, size)
+            end = size if end < 0 else end
             try:
-                text = loads(row)[text_field]
+                text = loads(block[at:end])[text_field]
             except (ValueError, LookupError, TypeError):
-                text = _slowly(row, text_field)
+                text = _slowly(bytes(block[at:end]), text_field)
             if type(text) is str:
                 texts.append(text)
-                continue
-            skipped.append(number)
-            if isinstance(text, _Fault):
-                faults.add(path, _Place(lines, offset, rows, number), text.reason)
-            elif text is not _NOTHING:
-                faults.add(path, _Place(lines, offset, rows, number), f"{text_field!r} is {_kind(text)}, not a string")
-        yield Batch(path, texts, _place_of(rows, skipped, lines, offset), len(block))
-        offset += len(block)
+            else:
+                skipped.append(number)
+                if isinstance(text, _Fault):
+                    faults.add(path, _Place(lines, offset + at), text.reason)
+                elif text is not _NOTHING:
+                    faults.add(path, _Place(lines, offset + at), f"{text_field!r} is {_kind(text)}, not a string")
+            at = end + 1
+            number += 1
+        yield Batch(path, texts, _RowOf(block, skipped, lines, offset), size)
+        offset += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,42 +155,59 @@ def _kind(value: object) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """`line N` of one row of a block."""
+    """The number of the line at an offset of the file."""
 
     lines: Lines
     offset: int
-    rows: list[Any]
-    number: int
 
     def __call__(self) -> str:
-        before = sum(len(row) + 1 for row in self.rows[: self.number])
+        return self.lines.number(self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class _RowOf:
+    """The number of the line of a text, by its index, of a block from which some rows were left out."""
+
+    block: memoryview
+    skipped: list[int]
+    lines: Lines
+    offset: int
+
+    def __call__(self, index: int) -> str:
+        rows = bytes(self.block).split(b"\n")
+        left_out = set(self.skipped)
+        kept = [number for number in range(len(rows)) if number not in left_out]
+        before = sum(len(row) + 1 for row in rows[: kept[index]])
         return self.lines.number(self.offset + before)
 
 
-def _place_of(rows: list[bytes], skipped: list[int], lines: Lines, offset: int) -> Callable[[int], str]:
-    def place(index: int) -> str:
-        left_out = set(skipped)
-        kept = [number for number in range(len(rows)) if number not in left_out]
-        return _Place(lines, offset, rows, kept[index])()
-
-    return place
-
-
-def plain_lines(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+def plain_lines(
+    blocks: Iterable[memoryview], offset: int, *, path: str, lines: Lines, faults: Faults
+) -> Iterator[Batch]:
     """Each line is a document."""
     for block in blocks:
-        rows = block.split(b"\n")
+        rows = bytes(block).split(b"\n")
         if not rows[-1]:
             rows.pop()  # the end of the last line begins none
-        rows = [row[:-1] if row.endswith(b"\r") else row for row in rows] if b"\r" in block else rows
-        sizes = block.split(b"\n")
-        yield _decoded(rows, sizes, block, path, lines, offset, faults)
+        try:
+            texts = [(row[:-1] if row.endswith(b"\r") else row).decode() for row in rows]
+        except UnicodeDecodeError:
+            at, found = 0, []
+            for row in rows:
+                found.append((at, row.removesuffix(b"\r")))
+                at += len(row) + 1
+            yield _checked(found, len(block), path, lines, offset, faults)
+        else:
+            yield Batch(path, texts, _RowOf(block, [], lines, offset), len(block))
         offset += len(block)
 
 
-def paragraphs(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+def paragraphs(
+    blocks: Iterable[memoryview], offset: int, *, path: str, lines: Lines, faults: Faults
+) -> Iterator[Batch]:
     """What blank lines part is a document, its inner line ends included."""
-    for block in blocks:
+    for view in blocks:
+        block = bytes(view)
         found: list[tuple[int, bytes]] = []
         at = len(block) - len(block.lstrip(b"\r\n"))
         for match in _BLANK.finditer(block, at):
@@ -198,21 +220,6 @@ def paragraphs(blocks: Iterable[bytes], offset: int, *, path: str, lines: Lines,
         offset += len(block)
 
 
-def _decoded(
-    rows: list[bytes], sizes: list[bytes], block: bytes, path: str, lines: Lines, offset: int, faults: Faults
-) -> Batch:
-    """Rows of a block as text, all at once where all are UTF-8."""
-    try:
-        texts = [row.decode() for row in rows]
-    except UnicodeDecodeError:
-        at, found = 0, []
-        for row, size in zip(rows, sizes, strict=False):
-            found.append((at, row))
-            at += len(size) + 1
-        return _checked(found, len(block), path, lines, offset, faults)
-    return Batch(path, texts, _place_of(sizes, [], lines, offset), len(block))
-
-
 def _checked(
     found: list[tuple[int, bytes]], size_bytes: int, path: str, lines: Lines, offset: int, faults: Faults
 ) -> Batch:
@@ -223,17 +230,8 @@ def _checked(
             texts.append(data.decode())
             places.append(offset + at)
         except UnicodeDecodeError as exc:
-            faults.add(path, _LineAt(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
+            faults.add(path, _Place(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
     return Batch(path, texts, lambda index: lines.number(places[index]), size_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class _LineAt:
-    lines: Lines
-    offset: int
-
-    def __call__(self) -> str:
-        return self.lines.number(self.offset)
 
 
 def columns(tables: Iterable[Any], first_row: int, *, path: str, text_field: str, faults: Faults) -> Iterator[Batch]:

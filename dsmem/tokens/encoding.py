@@ -149,7 +149,7 @@ class Encoder:
                     size_bytes = os.fstat(fd).st_size
                     start = cutting.boundary(fd, piece.start, size_bytes, separator)
                     end = cutting.boundary(fd, piece.end, size_bytes, separator)
-                blocks = cutting.blocks(cutting.reader(fd, start, end), separator)
+                blocks = cutting.blocks(fd, start, end, separator)
                 if piece.kind == "jsonl":
                     yield from documents.json_lines(
                         blocks, start, path=piece.shown, text_field=recipe.text_field, lines=lines, faults=faults

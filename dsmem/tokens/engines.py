@@ -8,7 +8,7 @@ their own.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from itertools import chain
 from typing import Any, Literal, Protocol, get_args
@@ -17,7 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dsmem.errors import UsageError
-from dsmem.tokens.vocabularies import BYTES_END, END_OF_TEXT, Located, load_reference, load_sentencepiece, need
+from dsmem.tokens.vocabularies import (
+    BYTES_END,
+    END_OF_TEXT,
+    Located,
+    Vocabulary,
+    load_reference,
+    load_sentencepiece,
+    need,
+)
 
 EngineName = Literal["fastokens", "tokenizers", "tiktoken", "sentencepiece", "bytes"]
 Ids = NDArray[np.uint32]
@@ -52,10 +60,11 @@ def reference_of(located: Located) -> EngineName:
     return _BY_KIND[located.kind][-1]
 
 
-def choose(located: Located, wanted: str, *, parse_special: bool) -> Engine:
+def choose(vocabulary: Vocabulary, wanted: str, *, parse_special: bool) -> Engine:
     """The fastest engine that is exact for this tokenizer (`auto`), or the one asked for; raises UsageError."""
     if wanted not in ("auto", *get_args(EngineName)):
         raise UsageError(f"no engine {wanted!r}; there are auto, {', '.join(get_args(EngineName))}")
+    located = vocabulary.located
     fitting = _BY_KIND[located.kind]
     if wanted != "auto" and wanted not in fitting:
         raise UsageError(f"a tokenizer of kind {located.kind} is encoded by {' or '.join(fitting)}, not by {wanted}")
@@ -63,12 +72,22 @@ def choose(located: Located, wanted: str, *, parse_special: bool) -> Engine:
         if wanted not in ("auto", name):
             continue
         try:
-            return load(located, name, parse_special=parse_special)
+            engine = load(located, name, parse_special=parse_special)
+            if isinstance(engine, _Fastokens):
+                _check_added(engine, vocabulary.added)
+            return engine
         except Unfit as exc:
             if wanted == name or name == fitting[-1]:
                 raise UsageError(f"{name} can't encode by {located.path}: {exc}") from exc
             _log.info("not %s: %s", name, exc)
     raise AssertionError(fitting)
+
+
+def _check_added(engine: _Fastokens, added: Mapping[str, int]) -> None:
+    """Ids in `added_tokens` that the model contradicts are read otherwise by Hugging Face; raises Unfit."""
+    for token, token_id in added.items():
+        if engine.token_to_id(token) != token_id:
+            raise Unfit(f"it gives the added token {token!r} another id than Hugging Face")
 
 
 def load(located: Located, name: EngineName, *, parse_special: bool) -> Engine:
@@ -108,11 +127,11 @@ class _Fastokens:
             raise Unfit(str(exc)) from exc
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # Ids in `added_tokens` that the model contradicts are read otherwise by Hugging Face.
-        reference = load_reference(located.path)
-        for token in reference.get_added_tokens_decoder().values():
-            if self._tokenizer.token_to_id(token.content) != reference.token_to_id(token.content):
-                raise Unfit(f"it gives the added token {token.content!r} another id than Hugging Face")
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id that it gives an added token."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts), split_special_tokens=self._split_special)

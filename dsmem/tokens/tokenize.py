@@ -178,9 +178,7 @@ class _Run:
         )
         self._head, self._tail = frame_of(self._vocabulary, options)
         self.dtype = dtype_of(self._vocabulary, options.dtype)
-        self.engine: Engine = engines.choose(
-            self._vocabulary.located, options.engine, parse_special=options.parse_special
-        )
+        self.engine: Engine = engines.choose(self._vocabulary, options.engine, parse_special=options.parse_special)
         can_resume = all(source.identity is not None for source in sources)
         self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
         self.resumed_parts = 0

@@ -72,6 +72,8 @@ class Vocabulary:
     largest_id: int
     bos_id: int | None
     eos_id: int | None
+    added: dict[str, int] = field(default_factory=dict)
+    """The ids that the reference gives to the added tokens of a tokenizer.json."""
 
 
 def describe(
@@ -94,7 +96,7 @@ def describe(
             BYTES_END if eos_token is None else _named(ids, eos_token, "--eos-token", spec),
         )
     located = _locate(spec, scratch)
-    ids, (bos, eos) = _ids(located)
+    ids, (bos, eos), added = _ids(located)
     return Vocabulary(
         spec,
         located,
@@ -103,6 +105,7 @@ def describe(
         max(ids.values(), default=0),
         bos if bos_token is None else _named(ids, bos_token, "--bos-token", spec),
         eos if eos_token is None else _named(ids, eos_token, "--eos-token", spec),
+        added,
     )
 
 
@@ -231,17 +234,18 @@ def load_sentencepiece(path: str) -> Any:
         raise BadSource(f"{path} is not a SentencePiece model: {exc}") from exc
 
 
-def _ids(located: Located) -> tuple[dict[str, int], tuple[int | None, int | None]]:
-    """Every token by its text (those of tiktoken that are special), and the ids of bos and eos."""
+def _ids(located: Located) -> tuple[dict[str, int], tuple[int | None, int | None], dict[str, int]]:
+    """Every token by its text, the ids of bos and eos, and those of added tokens."""
     if located.kind == "sentencepiece":
-        return _sentencepiece_ids(located.path)
+        return *_sentencepiece_ids(located.path), {}
     if located.kind == "tiktoken":
         ids = _tiktoken_ids(located)
-        return ids, (_first(ids, BOS_NAMES), _first(ids, EOS_NAMES))
+        return ids, (_first(ids, BOS_NAMES), _first(ids, EOS_NAMES)), {}
     reference = load_reference(located.path)
     ids = dict(reference.get_vocab(with_added_tokens=True))
+    added = {token.content: ids[token.content] for token in reference.get_added_tokens_decoder().values()}
     bos, eos = _configured(located.path)
-    return ids, (_first(ids, (*bos, *BOS_NAMES)), _first(ids, (*eos, *EOS_NAMES)))
+    return ids, (_first(ids, (*bos, *BOS_NAMES)), _first(ids, (*eos, *EOS_NAMES))), added
 
 
 def _first(ids: dict[str, int], names: Iterable[str]) -> int | None:
