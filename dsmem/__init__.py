@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from dsmem.pinning.explaining import ExplainedDataset, Explanation, explain
     from dsmem.pinning.opening import File, attach
     from dsmem.pinning.pin import Pinned, pin
+    from dsmem.server.client import load_dataset
+    from dsmem.server.hf import load_hf_datasets
     from dsmem.tokens.dataset import LargeTokenDataset, TokenDataset
     from dsmem.tokens.loader import TokenLoader
     from dsmem.tokens.options import Tokenized
@@ -59,6 +61,8 @@ _HOMES = {
     "TokenLoader": "dsmem.tokens.loader",
     "attach": "dsmem.pinning.opening",
     "explain": "dsmem.pinning.explaining",
+    "load_dataset": "dsmem.server.client",
+    "load_hf_datasets": "dsmem.server.hf",
     "pin": "dsmem.pinning.pin",
     "tokenize": "dsmem.tokens.tokenize",
     "Tokenized": "dsmem.tokens.options",
@@ -129,6 +133,8 @@ __all__ = [
     "__version__",
     "attach",
     "explain",
+    "load_dataset",
+    "load_hf_datasets",
     "pin",
     "tokenize",
 ]

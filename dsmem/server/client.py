@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsmem import settings
 from dsmem.errors import Ambiguous, DamagedObject, InUse, LoadFailed, NoServer, NotPinned, ServerTimeout, UsageError
@@ -61,7 +61,7 @@ def load_dataset(
     auto_start: bool | None = None,
     fallback: Fallback = "load",
     sample_limit: int | None = None,
-    **options: object,
+    **options: Any,
 ) -> Dataset | DatasetDict:
     """Rows of a dataset, shared with every process of this machine where it is in the store.
 
@@ -77,16 +77,12 @@ def load_dataset(
     if len(more) > len(_POSITIONAL):
         raise UsageError(f"load_dataset takes {len(_POSITIONAL) + 5} positional arguments")
     options = {**dict(zip(_POSITIONAL, more, strict=False)), **options}
-    options = {"data_dir": data_dir, "data_files": data_files, **options}
+    options |= {"data_dir": data_dir, "data_files": data_files}
     if isinstance(split, list | tuple):
-        each = [
-            load_dataset(
-                path, name, split=one, shared=shared, server_timeout=server_timeout, auto_start=auto_start,
-                fallback=fallback, sample_limit=sample_limit, **options,
-            )
-            for one in split
-        ]  # fmt: skip
-        return each  # type: ignore[return-value]  # as datasets.load_dataset does
+        ours: dict[str, Any] = {"shared": shared, "server_timeout": server_timeout, "auto_start": auto_start}
+        ours |= {"fallback": fallback, "sample_limit": sample_limit}
+        each = [load_dataset(path, name, split=one, **ours, **options) for one in split]
+        return each  # a list, as datasets.load_dataset gives
     store = _store()
     wanted = _wanted(store, os.fspath(path), name, split, sample_limit, options)
     missing = Missing("sharing was not asked for", expected=True)

@@ -21,7 +21,7 @@ from dsmem.server.spec import BUILDERS, Spec
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MOST_GROUPS = 16
+MOST_GROUPS = 8
 """Of a first load: each is a shard, and 0.1 ms when it is opened."""
 MOST_SHARDS = 64
 """Of a generation that grew by and by; then all is grouped anew."""
