@@ -14,7 +14,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 
 from dsmem import files
 from dsmem.errors import DsmemError, UnsafeRoot, UsageError
@@ -26,7 +27,7 @@ from dsmem.server.records import state_of
 from dsmem.server.requests import Requests
 from dsmem.server.shelf import Shelf
 from dsmem.server.watching import Watcher
-from dsmem.store.root import make_store
+from dsmem.store.root import make_store, occupy
 
 _LOCK_S = 2.0
 _TICK_S = 1.0
@@ -48,10 +49,13 @@ def serve(plan: Plan, *, ready: Callable[[], None] = lambda: None, stderr: int |
 
     `stderr` is where children write. Raises AlreadyRuns, UnsafeRoot, UsageError, OSError.
     """
-    for root in {plan.places.root, plan.places.data_root}:
-        make_store(root)
-    places.make_directory(plan.places.directory)
-    with _locked(plan.places) as lock, _pid_file(plan.places.pid), selectors.DefaultSelector() as selector:
+    with ExitStack() as held:
+        for root in {plan.places.root, plan.places.data_root}:
+            held.callback(os.close, occupy(make_store(root)))
+        places.make_directory(plan.places.directory)
+        lock = held.enter_context(_locked(plan.places))
+        held.enter_context(_pid_file(plan.places.pid))
+        selector = held.enter_context(selectors.DefaultSelector())
         return _Server(plan, lock, selector, stderr).run(ready)
 
 
@@ -60,7 +64,7 @@ class _Server:
         self._plan, self._where, self._lock, self._selector = plan, plan.places, lock, selector
         self._began = time.monotonic()
         self._ending = ""
-        self._news: list[str] = []
+        self._news: list[tuple[Callable[[str], None], str]] = []
         self._guard = threading.Lock()
         self._wake, self._waker = socket.socketpair()
         for end in (self._wake, self._waker):
@@ -79,7 +83,8 @@ class _Server:
         self._watcher = Watcher(
             self._where.data_root,
             snapshot=self._shelf.snapshot,
-            changed=self._changed,
+            changed=partial(self._changed, self._shelf.refresh),
+            gone=partial(self._changed, self._shelf.gone),
             watch_s=plan.watch_s,
             hub_s=plan.hub_s,
         )
@@ -152,10 +157,10 @@ class _Server:
             "requests": self._requests.count,
         }
 
-    def _changed(self, names: list[str]) -> None:
-        """The watcher's thread says what must be loaded anew."""
+    def _changed(self, act: Callable[[str], None], names: list[str]) -> None:
+        """The watcher's thread says what is to be done about these datasets."""
         with self._guard:
-            self._news += names
+            self._news += [(act, name) for name in names]
         with suppress(BlockingIOError):
             self._waker.send(b"!")
 
@@ -164,9 +169,9 @@ class _Server:
             self._wake.recv(4096)
         with self._guard:
             news, self._news = self._news, []
-        for name in news:
+        for act, name in news:
             if self._shelf.get(name) is not None:
-                self._shelf.refresh(name)
+                act(name)
 
 
 @contextmanager

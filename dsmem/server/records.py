@@ -10,7 +10,7 @@ from typing import Any, Literal
 from dsmem.files import FileIdentity
 from dsmem.server.spec import Spec
 
-DatasetState = Literal["waiting", "loading", "ready", "failed"]
+DatasetState = Literal["waiting", "loading", "ready", "failed", "evicted"]
 ServerState = Literal["starting", "loading", "ready", "degraded", "stopped"]
 
 
@@ -46,7 +46,8 @@ class Record:
     name: str
     spec: Spec
     state: DatasetState = "waiting"
-    """A dataset that is ready stays so while a newer generation is built."""
+    """A dataset that is ready stays so while a newer generation is built. 'evicted': its object was removed, to make
+    room or by hand; it is loaded again when somebody asks for it."""
     refreshing: bool = False
     object: str = ""
     """In the store; '' until it is ready."""

@@ -1,7 +1,8 @@
 """What clients may ask of the daemon, and those who wait for a dataset that is still loading.
 
-`op` is one of ping, status, wait (dataset, timeout_s), add (name, spec), remove (dataset), refresh (dataset; without
-one, all), stop. Every answer has `ok`; what went wrong has `kind`, the name of an error of dsmem, and `error`.
+`op` is one of ping, status, wait (dataset, timeout_s), add (spec, name; without one the server finds one), remove
+(dataset), refresh (dataset; without one, all), stop. Every answer has `ok`; what went wrong has `kind`, the name of an
+error of dsmem, and `error`, its message.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dsmem.server.spec import Spec
 
 LONGEST_S = 86_400.0
 """That a client may wait."""
-NAME_CHARACTERS = 200
+NAME_CHARACTERS = 5000
 _GRACE_S = 1.0
 _log = logging.getLogger(__name__)
 
@@ -120,17 +121,21 @@ class Requests:
             raise UsageError("timeout_s is a number of seconds")
         deadline = time.monotonic() + min(timeout_s, LONGEST_S)
         client.deadline = deadline + _GRACE_S
+        if record.state == "evicted":
+            self._datasets().refresh(record.name)
         self._waiting.append(_Waiting(client, record.name, deadline))
         self.settled(record)
 
     def _add(self, message: dict[str, Any], client: Connection) -> None:
-        name = message.get("name")
-        if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
-            raise UsageError(f"not a name for a dataset: {name!r:.60}")
         try:
             spec = Spec.from_dict(message.get("spec"))
         except ValueError as exc:
             raise UsageError(f"{exc!s:.200}") from exc
+        name = message.get("name")
+        if name is None:
+            name = self._datasets().name_for(spec)
+        if not isinstance(name, str) or not 0 < len(name) <= NAME_CHARACTERS or not name.isprintable():
+            raise UsageError(f"not a name for a dataset: {name!r:.60}")
         client.answer({"ok": True, "dataset": self._datasets().add(name, spec).as_dict()})
 
     def _remove(self, message: dict[str, Any], client: Connection) -> None:

@@ -65,6 +65,26 @@ class Shelf:
             self._put(name, spec)
         self._note()
 
+    def name_for(self, spec: Spec) -> str:
+        """The name under which this very request is served, else one that is free."""
+        for record in self._records.values():
+            if record.spec == spec:
+                return record.name
+        label = spec.label
+        numbered = (f"{label} ({number})" for number in range(2, len(self._records) + 3))
+        return next(name for name in (label, *numbered) if name not in self._records)
+
+    def gone(self, name: str) -> None:
+        """Its object is no longer in the store: whoever asks for it has it loaded again."""
+        record = self._records.get(name)
+        if record is None or name in self._loading or os.path.lexists(self._store.object_path(record.object)):
+            return
+        with self._guard:
+            record.state, record.object, record.identity = "evicted", "", None
+            record.rows = record.size_bytes = 0
+            record.error, record.since_s = "", time.time()
+        _log.info("%s is no longer in the store", name)
+
     def add(self, name: str, spec: Spec) -> Record:
         """A dataset under that name, in place of another one; one that is there already is left as it is."""
         record = self._records.get(name)
@@ -73,7 +93,7 @@ class Shelf:
             self._put(name, spec)
             self._note()
             _log.info("added %s: %s", name, spec.label)
-        elif record.state == "failed":
+        elif record.state in ("failed", "evicted"):
             self.refresh(name)
         return self._records[name]
 

@@ -40,7 +40,7 @@ class DatasetStatus:
 
     name: str
     source: str
-    state: Literal["waiting", "loading", "ready", "failed", "published", "absent"]
+    state: Literal["waiting", "loading", "ready", "failed", "evicted", "published", "absent"]
     """Of a server that does not run: 'published' = in the store all the same, else 'absent'."""
     rows: int
     size_bytes: int

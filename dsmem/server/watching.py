@@ -36,7 +36,8 @@ class Watched:
 
 
 class Watcher:
-    """The thread. `snapshot` is asked what to look at, `changed` is called with the names that must be loaded anew."""
+    """The thread. `snapshot` is asked what to look at; `changed` is told what must be loaded anew, `gone` what is no
+    longer in the store."""
 
     def __init__(
         self,
@@ -44,10 +45,11 @@ class Watcher:
         *,
         snapshot: Callable[[], Mapping[str, Watched]],
         changed: Callable[[list[str]], None],
+        gone: Callable[[list[str]], None],
         watch_s: float = WATCH_S,
         hub_s: float = HUB_S,
     ) -> None:
-        self._root, self._snapshot, self._changed = root, snapshot, changed
+        self._root, self._snapshot, self._changed, self._gone = root, snapshot, changed, gone
         self._watch_s, self._hub_s = watch_s, hub_s
         self._seen: dict[str, FileIdentity | None] = {}
         self._asked: dict[str, float] = {}
@@ -78,6 +80,10 @@ class Watcher:
     def look(self) -> None:
         """One round: report what has changed and is at rest, remove the generations that nobody holds."""
         watched = self._snapshot()
+        gone = [name for name, one in watched.items() if one.object and not _is_there(self._root, one.object)]
+        if gone:
+            self._gone(gone)
+            watched = {name: one for name, one in watched.items() if name not in gone}
         news = [name for name, one in watched.items() if self._is_news(name, one)]
         if news:
             self._changed(news)
@@ -95,8 +101,6 @@ class Watcher:
             if now - self._asked.setdefault(name, now) < self._hub_s:
                 return False
             self._asked[name] = now
-            return True
-        if one.identity is not None and one.object and not _is_there(self._root, one.object):
             return True
         try:
             found = one.spec.identity()

@@ -53,6 +53,11 @@ class Store:
         """Directory of loaders' locks."""
         return f"{self.root}/locks"
 
+    @property
+    def server(self) -> str:
+        """Directory of the dataset server's small files."""
+        return f"{self.root}/server"
+
     def object_path(self, name: str) -> str:
         """Where an object of that name lies."""
         return f"{self.objects}/{name}"
@@ -117,18 +122,24 @@ def _completed(path: str, mount: Mount | None) -> Store:
 @contextmanager
 def occupied(store: Store) -> Iterator[None]:
     """The store's directories are there, and `remove_empty` leaves them, while something is put into them."""
+    fd = occupy(store)
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def occupy(store: Store) -> int:
+    """The same until the descriptor is closed."""
     while True:
         make_store(store.root, mount=store.mount)
         fd = _open_root(store)
         if fd is None:
             continue
-        try:
-            if files.try_lock(fd, exclusive=False) and files.names_inode(store.root, os.fstat(fd)):
-                make_store(store.root, mount=store.mount)
-                yield
-                return
-        finally:
-            os.close(fd)
+        if files.try_lock(fd, exclusive=False) and files.names_inode(store.root, os.fstat(fd)):
+            make_store(store.root, mount=store.mount)
+            return fd
+        os.close(fd)
         time.sleep(_PAUSE_S)
 
 
@@ -143,7 +154,9 @@ def remove_empty(store: Store) -> bool:
     try:
         if not files.try_lock(fd, exclusive=True) or not files.names_inode(store.root, os.fstat(fd)):
             return False
-        for directory in (store.objects, store.locks, store.refs, store.root):
+        if _is_empty(store.objects):
+            _forget_server(store)
+        for directory in (store.objects, store.locks, store.refs, store.server, store.root):
             try:
                 os.rmdir(directory)
             except FileNotFoundError:
@@ -156,6 +169,24 @@ def remove_empty(store: Store) -> bool:
     finally:
         os.close(fd)
     return True
+
+
+def _is_empty(directory: str) -> bool:
+    try:
+        return not os.listdir(directory)
+    except FileNotFoundError:
+        return True
+
+
+def _forget_server(store: Store) -> None:
+    """Remove what a dataset server has left: none lives, it would occupy the store."""
+    try:
+        with os.scandir(store.server) as entries:
+            paths = [entry.path for entry in entries if not entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return
+    for path in paths:
+        files.unlink_if_there(path)
 
 
 def _open_root(store: Store) -> int | None:
