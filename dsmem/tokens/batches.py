@@ -16,6 +16,7 @@ from dsmem.tokens.permutation import Indices
 from dsmem.tokens.windows import Windows
 
 Work = TypeVar("Work", contravariant=True)
+BLOCK_BYTES = 2 << 20
 IGNORED = -100
 """What torch's cross_entropy leaves out by default."""
 
@@ -23,33 +24,20 @@ IGNORED = -100
 class Batch(tuple[torch.Tensor, torch.Tensor]):
     """`x, y = batch`: both [rows, seq_len], y one token ahead. And, where they were asked for, the segments."""
 
-    tokens: torch.Tensor | None
+    tokens: torch.Tensor | None = None
     """[rows, seq_len + 1], contiguous: x and y are views of it; None for packed documents."""
-    cu_seqlens: torch.Tensor | None
+    cu_seqlens: torch.Tensor | None = None
     """int32: where the segments of the rows, taken as one sequence, begin, and the end of the last."""
-    position_ids: torch.Tensor | None
+    position_ids: torch.Tensor | None = None
     """[rows, seq_len], int64: the place of each token in its segment."""
-    max_seqlen: int | None
+    max_seqlen: int | None = None
     """Tokens of the longest segment."""
 
-    @classmethod
-    def of_block(cls, tokens: torch.Tensor, segments: Segments | None = None) -> Batch:
-        """Of a block of windows."""
-        return cls._of(tokens[:, :-1], tokens[:, 1:], tokens, segments)
-
-    @classmethod
-    def of_pair(cls, x: torch.Tensor, y: torch.Tensor, segments: Segments) -> Batch:
-        """Of inputs and targets that are in memory of their own."""
-        return cls._of(x, y, None, segments)
-
-    @classmethod
-    def _of(cls, x: torch.Tensor, y: torch.Tensor, tokens: torch.Tensor | None, segments: Segments | None) -> Batch:
-        batch = cls((x, y))
-        batch.tokens = tokens
-        batch.cu_seqlens = None if segments is None else torch.from_numpy(segments.cu_seqlens)
-        batch.position_ids = None if segments is None else torch.from_numpy(segments.position_ids)
-        batch.max_seqlen = None if segments is None else segments.max_seqlen
-        return batch
+    def mark(self, segments: Segments) -> None:
+        """Add the segments."""
+        self.cu_seqlens = torch.from_numpy(segments.cu_seqlens)
+        self.position_ids = torch.from_numpy(segments.position_ids)
+        self.max_seqlen = segments.max_seqlen
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None, *, non_blocking: bool = False) -> Batch:
         """On that device, widened there: uint16 crosses the bus as 2 bytes a token, and a block in one copy."""
@@ -62,21 +50,25 @@ class Batch(tuple[torch.Tensor, torch.Tensor]):
         x, y = (moved(self[0]), moved(self[1])) if block is None else (block[:, :-1], block[:, 1:])
         batch = type(self)((x, y))
         batch.tokens, batch.max_seqlen = block, self.max_seqlen
-        for name in ("cu_seqlens", "position_ids"):
-            one = getattr(self, name)
-            setattr(batch, name, None if one is None else one.to(device, non_blocking=non_blocking))
+        if self.cu_seqlens is not None and self.position_ids is not None:
+            batch.cu_seqlens = self.cu_seqlens.to(device, non_blocking=non_blocking)
+            batch.position_ids = self.position_ids.to(device, non_blocking=non_blocking)
         return batch
 
 
 class Reader(Protocol[Work]):
-    """Reads the work of a step."""
+    """Reads the work of some steps at once."""
+
+    def steps_at_once(self, batch_size: int) -> int:
+        """How many steps are worth reading together."""
+        ...
 
     def shape(self, rows: int) -> tuple[int, ...]:
         """Of the memory for so many rows."""
         ...
 
-    def read(self, work: Work, memory: torch.Tensor) -> Batch:
-        """Read into the first rows of the memory."""
+    def read(self, works: Sequence[Work], memory: torch.Tensor) -> list[Batch]:
+        """Read the works, one after the other, into the first rows of the memory; a batch for each."""
         ...
 
 
@@ -87,15 +79,27 @@ class WindowReader:
         self._windows = windows
         self._ends = [ends_of(file) for file in windows.files] if mark else None
 
+    def steps_at_once(self, batch_size: int) -> int:
+        """As many as fill a block: what one gather and its views cost, they share."""
+        return max(BLOCK_BYTES // (8 * (self._windows.seq_len + 1) * batch_size), 1)
+
     def shape(self, rows: int) -> tuple[int, ...]:
         """[rows, seq_len + 1]."""
         return rows, self._windows.seq_len + 1
 
-    def read(self, work: Indices, memory: torch.Tensor) -> Batch:
-        """See Reader; the work is the numbers of windows."""
-        block = memory[: len(work)]
-        self._windows.read(work, block.numpy())
-        return Batch.of_block(block, None if self._ends is None else self._segments(work, self._ends))
+    def read(self, works: Sequence[Indices], memory: torch.Tensor) -> list[Batch]:
+        """See Reader; a work is numbers of windows."""
+        sizes = [len(work) for work in works]
+        block = memory[: sum(sizes)]
+        self._windows.read(np.concatenate(works), block.numpy())
+        parts = [torch.split_with_sizes(one, sizes) for one in (block[:, :-1], block[:, 1:], block)]
+        batches = [Batch(pair) for pair in zip(*parts[:2], strict=True)]
+        for batch, tokens in zip(batches, parts[2], strict=True):
+            batch.tokens = tokens
+        if self._ends is not None:
+            for batch, work in zip(batches, works, strict=True):
+                batch.mark(self._segments(work, self._ends))
+        return batches
 
     def _segments(self, work: Indices, ends: Sequence[Any]) -> Segments:
         seq_len, rows = self._windows.seq_len, np.arange(len(work))
@@ -112,12 +116,17 @@ class PackReader:
             raise UsageError(f"pad_id={pad_id} is no token")
         self._seq_len, self._pad_id = seq_len, pad_id
 
+    def steps_at_once(self, batch_size: int) -> int:
+        """One: what it takes is in the pieces."""
+        return 1
+
     def shape(self, rows: int) -> tuple[int, ...]:
         """[2, rows, seq_len]: inputs, targets."""
         return 2, rows, self._seq_len
 
-    def read(self, work: Sequence[Row], memory: torch.Tensor) -> Batch:
+    def read(self, works: Sequence[Sequence[Row]], memory: torch.Tensor) -> list[Batch]:
         """See Reader; padding is a segment of its own."""
+        (work,) = works
         x, y = memory[0, : len(work)], memory[1, : len(work)]
         inputs, targets = x.numpy(), y.numpy()
         cuts: list[int] = []
@@ -134,4 +143,6 @@ class PackReader:
                 cuts.append(number * self._seq_len + at)
             inputs[number, at:] = self._pad_id
             targets[number, at:] = IGNORED
-        return Batch.of_pair(x, y, Segments.of(np.array(cuts, np.int64), len(work), self._seq_len))
+        batch = Batch((x, y))
+        batch.mark(Segments.of(np.array(cuts, np.int64), len(work), self._seq_len))
+        return [batch]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from queue import SimpleQueue
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -24,7 +25,8 @@ _log = logging.getLogger(__name__)
 
 Documents: TypeAlias = Literal["ignore", "within", "mark", "pack"]
 _STATE = 1
-_Made: TypeAlias = tuple[Batch, Any]
+_Made: TypeAlias = list[tuple[Batch, Any]]
+"""Batches that were read together, each with the position after it."""
 
 
 class TokenLoader:
@@ -38,9 +40,11 @@ class TokenLoader:
     and `prefetch`. `for` after `break` goes on in the same epoch. Every rank gets the same number of batches: what is
     left at the end of an epoch (less than a step; with drop_last=False, less than one sample a rank) is left out.
 
-    Who owns a batch: you, for ever, unless `buffers` is given. With `buffers=k` the memory is made once (pinned, with
-    `pin_memory`) and used in turns: the last k batches that you got are whole, older ones are overwritten. With
-    `prefetch=n` a thread reads up to n batches ahead: worth it where the file is not in memory.
+    Who owns a batch: you, for ever, unless `buffers` is given. With `buffers=k` the memory is made once an epoch
+    (pinned, with `pin_memory`) and used in turns: the last k batches that you got are whole, older ones overwritten.
+
+    Small batches are read together, by blocks of 2 MiB. With `prefetch=n` n threads read n blocks ahead: worth it where
+    the file is not in memory, or where the training loop leaves CPUs idle.
 
     Documents: "ignore" (windows run over ends), "within" (windows cross no end; what is too short is left out), "mark"
     (as "ignore", with `batch.cu_seqlens`, `.position_ids`, `.max_seqlen` for packed attention), "pack" (whole documents
@@ -104,7 +108,7 @@ class TokenLoader:
         self._batch_size, self._dtype = batch_size, dtype
         self._pinned = pin_memory and _can_pin()
         self._buffers, self._prefetch = buffers, prefetch
-        self._ring: list[torch.Tensor] = []
+        self._at_once = self._reader.steps_at_once(batch_size)
 
     def __len__(self) -> int:
         """Batches of a whole epoch; raises TypeError for mixtures and packed documents, whose number is not known."""
@@ -116,9 +120,10 @@ class TokenLoader:
     def __iter__(self) -> Iterator[Batch]:
         made = self._made_ahead() if self._prefetch else self._made()
         try:
-            for batch, after in made:
-                self._order.move(after)
-                yield batch
+            for block in made:
+                for batch, after in block:
+                    self._order.move(after)
+                    yield batch
         finally:
             made.close()
         self._order.next_epoch()
@@ -147,49 +152,48 @@ class TokenLoader:
         self._order.restore({"epoch": epoch, "group": 0, "consumed": 0})
 
     def _made(self) -> Generator[_Made]:
-        memory = self._memory()
-        for step in self._order.steps():
-            yield self._reader.read(step.work, memory()), step.after
+        memory = self._memory(ahead=0)
+        for steps in self._blocks():
+            yield self._read(steps, memory())
+
+    def _blocks(self) -> Iterator[list[Step[Any]]]:
+        """Steps to read together: one, then two, then four, so that the first batch waits for no other.
+
+        In a ring every block is as large as the last, for its count of blocks is one of batches.
+        """
+        steps = self._order.steps()
+        count = 1 if self._buffers is None else self._at_once
+        while block := list(islice(steps, count)):
+            yield block
+            count = min(2 * count, self._at_once)
+
+    def _read(self, steps: Sequence[Step[Any]], memory: torch.Tensor) -> _Made:
+        batches = self._reader.read([step.work for step in steps], memory)
+        return [(batch, step.after) for batch, step in zip(batches, steps, strict=True)]
 
     def _made_ahead(self) -> Generator[_Made]:
-        """The same, by a thread that is at most `prefetch` batches ahead, the one that it is at included."""
-        memory, steps = self._memory(), self._order.steps()
-        room, stop = threading.Semaphore(self._prefetch), threading.Event()
-        done: SimpleQueue[_Made | BaseException | None] = SimpleQueue()
-
-        def work() -> None:
+        """The same, some blocks ahead, each by a thread."""
+        memory = self._memory(ahead=self._prefetch)
+        with ThreadPoolExecutor(self._prefetch, "dsmem-tokens") as threads:
+            waiting: deque[Future[_Made]] = deque()
             try:
-                while room.acquire() and not stop.is_set():
-                    step: Step[Any] | None = next(steps, None)
-                    if step is None:
-                        break
-                    done.put((self._reader.read(step.work, memory()), step.after))
-                done.put(None)
-            except BaseException as exc:  # noqa: BLE001 - raised in the caller, below
-                done.put(exc)
+                for steps in self._blocks():
+                    waiting.append(threads.submit(self._read, steps, memory()))
+                    if len(waiting) > self._prefetch:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                for one in waiting:
+                    one.cancel()
 
-        thread = threading.Thread(target=work, name="dsmem-tokens", daemon=True)
-        thread.start()
-        try:
-            while (made := done.get()) is not None:
-                if isinstance(made, BaseException):
-                    raise made
-                room.release()
-                yield made
-        finally:
-            stop.set()
-            room.release()
-            thread.join()
-
-    def _memory(self) -> Callable[[], torch.Tensor]:
-        """Memory for the next batch: new, or the next of the ring."""
-        shape = self._reader.shape(self._batch_size)
+    def _memory(self, ahead: int) -> Callable[[], torch.Tensor]:
+        """Memory for the next block: new, or the next of the ring, which has room for what may still be looked at."""
+        shape = self._reader.shape(self._batch_size * self._at_once)
         if self._buffers is None:
             return lambda: torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned)
-        if not self._ring:
-            count = self._buffers + self._prefetch
-            self._ring = [torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned) for _ in range(count)]
-        ring = self._ring
+        count = ahead + 1 + -(-(self._buffers - 1) // self._at_once)
+        ring = [torch.empty(shape, dtype=self._dtype, pin_memory=self._pinned) for _ in range(count)]
 
         def turn() -> torch.Tensor:
             ring.append(ring.pop(0))
