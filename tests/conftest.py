@@ -62,6 +62,8 @@ def store_root(tmp_path: Path, expected_leftovers: set[str]) -> Iterator[Path]:
         found = refuse(root)
         assert not [one for one in found if not any(fnmatch.fnmatch(one, glob) for glob in expected_leftovers)]
     finally:
+        for directory, _, _ in os.walk(above):
+            os.chmod(directory, 0o700)  # objects that are directories are read-only
         shutil.rmtree(above)
 
 
