@@ -92,6 +92,20 @@ def test_md5_is_what_md5sum_prints(h5: Path) -> None:
     assert dsmem.pin(h5, algo="md5").digest == expected.split()[0]
 
 
+def test_large_token_dataset(tmp_path: Path) -> None:
+    """`LargeTokenDataset(data_path, sequence_length)` → `dsmem.TokenDataset`: a bare `.bin` is uint16."""
+    path = tmp_path / "train.bin"
+    np.arange(50_000, 50_100, dtype=np.uint16).tofile(path)
+    for dataset in (
+        dsmem.LargeTokenDataset(str(path), 8),
+        dsmem.LargeTokenDataset(data_path=path, sequence_length=8),
+        dsmem.TokenDataset(path, seq_len=8),
+    ):
+        x, y = dataset[91]
+        assert (len(dataset), str(x.dtype)) == (92, "torch.int64")
+        assert (x.tolist(), y.tolist()) == (list(range(50_091, 50_099)), list(range(50_092, 50_100)))
+
+
 @pytest.fixture
 def leftover() -> Iterator[Path]:
     """A segment as the older system left it in shared memory."""
