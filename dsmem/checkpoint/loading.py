@@ -266,8 +266,9 @@ class _Plain:
                 self._counting.items[file] += 1
                 self._counting.fallback += 1
                 self._counting.why[why] += 1
-                self._counting.size_bytes += value.nbytes
-                self._counting.file_bytes[file] += value.nbytes
+                size_bytes = value.nbytes if value.layout is torch.strided else 0
+                self._counting.size_bytes += size_bytes
+                self._counting.file_bytes[file] += size_bytes
 
     def _check_index(self) -> None:
         """Raises BadSource when the index names tensors that its files do not have."""

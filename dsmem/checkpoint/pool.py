@@ -24,12 +24,15 @@ class Pool(Generic[Outcome]):
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
+        self.stopping = False
+        """Nobody wants what is still to be done: a task of many parts looks at this between them."""
 
     def run(self, tasks: Iterable[Task[Outcome]], handle: Callable[[Outcome], Iterable[Task[Outcome]]]) -> None:
         """Run every task; `handle` gets each outcome, in the calling thread, and returns tasks that come next.
 
         Tasks must not raise: what they fail at is part of the outcome.
         """
+        self.stopping = False
         if self._workers == 1:
             waiting = deque(tasks)
             scratch = Scratch()
@@ -45,16 +48,15 @@ class Pool(Generic[Outcome]):
         changed = threading.Condition()
         running = len(waiting)
         unhandled = 0
-        stop = False
 
         def work() -> None:
             nonlocal unhandled
             scratch = Scratch()
             while True:
                 with changed:
-                    while not stop and running and (not waiting or unhandled >= _AHEAD * self._workers):
+                    while not self.stopping and running and (not waiting or unhandled >= _AHEAD * self._workers):
                         changed.wait()
-                    if stop or not running:
+                    if self.stopping or not running:
                         return
                     task = waiting.popleft()
                     unhandled += 1
@@ -82,7 +84,7 @@ class Pool(Generic[Outcome]):
                     changed.notify_all()
         finally:
             with changed:
-                stop = True
+                self.stopping = True
                 changed.notify_all()
             for thread in started:
                 thread.join()

@@ -41,6 +41,9 @@ class ParallelReadMixin:
 
     def slice_file(self, stream: Any, item_metadata: Any) -> Any:
         """The bytes of one item (`item_metadata.offset`, `.length`) as a seekable stream of their own."""
+        older = getattr(type(self), "_slice_file", None)
+        if older not in (None, FileSystemReader._slice_file):
+            return older(self, stream, item_metadata)
         return stock.slice_file(stream, item_metadata)
 
     def narrow_tensor(self, tensor: torch.Tensor, offsets: Sequence[int], lengths: Sequence[int]) -> torch.Tensor:

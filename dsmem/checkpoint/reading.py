@@ -119,12 +119,13 @@ class _Reading:
         self._ways = "pread"
         self._processes: ProcessPoolExecutor | None = None
         self._direct: Direct | None = None
+        self._pool: Pool[Outcome] = Pool(1)
 
     def run(self) -> None:
         options = self._options
         budget = options.memory_budget or workers.available_bytes()
         self._choose(budget)
-        pool: Pool[Outcome] = Pool(self._choice.workers)
+        pool = self._pool = Pool(self._choice.workers)
         with ExitStack() as stack:
             if self._hooks.local:
                 directory = stack.enter_context(Directory(os.fspath(self._path), io=options.io))
@@ -250,6 +251,8 @@ class _Reading:
                 if self._processes is None:
                     stream = stack.enter_context(self._hooks.fs.create_stream(path, "rb"))
                 for item in items:
+                    if self._pool.stopping:
+                        break
                     try:
                         if self._processes is None:
                             loaded = stock.load_item(self._hooks, stream, item.request, item.info, verify)

@@ -25,9 +25,13 @@ _METADATA = (
     "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
     "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
 )  # fmt: skip
+_BUILTINS = (
+    "set", "frozenset", "complex", "bytearray", "slice", "list", "dict", "tuple", "int", "float", "str", "bool",
+    "bytes",
+)  # fmt: skip
 _PLAIN = {
-    "builtins": ("set", "frozenset", "complex", "bytearray", "slice", "range", "list", "dict", "tuple", "int", "float",
-                 "str", "bool", "bytes"),
+    "builtins": _BUILTINS,
+    "__builtin__": _BUILTINS,  # how protocol 2 calls them, which is torch's
     "collections": ("OrderedDict", "defaultdict", "Counter", "deque"),
     "_codecs": ("encode",),
     "datetime": ("datetime", "date", "time", "timedelta", "timezone"),

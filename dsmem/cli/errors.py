@@ -283,22 +283,29 @@ def caught(command: str, arguments: Sequence[str] | None) -> Iterator[None]:
         ranks = _of_ranks(exc)
         if ranks is None:
             raise
-        raise typer.Exit(report(ranks, Typed(command, tuple(arguments or ())))) from exc
+        if not ranks:
+            note("interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        group = ExceptionGroup("some ranks failed", ranks)
+        raise typer.Exit(report(group, Typed(command, tuple(arguments or ())))) from exc
 
 
-def _of_ranks(error: BaseException) -> ExceptionGroup[Exception] | None:
-    """The errors inside a CheckpointException of torch, a BaseException; torch is not imported to know it."""
+def _of_ranks(error: BaseException) -> list[Exception] | None:
+    """The errors inside a CheckpointException of torch, a BaseException; torch is not imported to know it.
+
+    None for anything else, and an empty list where a rank was interrupted.
+    """
     if type(error).__name__ != "CheckpointException":
         return None
     failures: Mapping[int, tuple[BaseException, object]] = getattr(error, "failures", {})
     found = []
     for rank, (inside, _) in failures.items():
         if not isinstance(inside, Exception):
-            return None  # an interrupt on one of the ranks
+            return []
         if len(failures) > 1:
             inside.add_note(f"rank {rank}")
         found.append(inside)
-    return ExceptionGroup("some ranks failed", found) if found else None
+    return found
 
 
 def _show_error(text: str) -> None:

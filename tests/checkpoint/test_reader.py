@@ -1,0 +1,231 @@
+"""The reader's own features: hooks, aliases, progress, mixin, choices, other processes, ranks."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoints import Tensors, load, noise, same, save
+from torch.distributed.checkpoint._fsspec_filesystem import FsspecReader
+from torch.distributed.checkpoint.filesystem import FileSystem, FileSystemReader
+from torch.distributed.checkpoint.storage import StorageReader
+
+from dsmem.checkpoint import ParallelFileReader, ParallelFileSystemReader, ParallelReadMixin, workers
+from dsmem.errors import UsageError
+
+
+def state() -> Tensors:
+    return {f"x{number}": noise((9, number + 1), seed=number) for number in range(6)}
+
+
+def zeros() -> Tensors:
+    return {name: torch.zeros_like(tensor) for name, tensor in state().items()}
+
+
+def check(loaded: dict[str, Any]) -> None:
+    assert all(same(loaded[name], tensor) for name, tensor in state().items())
+
+
+class Sliced(ParallelFileSystemReader):
+    """Counts its slices, and so does without the direct path."""
+
+    count = 0
+
+    def slice_file(self, stream: Any, item_metadata: Any) -> Any:
+        self.count += 1
+        return super().slice_file(stream, item_metadata)
+
+
+class Narrowed(ParallelFileSystemReader):
+    def narrow_tensor(self, tensor: torch.Tensor, offsets: Any, lengths: Any) -> torch.Tensor:
+        return super().narrow_tensor(tensor, offsets, lengths) + 1
+
+
+class Transformed(ParallelFileSystemReader):
+    def transform(self, read_item: Any, descriptors: Any, stream: Any) -> Any:
+        assert list(descriptors) == []
+        return super().transform(read_item, descriptors, stream)
+
+
+class OlderHook(ParallelFileSystemReader):
+    """Replaces the step by torch's own name for it."""
+
+    count = 0
+
+    def _slice_file(self, file: Any, sinfo: Any) -> Any:
+        self.count += 1
+        return super()._slice_file(file, sinfo)
+
+
+def test_hooks_are_used_and_told(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c", files=2)
+    sliced = Sliced(path, workers=2)
+    check(load(zeros(), sliced))
+    older = OlderHook(path, workers=2)
+    check(load(zeros(), older))
+    assert sliced.count == older.count == 6
+    assert sliced.last_report is not None and sliced.last_report.why == {"slice_file overridden": 6}
+    check(load(zeros(), Transformed(path)))
+    ones = load({"x0": torch.zeros(9, 1)}, Narrowed(path))
+    assert same(ones["x0"], state()["x0"] + 1)
+
+
+def test_in_other_processes(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c")
+    reader = Narrowed(path, executor="process", workers=1)
+    assert all(same(tensor, state()[name] + 1) for name, tensor in load(zeros(), reader).items())
+    assert reader.last_report is not None and reader.last_report.fallback == 6
+
+
+def test_what_other_processes_cannot_be_given_is_named(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c")
+    into = zeros()
+    progress = ParallelFileSystemReader(path, executor="process", progress=lambda current, total: None)
+    hook = ParallelFileSystemReader(path, executor="process")
+    hook.slice_file = lambda stream, item_metadata: stream  # type: ignore[method-assign]
+    for reader, name in ((progress, "progress_callback"), (hook, "slice_file")):
+        with pytest.raises(BaseException, match=f"{name} can't be sent to another process"):
+            load(into, reader)
+    assert not any(tensor.any() for tensor in into.values())
+
+
+def test_progress_in_files(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c", files=3)
+    seen: list[tuple[int, int]] = []
+    check(load(zeros(), ParallelFileSystemReader(path, workers=2, progress=lambda *at: seen.append(at))))
+    assert seen == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    reader = ParallelFileSystemReader(path)
+    given: list[tuple[int, int]] = []
+
+    class WithCallback(ParallelFileSystemReader):
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            return self.read_data_with_progress(plan, planner, lambda *at: given.append(at))
+
+    check(load(zeros(), WithCallback(path)))
+    assert given[-1] == (3, 3) and reader.last_report is None
+
+
+def test_stands_wherever_the_stock_reader_stands(tmp_path: Path) -> None:
+    """torch's loader looks at the names in the signatures."""
+    path = save(state(), tmp_path / "c")
+    assert "kwargs" in inspect.signature(ParallelFileSystemReader.read_metadata).parameters
+    assert "kwargs" in inspect.signature(ParallelFileSystemReader.set_up_storage_reader).parameters
+    reader = ParallelFileSystemReader(tmp_path / "elsewhere")
+    assert isinstance(reader, FileSystemReader) and isinstance(reader, StorageReader)
+    check(load(zeros(), reader, checkpoint_id=path))
+    assert reader.checkpoint_id == path
+    check(load(zeros(), ParallelFileSystemReader(str(path))))
+
+
+def test_older_names(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c")
+    reader = ParallelFileReader(path, enable_parallel=True, max_workers=2)
+    check(load(zeros(), reader))
+    assert reader.last_report is not None and reader.last_report.workers == 2
+    off = ParallelFileReader(path, enable_parallel=False, max_workers=8)
+    check(load(zeros(), off))
+    assert off.last_report is not None and off.last_report.workers == 1
+
+
+class Mixed(ParallelReadMixin, FsspecReader):
+    """A reader of a file system that is not torch's."""
+
+
+class Noting(FileSystem):
+    """A file system of another kind: only its streams may be used."""
+
+
+def test_mixin(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c", files=2)
+    mixed = Mixed(str(path))
+    check(load(zeros(), mixed))
+    assert mixed.last_report is not None and mixed.last_report.why == {"a file system of FileSystem": 6}
+    other = ParallelFileSystemReader(path)
+    other.fs = Noting()
+    check(load(zeros(), other))
+    assert other.last_report is not None and other.last_report.why == {"a file system of Noting": 6}
+
+
+def test_memory_budget_makes_waves(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c")
+    check(load(zeros(), ParallelFileSystemReader(path, memory_budget=4000)))
+
+
+def test_choices() -> None:
+    def choose(asked: Any, size_bytes: int, **more: Any) -> int:
+        options = {"largest_copy_bytes": 0, "budget_bytes": 1 << 40, "sequential_below": 32 << 20, "network": False}
+        return workers.choose(asked, size_bytes, **{**options, **more}).workers
+
+    assert choose("auto", 1 << 20) == 1
+    assert choose("auto", 100 << 30, parallel=False) == 1
+    assert choose(5, 1) == 5
+    assert choose("auto", 100 << 30, budget_bytes=1) == 1
+    assert choose("auto", 100 << 30, network=True) > choose("auto", 100 << 30) >= 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"workers": 0}, {"workers": "many"}, {"io": "dma"}, {"executor": "ray"}, {"verify": 1}, {"memory_budget": 0}],
+)
+def test_options_that_mean_nothing(tmp_path: Path, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        ParallelFileSystemReader(tmp_path, **options)
+
+
+_RANKS = """
+import os, sys, warnings, torch, torch.distributed as dist, torch.multiprocessing as mp
+import torch.distributed.checkpoint as dcp
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor, DTensor
+from dsmem.checkpoint import ParallelFileSystemReader
+warnings.simplefilter("ignore")
+full = torch.arange(24 * 40, dtype=torch.float32).reshape(24, 40)
+
+def rank(number, count, path, save):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{path}.{count}.{save}", rank=number, world_size=count)
+    mesh = init_device_mesh("cpu", (count,))
+    if save:
+        dcp.save({"x": distribute_tensor(full, mesh, [Shard(0)])}, checkpoint_id=path)
+    else:
+        into = {"x": distribute_tensor(torch.zeros_like(full), mesh, [Shard(1)])}
+        reader = ParallelFileSystemReader(path)
+        dcp.load(into, storage_reader=reader)
+        assert torch.equal(into["x"].full_tensor(), full)
+        assert reader.last_report.fallback == 0, reader.last_report
+        if number == 3:
+            os.unlink(os.path.join(path, "__1_0.distcp"))
+        dist.barrier()
+        try:
+            dcp.load(into, storage_reader=ParallelFileSystemReader(path))
+        except dcp.CheckpointException as exc:
+            assert set(exc.failures) == set(range(count)), exc.failures
+            assert all(type(one).__name__ == "CheckpointReadError" for one, _ in exc.failures.values())
+            assert exc.failures[0][0].failures[0].file == "__1_0.distcp"
+        else:
+            raise AssertionError("a missing file went unnoticed")
+    dist.destroy_process_group()
+
+if __name__ == "__main__":
+    context = mp.get_context("fork")
+    for count, save in ((4, True), (8, False)):
+        ranks = [context.Process(target=rank, args=(n, count, sys.argv[1], save)) for n in range(count)]
+        [one.start() for one in ranks]
+        [one.join(120) for one in ranks]
+        assert [one.exitcode for one in ranks] == [0] * count
+    print("same")
+"""
+
+
+@pytest.mark.slow
+def test_four_ranks_to_eight(tmp_path: Path) -> None:
+    """Shard(0) on 4 ranks, Shard(1) on 8; an error on every rank reaches every rank."""
+    done = subprocess.run(
+        [sys.executable, "-c", _RANKS, str(tmp_path / "c")], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "same", done.stderr[-3000:]
