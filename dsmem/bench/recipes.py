@@ -77,3 +77,37 @@ def read_samples(dataset: Any, indices: Sequence[int], batch: Array) -> Array:
     for place, index in enumerate(indices):
         batch[place] = dataset[index]
     return batch
+
+
+def prepare(text: str, tokenizer: str, end: int, place: Path, processes: int | None) -> tuple[Path, Array]:
+    """nanoGPT's data/openwebtext/prepare.py for a .jsonl: `datasets.map`, then a memmap filled shard by shard.
+
+    Each document is encoded by itself, as `enc.encode_ordinary` does there, and gets an end of text. All is written
+    below `place`. Returns the .bin of uint16 and the length of each document.
+    """
+    from datasets import Dataset, disable_progress_bars
+    from tokenizers import Tokenizer
+
+    disable_progress_bars()
+    encoder = Tokenizer.from_file(tokenizer)
+    encoder.encode_special_tokens = True  # what looks like a special token in a text is text
+
+    def process(example: dict[str, Any]) -> dict[str, Any]:
+        ids = encoder.encode(example["text"], add_special_tokens=False).ids
+        ids.append(end)
+        return {"ids": ids, "len": len(ids)}
+
+    split = Dataset.from_json(text, cache_dir=str(place / "cache"))
+    tokenized = split.map(process, remove_columns=["text"], num_proc=processes)
+    lengths = np.asarray(tokenized.with_format("numpy")["len"])
+    path = place / "train.bin"
+    array = np.memmap(path, np.uint16, "w+", shape=(int(lengths.sum()),))
+    total_batches = min(1024, len(tokenized) // 1000 + 1)  # 1024 there; for few documents more would only cost
+    at = 0
+    for number in range(total_batches):
+        shard = tokenized.shard(num_shards=total_batches, index=number, contiguous=True).with_format("numpy")
+        ids = np.concatenate(shard["ids"][:])
+        array[at : at + len(ids)] = ids
+        at += len(ids)
+    array.flush()
+    return path, lengths

@@ -32,9 +32,10 @@ ROLES = {
     "memory": ["dsmem", "recipe", "limit"],
     "read": ["dsmem", "dsmem", "recipe", "limit"],
     "tokens": ["dsmem", "recipe", "limit"],
+    "tokenize": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {("tokens", 0): ["dsmem"] * 3 + ["recipe"] * 2 + ["limit"]}
-COMPARISONS = {"tokens": 3, "hash": 1, "pin": 2, "decode": 4, "attach": 4, "memory": 3, "read": 2}
+COMPARISONS = {"tokens": 3, "hash": 1, "pin": 2, "decode": 4, "attach": 4, "memory": 3, "read": 2, "tokenize": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -153,6 +154,15 @@ def _wrong_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team, "_hear", wrong)
 
 
+def _wrong_recipe_of_tokenize(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = recipes.prepare
+
+    def wrong(text: str, tokenizer: str, end: int, *more: Any) -> Any:
+        return right(text, tokenizer, end + 1, *more)  # only what ends documents is another
+
+    monkeypatch.setattr(recipes, "prepare", wrong)
+
+
 def _wrong_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     from dsmem.bench.token_recipes import PlainTokens
 
@@ -172,6 +182,7 @@ def _wrong_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("memory", _wrong_process),
         ("read", _wrong_pinned),
         ("tokens", _wrong_windows),
+        ("tokenize", _wrong_recipe_of_tokenize),
     ],
 )
 def test_a_wrong_result_shows_no_speed(name: str, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:

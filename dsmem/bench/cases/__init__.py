@@ -1,8 +1,17 @@
 """The cases, in the order in which `dsmem bench` runs them. A new one is a module with a CASE, added to CASES."""
 
-from dsmem.bench.cases import attach, decode, hashing, memory, pin, read, tokens
+from dsmem.bench.cases import attach, decode, hashing, memory, pin, read, tokenize, tokens
 from dsmem.bench.workbench import Case
 
-CASES: tuple[Case, ...] = (hashing.CASE, pin.CASE, decode.CASE, attach.CASE, memory.CASE, read.CASE, tokens.CASE)
+CASES: tuple[Case, ...] = (
+    hashing.CASE,
+    pin.CASE,
+    decode.CASE,
+    attach.CASE,
+    memory.CASE,
+    read.CASE,
+    tokenize.CASE,
+    tokens.CASE,
+)
 
 __all__ = ["CASES"]

@@ -1,0 +1,71 @@
+"""Text to measure with: the sources of Python's own library, which are on every machine; nothing is fetched."""
+
+from __future__ import annotations
+
+import json
+import sysconfig
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+
+_DOCUMENT_CHARACTERS = 4000
+"""About what a page of the web holds, so that documents are as many as they would be."""
+_SMALL_BYTES = 16 << 20
+_TRAINING_BYTES = 8 << 20
+
+
+def documents(size_bytes: int) -> list[str]:
+    """Documents of about 4,000 characters, of that size together as UTF-8; where the library ends it begins again."""
+    found: list[str] = []
+    room = size_bytes
+    while room > 0:
+        for text in _pieces():
+            found.append(text)
+            room -= len(text.encode())
+            if room <= 0:
+                break
+    return found
+
+
+def write_jsonl(path: Path, texts: Iterable[str]) -> None:
+    """One object with `text` a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for text in texts:
+            file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
+
+
+def train_tokenizer(path: Path, texts: list[str], size_bytes: int) -> int:
+    """A byte-level BPE of 32,768 tokens (4,096 for less than 16 MiB of text) as a tokenizer.json; returns its end."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    end = "<|endoftext|>"
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=32_768 if size_bytes >= _SMALL_BYTES else 4_096,
+        special_tokens=[end],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(islice(texts, _TRAINING_BYTES // _DOCUMENT_CHARACTERS), trainer)
+    tokenizer.save(str(path))
+    number = tokenizer.token_to_id(end)
+    assert number is not None
+    return number
+
+
+def _pieces() -> Iterator[str]:
+    """The library's files, cut at ends of lines."""
+    for path in sorted(Path(sysconfig.get_paths()["stdlib"]).rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (UnicodeDecodeError, OSError):
+            continue  # the library's own tests hold files that are no UTF-8
+        start = 0
+        while start < len(text):
+            end = text.find("\n", start + _DOCUMENT_CHARACTERS) + 1 or len(text)
+            yield text[start:end]
+            start = end
