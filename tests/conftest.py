@@ -68,6 +68,15 @@ def store_root(tmp_path: Path, expected_leftovers: set[str]) -> Iterator[Path]:
 
 
 @pytest.fixture
+def hf_cache(tmp_path: Path) -> Iterator[Path]:
+    """The cache of `datasets`, in the test's own directory; no hub, no bars."""
+    from tables import own_hugging_face
+
+    with own_hugging_face(tmp_path) as cache:
+        yield cache
+
+
+@pytest.fixture
 def tiny_tmpfs(tmp_path: Path) -> InTmpfs:
     """A private tmpfs (4 MiB unless told), for what fills it up or counts its bytes; gone with the child."""
     point = tmp_path / "tiny"

@@ -196,5 +196,7 @@ def _errors_translated(spec: Spec) -> Iterator[None]:
         if not local:
             raise
         raise SourceMissing(f"{spec.label}: {exc}") from exc
-    except DatasetGenerationError as exc:
+    except (DatasetGenerationError, ValueError) as exc:  # pyarrow's and pandas' are ValueErrors
+        if not local:
+            raise
         raise BadSource(f"{spec.label} can't be read: {exc.__cause__ or exc}") from exc
