@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -111,3 +111,20 @@ def prepare(text: str, tokenizer: str, end: int, place: Path, processes: int | N
         at += len(ids)
     array.flush()
     return path, lengths
+
+
+def planned_read(reader: Any, state: dict[str, Any]) -> Callable[[], dict[str, Any]]:
+    """What `dcp.load(state, storage_reader=reader)` does up to reading; calling the result reads into `state`."""
+    from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+
+    metadata = reader.read_metadata()
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner(state, metadata, True)
+    reader.set_up_storage_reader(metadata, True)
+    plan = reader.prepare_local_plan(planner.create_local_plan())
+
+    def read() -> dict[str, Any]:
+        reader.read_data(plan, planner).wait()
+        return state
+
+    return read

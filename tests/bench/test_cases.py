@@ -32,10 +32,21 @@ ROLES = {
     "memory": ["dsmem", "recipe", "limit"],
     "read": ["dsmem", "dsmem", "recipe", "limit"],
     "tokens": ["dsmem", "recipe", "limit"],
+    "ckpt": ["dsmem", "recipe", "recipe", "limit"],
     "tokenize": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {("tokens", 0): ["dsmem"] * 3 + ["recipe"] * 2 + ["limit"]}
-COMPARISONS = {"tokens": 3, "hash": 1, "pin": 2, "decode": 4, "attach": 4, "memory": 3, "read": 2, "tokenize": 1}
+COMPARISONS = {
+    "ckpt": 5,
+    "tokens": 3,
+    "hash": 1,
+    "pin": 2,
+    "decode": 4,
+    "attach": 4,
+    "memory": 3,
+    "read": 2,
+    "tokenize": 1,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +181,19 @@ def _wrong_windows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PlainTokens, "__getitem__", lambda self, index: right(self, index + 1))
 
 
+def _wrong_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
+    from dsmem.checkpoint.opened import Opened
+
+    right = Opened.read
+
+    def wrong(self: Opened, buffers: list[memoryview], offset: int) -> None:
+        right(self, buffers, offset)
+        if len(buffers[0]) > 2048:  # the middle of a tensor
+            buffers[0][1500] ^= 1
+
+    monkeypatch.setattr(Opened, "read", wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
@@ -182,6 +206,7 @@ def _wrong_windows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("memory", _wrong_process),
         ("read", _wrong_pinned),
         ("tokens", _wrong_windows),
+        ("ckpt", _wrong_checkpoint),
         ("tokenize", _wrong_recipe_of_tokenize),
     ],
 )

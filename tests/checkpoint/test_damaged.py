@@ -88,7 +88,7 @@ def test_files_that_are_not_whole(tmp_path: Path, harm: Callable[[Path], None], 
         missing: "no such file",
         a_directory: "a directory",
     }
-    assert words.get(harm, "no regular file") in str(error)
+    assert words.get(harm, "a directory" if harm is a_directory else "no regular file") in str(error)
     again = pickle.loads(pickle.dumps(error))
     assert (again.failures, again.complete, str(again)) == (error.failures, error.complete, str(error))
 
@@ -308,7 +308,7 @@ from checkpoints import load
 from dsmem.checkpoint import ParallelFileSystemReader
 class Slow(ParallelFileSystemReader):
     def slice_file(self, stream, item_metadata):
-        print("reading", flush=True)
+        os.write(1, b"reading\\n")
         time.sleep(0.3)
         return super().slice_file(stream, item_metadata)
 into = {{f"x{{i}}": torch.zeros(100, 1000) for i in range(200)}}
