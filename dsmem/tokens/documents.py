@@ -18,6 +18,7 @@ from typing import Any, cast
 from dsmem.errors import BadDocument
 
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
+_ROWS = re.compile(rb"[^\n]*\n|[^\n]+")
 _ARROW_ROWS = 512
 """At once: rows are texts of any length, and a batch of them lies in memory twice."""
 MOST_PLACES = 20
@@ -186,20 +187,25 @@ def plain_lines(
 ) -> Iterator[Batch]:
     """Each line is a document."""
     for block in blocks:
-        rows = bytes(block).split(b"\n")
-        if not rows[-1]:
-            rows.pop()  # the end of the last line begins none
         try:
-            texts = [(row[:-1] if row.endswith(b"\r") else row).decode() for row in rows]
+            texts = str(block, "utf-8").split("\n")
         except UnicodeDecodeError:
             at, found = 0, []
-            for row in rows:
-                found.append((at, row.removesuffix(b"\r")))
-                at += len(row) + 1
+            for row in _ROWS.findall(block):
+                found.append((at, _without_end(row)))
+                at += len(row)
             yield _checked(found, len(block), path, lines, offset, faults)
         else:
+            rest = texts.pop()  # what follows the last line end: nothing, but at the end of some files
+            if b"\r" in cast(bytearray, block.obj):
+                texts = [text.removesuffix("\r") for text in texts]
+            texts += [rest] if rest else []
             yield Batch(path, texts, _RowOf(block, [], lines, offset), len(block))
         offset += len(block)
+
+
+def _without_end(row: bytes) -> bytes:
+    return row[:-1].removesuffix(b"\r") if row.endswith(b"\n") else row
 
 
 def paragraphs(

@@ -102,13 +102,12 @@ class Encoder:
 
     def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:
         """Encode the texts of a batch, long ones by themselves, in their order."""
-        held: list[str] = []
         begin = 0
-        for index, text in enumerate(batch.texts):
+        is_long = max(map(len, batch.texts), default=0) > LONG_BYTES
+        for index, text in enumerate(batch.texts if is_long else ()):
             if len(text) <= LONG_BYTES:
                 continue
-            held = batch.texts[begin:index]
-            self._add_short(batch, begin, held, writer, verifying)
+            self._add_short(batch, begin, batch.texts[begin:index], writer, verifying)
             self._add_long(_read_text(text), writer, path=batch.path, place=batch.place(index))
             begin = index + 1
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
@@ -233,7 +232,11 @@ class Encoder:
 
 
 def _portions(texts: list[str]) -> Iterator[list[str]]:
-    """Texts of about BLOCK_BYTES together."""
+    """Texts of up to twice BLOCK_BYTES together."""
+    if sum(map(len, texts)) <= 2 * BLOCK_BYTES:
+        if texts:
+            yield texts
+        return
     begin = size = 0
     for index, text in enumerate(texts):
         size += len(text)
@@ -252,6 +255,7 @@ class _Verifying:
         self._encoder = encoder
         self._all = recipe.verify == ALL and not own
         self._left = recipe.verify if not own and piece.number % VERIFY_EVERY == 0 else 0
+        self._share = max(1, -(-recipe.verify * BLOCK_BYTES // max(piece.weight_bytes, BLOCK_BYTES)))
         self.count = 0
 
     def look(
@@ -261,7 +265,7 @@ class _Verifying:
         if self._all:
             chosen = range(len(texts))
         elif self._left > 0:
-            take = min(self._left, max(4, self._left // 4))
+            take = min(self._left, self._share)
             chosen = range(0, len(texts), max(1, len(texts) // take))
             chosen = chosen[:take]
             self._left -= len(chosen)

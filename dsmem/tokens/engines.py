@@ -198,13 +198,16 @@ class _Bytes:
         self._parse_special = parse_special
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
-        parts = [self._one(text) for text in texts]
-        ids = np.concatenate(parts).astype(np.uint32) if parts else np.empty(0, np.uint32)
-        return ids, np.fromiter(map(len, parts), np.int64, len(parts))
+        if self._parse_special and any(END_OF_TEXT in text for text in texts):
+            parts = [self._one(text) for text in texts]
+            ids = np.concatenate(parts).astype(np.uint32)
+            return ids, np.fromiter(map(len, parts), np.int64, len(parts))
+        joined = "".join(texts)
+        each = texts if joined.isascii() else [text.encode() for text in texts]
+        lengths = np.fromiter(map(len, each), np.int64, len(each))
+        return np.frombuffer(joined.encode(), np.uint8).astype(np.uint32), lengths
 
     def _one(self, text: str) -> NDArray[Any]:
-        if not self._parse_special or END_OF_TEXT not in text:
-            return np.frombuffer(text.encode(), np.uint8)
         end = np.array([BYTES_END], np.uint16)
         pieces: list[NDArray[Any]] = []
         for piece in text.split(END_OF_TEXT):

@@ -143,7 +143,8 @@ class PartWriter:
             self._keys.write(np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], "<u8"))
         self.documents += len(texts)
         self.token_count += len(framed)
-        self.text_bytes += sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        joined = "".join(texts)
+        self.text_bytes += len(joined) if joined.isascii() else len(joined.encode())
 
     def add_long(self, pieces: Iterable[Ids], seen: LongDocument) -> None:
         """One document in pieces; `seen` has met its bytes when they end."""

@@ -224,7 +224,7 @@ class _Run:
             verify=ALL if options.verify == "all" else options.verify,
         )
         records: dict[int, Record] = {}
-        report = _Progress(progress, sum(source.size_bytes for source in self._sources))
+        report = _Progress(progress, self._sources)
         pending = self._pending(records, report)
         if crew is None:
             encoder = Encoder(recipe, self.engine)
@@ -235,6 +235,7 @@ class _Run:
         else:
             for record in crew.run(recipe, pending, report):
                 records[record.number] = record
+        report.finish()
         if not any(record.documents for record in records.values()):
             raise BadSource(f"no documents in {', '.join(source.path for source in self._sources[:3])}")
         return [records[number] for number in sorted(records)]
@@ -339,14 +340,21 @@ class _Run:
 class _Progress:
     """Adds up what is done; streams, whose size is not known, make the whole grow."""
 
-    def __init__(self, progress: Progress, total_bytes: int) -> None:
+    def __init__(self, progress: Progress, sources: Sequence[Source]) -> None:
         self._progress = progress
-        self._total_bytes = total_bytes
+        self._grows = any(source.identity is None for source in sources)
+        self._total_bytes = sum(source.size_bytes for source in sources)
         self._done_bytes = 0
 
     def __call__(self, more_bytes: int) -> None:
         self._done_bytes += more_bytes
-        self._progress(self._done_bytes, max(self._total_bytes, self._done_bytes))
+        if self._grows:
+            self._total_bytes = max(self._total_bytes, self._done_bytes)
+        self._progress(min(self._done_bytes, self._total_bytes), self._total_bytes)
+
+    def finish(self) -> None:
+        """All is done: what was reported is only near to the sizes of the files."""
+        self._progress(self._total_bytes, self._total_bytes)
 
 
 def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) -> int:

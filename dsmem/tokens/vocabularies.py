@@ -6,6 +6,7 @@ what the caller had in memory.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -170,8 +171,6 @@ def _from_hub(name: str) -> str:
 def _from_tiktoken(name: str, scratch: Callable[[], str]) -> Located:
     """The ranks of an encoding by name, written to a file: workers then need no network."""
     tiktoken = need("tiktoken")
-    from tiktoken.load import dump_tiktoken_bpe
-
     try:
         encoding = tiktoken.get_encoding(name)
     except ValueError as exc:
@@ -189,7 +188,7 @@ def _from_tiktoken(name: str, scratch: Callable[[], str]) -> Located:
     for token in special:
         ranks.pop(token.encode(), None)
     path = os.path.join(scratch(), f"ranks-{name}")
-    dump_tiktoken_bpe(ranks, path)
+    Path(path).write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
     # The one thing of an encoding that has no public name.
     return Located("tiktoken", path, encoding._pat_str, special)
 
@@ -270,8 +269,6 @@ def _configured(path: str) -> tuple[list[str], list[str]]:
 
 
 def _tiktoken_ids(located: Located) -> dict[str, int]:
-    import base64
-
     ids = {}
     try:
         for line in Path(located.path).read_bytes().splitlines():

@@ -1,0 +1,116 @@
+"""`dsmem tokenize`: what it prints, its exit codes and hints, and Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dsmem.tokens import workdir
+
+from .conftest import Dsmem, Fake
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "ab"}\n{"text": ""}\n')
+    return path
+
+
+def test_a_pipe_gets_tsv(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
+    out = tmp_path / "out.bin"
+    ran = dsmem("tokenize", str(corpus), "-o", str(out))
+    assert ran.exit_code == 0
+    assert ran.out == f"path\tsplit\ttokens\tdocuments\n{out}\tall\t4\t2\n"
+    assert "2 B of text to 4 uint16 tokens by bytes" in ran.err
+    assert out.read_bytes() == bytes([97, 0, 98, 0, 0, 1, 0, 1])
+
+
+def test_a_terminal_gets_a_table(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
+    ran = dsmem("tokenize", str(corpus), "-o", str(tmp_path / "out.bin"), terminal=True)
+    assert ran.out.splitlines()[0].split() == ["file", "split", "tokens", "documents"]
+
+
+def test_json(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
+    corpus.write_text('{"text": "ab"}\nno\n')
+    options = ("--on-error", "skip", "--json", "--bos", "prepend", "--bos-token", "<|endoftext|>", "--eos", "none")
+    ran = dsmem("tokenize", str(corpus), "-o", str(tmp_path / "out.bin"), *options)
+    said = json.loads(ran.out)
+    assert (said["tokens"], said["documents"], said["skipped"], said["engine"]) == (3, 1, 1, "bytes")
+    assert said["outputs"] == [{"path": str(tmp_path / "out.bin"), "split": "all", "tokens": 3, "documents": 1}]
+    assert said["skipped_places"][0] in ran.err
+
+
+def test_options_reach_the_library(tmp_path: Path, dsmem: Dsmem) -> None:
+    (tmp_path / "x.txt").write_text("\n".join(f"line {number}" for number in range(100)))
+    options = ("--split-on", "LINE", "--shard-tokens", "1k", "--val-fraction", "0.3", "--shuffle-docs", "1")
+    ran = dsmem("tokenize", str(tmp_path / "x.txt"), "-o", str(tmp_path / "out.bin"), *options, "--dtype", "uint32")
+    rows = [line.split("\t") for line in ran.out.splitlines()[1:]]
+    assert {row[1] for row in rows} == {"train", "val"}
+    assert sum(int(row[3]) for row in rows) == 100
+    assert all(int(row[2]) <= 1000 for row in rows)
+    assert sum(Path(row[0]).stat().st_size for row in rows) == 4 * sum(int(row[2]) for row in rows)
+
+
+def test_errors_have_codes_and_hints(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
+    out = str(tmp_path / "out.bin")
+    corpus.write_text('{"text": "ab"}\n{"body": 1}\n')
+    ran = dsmem("tokenize", str(corpus), "-o", out)
+    assert (ran.exit_code, ran.out) == (1, "")
+    assert ran.err.splitlines() == [
+        f"error: {corpus}:2: no field 'text'; there are: 'body'",
+        f"hint: leave such documents out: dsmem tokenize {corpus} -o {out} --on-error skip",
+    ]
+    assert dsmem("tokenize", str(tmp_path / "none.jsonl"), "-o", out).exit_code == 3
+    assert dsmem("tokenize", str(corpus), "-o", out, "--verify", "some").exit_code == 2
+    assert dsmem("tokenize", str(corpus), "-o", out, "--shard-tokens", "many").exit_code == 2
+    ran = dsmem("tokenize", str(corpus), "-o", out, "--bos", "prepend")
+    assert ran.exit_code == 2 and "name it with --bos-token TOKEN" in ran.err
+    (tmp_path / "out.bin").write_bytes(b"")
+    ran = dsmem("tokenize", str(corpus), "-o", out)
+    assert ran.exit_code == 1 and ran.err.splitlines()[1].endswith("--force")
+
+
+def test_in_use_and_other_plans(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
+    out = str(tmp_path / "out.bin")
+    with workdir.locked(out) as directory:
+        assert dsmem("tokenize", str(corpus), "-o", out).exit_code == 5
+    workdir.remove(directory)
+
+
+def test_an_interrupt_says_how_to_go_on(fake: Fake, dsmem: Dsmem) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    fake("dsmem.tokens.tokenize", tokenize=interrupted)
+    ran = dsmem("tokenize", "x.jsonl", "-o", "out.bin")
+    assert ran.exit_code == 130
+    assert "the same command goes on" in ran.err
+
+
+def test_ctrl_c(tmp_path: Path) -> None:
+    """A real one, to the whole group as a terminal sends it; then the same command goes on."""
+    (tmp_path / "x.txt").write_bytes(b"some line of text\n" * 2_000_000)
+    command = [sys.executable, "-m", "dsmem", "tokenize", "x.txt", "-o", "out.bin", "--split-on", "LINE"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    parts = tmp_path / ".out.bin.parts"
+    limit = time.monotonic() + 60
+    while not list(parts.glob("part-*.json")) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-2:] == [
+        "the same command goes on where this one was; --restart begins anew",
+        "interrupted",
+    ]
+    done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
+    assert json.loads(done.stdout)["resumed_parts"] > 0
+    assert json.loads(done.stdout)["documents"] == 2_000_000

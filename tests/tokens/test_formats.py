@@ -1,0 +1,264 @@
+"""Every format and compression gives the documents that were put in, no byte more or less, for any cut."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pytest
+import tokentexts
+from pyarrow import parquet
+
+import dsmem
+from dsmem.tokens import inputs
+from dsmem.tokens.inputs import Wanted
+
+PART = 4096
+"""Bytes of a part: many, so that every cut is met."""
+
+
+@pytest.fixture
+def texts() -> list[str]:
+    return tokentexts.documents(60)
+
+
+def bytes_of(texts: list[str]) -> list[list[int]]:
+    return [[*text.encode(), 256] for text in texts]
+
+
+def check(source: object, texts: list[str], tmp_path: Path, **options: object) -> dsmem.Tokenized:
+    done = dsmem.tokenize(str(source), tmp_path / "out.bin", part_bytes=PART, **options)  # type: ignore[arg-type]
+    assert tokentexts.written(tmp_path / "out.bin") == bytes_of(texts)
+    assert done.documents == len(texts)
+    assert done.text_bytes == sum(len(text.encode()) for text in texts)
+    assert not (tmp_path / ".out.bin.parts").exists()
+    return done
+
+
+def zstd(data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return bytes(sink.getvalue().to_pybytes())
+
+
+COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
+    "plain": lambda data: data,
+    "gz": gzip.compress,
+    "gz of two": lambda data: gzip.compress(data[:1000]) + gzip.compress(data[1000:]),
+    "bz2": bz2.compress,
+    "xz": lzma.compress,
+    "zst": zstd,
+    "zst of two": lambda data: zstd(data[:1000]) + zstd(data[1000:]),
+}
+
+
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+@pytest.mark.parametrize("kind", ["jsonl", "json", "lines", "blank", "file"])
+def test_text_formats(kind: str, compression: str, texts: list[str], tmp_path: Path) -> None:
+    options: dict[str, object] = {}
+    suffix = "txt"
+    if kind == "jsonl":
+        suffix = "jsonl"
+        data = tokentexts.write_jsonl(tmp_path / "made", texts).read_bytes()
+    elif kind == "json":
+        suffix = "json"
+        data = json.dumps([{"a": [{"text": "]"}], "text": text} for text in texts], indent=1).encode()
+    elif kind == "lines":
+        texts = [text.replace("\n", " ").rstrip("\r") for text in texts]
+        data, options["split_on"] = ("\n".join(texts) + "\n").encode(), "line"
+    elif kind == "blank":
+        texts = ["one\ntwo", " three ", *(f"{number}\n x" * 9 for number in range(300))]
+        data, options["split_on"] = "\n\n\n".join(texts).encode() + b"\n", "blank"
+    else:
+        texts = ["\n\n".join(texts)]
+        data = texts[0].encode()
+    path = tmp_path / f"data.{suffix}"
+    path.write_bytes(COMPRESSIONS[compression](data))
+    done = check(path, texts, tmp_path, **options)
+    assert (done.parts > 3) == (kind != "file")
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("last", ["", "end"])
+def test_line_ends(line_end: str, last: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes((line_end.join(["a", "", " b ", "", "", "c\rd"]) + last + line_end).encode())
+    check(path, ["a", "", " b ", "", "", f"c\rd{last}"], tmp_path, split_on="line")
+    check(path, ["a", " b ", f"c\rd{last}"], tmp_path, split_on="blank", overwrite=True)
+    path.write_bytes(b"a\r\nb\r")
+    check(path, ["a", "b\r"], tmp_path, split_on="line", overwrite=True)
+    path.write_bytes(b"a\r\nb\xff\nc\r")
+    check(path, ["a", "c\r"], tmp_path, split_on="line", overwrite=True, on_error="skip")
+
+
+def test_a_directory_in_order_of_names(tmp_path: Path) -> None:
+    texts = tokentexts.documents(30)
+    inside = tmp_path / "in" / "deeper"
+    inside.mkdir(parents=True)
+    for number, text in enumerate(texts):
+        (inside / f"{number:02d}.txt").write_bytes(text.encode())
+    (inside / "notes.pdf").write_bytes(b"not text")
+    check(tmp_path / "in", texts, tmp_path)
+    check(f"{tmp_path}/in/**/*.txt", texts, tmp_path, overwrite=True)
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_tables(large: bool, texts: list[str], tmp_path: Path) -> None:
+    kind = pa.large_string() if large else pa.string()
+    table = pa.table({"n": list(range(len(texts))), "body": pa.array(texts, kind)})
+    parquet.write_table(table, tmp_path / "x.parquet", row_group_size=7)
+    check(tmp_path / "x.parquet", texts, tmp_path, text_field="body")
+    for name, writer in (("stream", pa.ipc.new_stream), ("file", pa.ipc.new_file)):
+        with writer(tmp_path / f"{name}.arrow", table.schema) as sink:
+            sink.write_table(table, max_chunksize=9)
+        done = check(tmp_path / f"{name}.arrow", texts, tmp_path, text_field="body", overwrite=True)
+        assert done.parts > 3
+
+
+def test_saved_datasets(texts: list[str], tmp_path: Path) -> None:
+    half = datasets.Dataset.from_dict({"text": texts[::2]})
+    half.save_to_disk(tmp_path / "one", num_shards=3)
+    check(tmp_path / "one", texts[::2], tmp_path)
+    both = datasets.DatasetDict({"train": half, "test": datasets.Dataset.from_dict({"text": texts[1::2]})})
+    both.save_to_disk(tmp_path / "both")
+    check(tmp_path / "both", texts[1::2], tmp_path, split="test", overwrite=True)
+    with pytest.raises(dsmem.UsageError, match=r"has the splits train, test; say which with --split"):
+        dsmem.tokenize(tmp_path / "both", tmp_path / "no.bin")
+
+
+def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is a function here: what it gives is a dataset as `load_dataset` gives it, mapped from files."""
+    texts = tokentexts.documents(20)
+    datasets.Dataset.from_dict({"text": texts}).save_to_disk(tmp_path / "cache")
+    asked: list[object] = []
+
+    def load_dataset(name: str, subset: str | None, *, split: str | None) -> object:
+        asked.append((name, subset, split))
+        return datasets.load_from_disk(tmp_path / "cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    check("someone/texts", texts, tmp_path, split="train", subset="en")
+    assert asked == [("someone/texts", "en", "train")]
+
+    def refuse(*_: object, **__: object) -> object:
+        raise FileNotFoundError("Couldn't find any data file")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(dsmem.SourceMissing, match="someone/other is neither a file nor a dataset"):
+        inputs.gather(["someone/other"])
+
+
+def test_standard_input(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tokentexts.write_jsonl(tmp_path / "made", texts).read_bytes()
+
+    class Stdin:
+        buffer = io.BytesIO(data)
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    check("-", texts, tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig", "cp1252"])
+def test_other_encodings(encoding: str, tmp_path: Path) -> None:
+    texts = ["Größe", "naïve café", *("x" * number for number in range(200))]
+    (tmp_path / "x.txt").write_bytes("\n".join(texts).encode(encoding))
+    check(tmp_path / "x.txt", texts, tmp_path, split_on="line", encoding=encoding)
+    check(tmp_path / "x.txt", ["\n".join(texts)], tmp_path, encoding=encoding, overwrite=True)
+
+
+def test_json_that_is_lines_and_json_that_is_odd(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"text": "one"}\n\n  \n{"text": "two", "score": NaN}\n')
+    check(path, ["one", "two"], tmp_path)
+    path.write_text('\n [ {"text": "a\\"]}"},\n{"text":\n"b"} , {"b": [[1], {}], "text": "\\ud83d\\ude42"}\n] \n')
+    check(path, ['a"]}', "b", "🙂"], tmp_path, overwrite=True)
+
+
+BAD: dict[str, tuple[str, bytes, str]] = {
+    "no JSON": ("x.jsonl", b'{"text": "a"}\n{"text": \n', r"x\.jsonl:2: not JSON"),
+    "no field": ("x.jsonl", b'{"text": "a"}\n\n{"body": "b"}\n', r"x\.jsonl:3: no field 'text'; there are: 'body'"),
+    "no string": ("x.jsonl", b'{"text": null}\n', r"x\.jsonl:1: 'text' is null, not a string"),
+    "no object": ("x.jsonl", b'["text"]\n', r"x\.jsonl:1: an array, not an object"),
+    "no UTF-8": ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"x\.jsonl:2: not UTF-8: byte 0xff at position 11"),
+    "half a pair": ("x.jsonl", b'{"text": "\\ud800"}\n', r"x\.jsonl:1: .*half of a surrogate pair"),
+    "too deep": ("x.jsonl", b'{"text": ' + b"[" * 99999 + b"\n", r"x\.jsonl:1: not JSON"),
+    "text": ("x.txt", b"one\ntwo\nthr\xffee", r"x\.txt:3: not UTF-8: byte 0xff"),
+    "array": ("x.json", b'[{"text": "a"}, {"text": 1}]', r"x\.json:element 2: 'text' is a number"),
+    "array without end": ("x.json", b'[{"text": "a"}, {"text": "b"}', r"x\.json ends inside its JSON array"),
+    "array with more": ("x.json", b'[{"text": "a"}] 5', r"x\.json goes on after its JSON array"),
+    "gz cut off": ("x.jsonl", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], r"x\.jsonl: the gz data is truncated"),
+    "gz damaged": ("x.jsonl", gzip.compress(b'{"text": "a"}\n')[:-8] + b"01234567", r"the gz data is damaged"),
+    "zst cut off": ("x.jsonl", zstd(b'{"text": "a"}\n' * 9)[:-3], r"the zst data is damaged"),
+    "xz damaged": ("x.txt", lzma.compress(b"a" * 999)[:40] + b"?" * 40, r"the xz data is damaged"),
+    "no parquet": ("x.parquet", b"PAR1 no", r"x\.parquet can't be read as a table"),
+    "no arrow": ("x.arrow", b"what is this", r"x\.arrow can't be read as a table"),
+    "empty": ("x.jsonl", b"", r"no documents in .*x\.jsonl"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_input_is_told_with_its_place_and_nothing_is_left(kind: str, tmp_path: Path) -> None:
+    name, data, words = BAD[kind]
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(dsmem.BadSource, match=words):
+        dsmem.tokenize(tmp_path / name, tmp_path / "out.bin")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_tables_with_holes(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a", None, "c"], "n": [1, 2, 3]})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(dsmem.BadDocument, match=r"x\.parquet:row 2: 'text' is null") as caught:
+        dsmem.tokenize(tmp_path / "x.parquet", tmp_path / "out.bin")
+    assert (caught.value.path, caught.value.place) == (str(tmp_path / "x.parquet"), "row 2")
+    done = check(tmp_path / "x.parquet", ["a", "c"], tmp_path, on_error="skip")
+    assert done.skipped == 1
+    with pytest.raises(dsmem.BadDocument, match=r"no column 'body'; there are: 'text', 'n'"):
+        dsmem.tokenize(tmp_path / "x.parquet", tmp_path / "no.bin", text_field="body")
+    with pytest.raises(dsmem.BadDocument, match=r"row 1: 'n' is a number"):
+        dsmem.tokenize(tmp_path / "x.parquet", tmp_path / "no.bin", text_field="n")
+
+
+def test_skipping_counts_all_and_names_the_first(tmp_path: Path) -> None:
+    lines = [b'{"text": "%d"}' % number if number % 3 else b"\xff" for number in range(3000)]
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    texts = [str(number) for number in range(3000) if number % 3]
+    done = check(tmp_path / "x.jsonl", texts, tmp_path, on_error="skip")
+    assert done.skipped == 1000
+    assert len(done.skipped_places) == 20
+    assert f"{tmp_path}/x.jsonl:4: not UTF-8" in done.skipped_places[1]
+    assert json.loads((tmp_path / "out.json").read_bytes())["skipped"] == 1000
+
+
+def test_a_bad_file_among_files_is_skipped(tmp_path: Path) -> None:
+    for name, data in (("a", b"good"), ("b", b"\xff"), ("c", b"also")):
+        (tmp_path / f"{name}.txt").write_bytes(data)
+    done = check(f"{tmp_path}/*.txt", ["good", "also"], tmp_path, on_error="skip")
+    assert done.skipped_places == (f"{tmp_path}/b.txt:1: not UTF-8: byte 0xff",)
+
+
+def test_what_can_not_be_meant(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("a")
+    (tmp_path / "x.unknown").write_text("a")
+    (tmp_path / "none").mkdir()
+    for names, words in (
+        ([], "no input"),
+        ([tmp_path / "x.txt", tmp_path / "x.txt"], "is there twice"),
+        ([tmp_path / "x.unknown"], "its name does not say what it is"),
+    ):
+        with pytest.raises(dsmem.UsageError, match=words):
+            inputs.gather([str(name) for name in names])
+    with pytest.raises(dsmem.BadSource, match="a directory without files to tokenize"):
+        inputs.gather([str(tmp_path / "none")])
+    with pytest.raises(dsmem.SourceMissing):
+        inputs.gather([f"{tmp_path}/*.nothing"])
+    assert inputs.gather([str(tmp_path / "x.unknown")], Wanted("txt"))[0].format == "txt"

@@ -1,0 +1,165 @@
+"""A run that was killed goes on: finished parts are taken over if they are whole, and the result is the same file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import tokentexts
+
+import dsmem
+from dsmem.tokens import workdir
+
+PART = 1 << 14
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    return tokentexts.write_jsonl(tmp_path / "corpus.jsonl", tokentexts.documents(300))
+
+
+def run(path: Path, out: Path, **options: object) -> dsmem.Tokenized:
+    return dsmem.tokenize(path, out, part_bytes=PART, **options)  # type: ignore[arg-type]
+
+
+class Stop(Exception):
+    """What interrupts a run here."""
+
+
+def interrupt(path: Path, out: Path, *, after_bytes: int = 6 * PART, **options: object) -> None:
+    """A run that ends in the middle."""
+
+    def stop(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes > after_bytes:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run(path, out, progress=stop, **options)
+    assert not out.exists()
+    assert (out.parent / f".{out.name}.parts" / "plan.json").exists()
+
+
+def whole(path: Path, tmp_path: Path) -> bytes:
+    run(path, tmp_path / "whole.bin")
+    return (tmp_path / "whole.bin").read_bytes()
+
+
+@pytest.mark.parametrize("options", [{}, {"workers": 2}])
+def test_it_goes_on(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    interrupt(corpus, tmp_path / "out.bin", **options)
+    seen: list[int] = []
+    done = run(corpus, tmp_path / "out.bin", progress=lambda done_bytes, _: seen.append(done_bytes))
+    assert 2 < done.resumed_parts < done.parts
+    assert (tmp_path / "out.bin").read_bytes() == whole(corpus, tmp_path)
+    assert seen[-1] == corpus.stat().st_size
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_compressed_input_goes_on(corpus: Path, tmp_path: Path) -> None:
+    import gzip
+
+    path = tmp_path / "corpus.jsonl.gz"
+    path.write_bytes(gzip.compress(corpus.read_bytes()))
+    interrupt(path, tmp_path / "out.bin", after_bytes=PART)
+    assert run(path, tmp_path / "out.bin").resumed_parts > 0
+    assert (tmp_path / "out.bin").read_bytes() == whole(corpus, tmp_path)
+
+
+def test_a_part_that_was_damaged_is_made_anew(corpus: Path, tmp_path: Path) -> None:
+    interrupt(corpus, tmp_path / "out.bin")
+    directory = Path(workdir.path_of(str(tmp_path / "out.bin")))
+    records = sorted(directory.glob("part-*.json"))
+    assert len(records) > 2
+    tokens = directory / "part-000000.bin"
+    data = bytearray(tokens.read_bytes())
+    data[7] ^= 1
+    tokens.write_bytes(data)
+    (directory / "part-000001.lengths").unlink()
+    records[2].write_bytes(records[2].read_bytes()[:-9])
+    done = run(corpus, tmp_path / "out.bin")
+    assert done.resumed_parts == len(records) - 3
+    assert (tmp_path / "out.bin").read_bytes() == whole(corpus, tmp_path)
+
+
+def test_another_plan_is_refused_and_says_what_differs(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    interrupt(corpus, out)
+    with pytest.raises(dsmem.OtherPlan, match=r"eos was \['append', .*and is \['none'") as caught:
+        run(corpus, out, eos="none")
+    assert len(caught.value.differences) == 1
+    with corpus.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(dsmem.OtherPlan, match=r"corpus\.jsonl has changed"):
+        run(corpus, out)
+    with pytest.raises(dsmem.OtherPlan, match="there were 1 inputs and are 2"):
+        dsmem.tokenize([corpus, tokentexts.write_jsonl(tmp_path / "b.jsonl", ["x"])], out, part_bytes=PART)
+    done = run(corpus, out, restart=True)
+    assert (done.resumed_parts, done.documents) == (0, 301)
+
+
+def test_bad_documents_may_be_skipped_by_the_run_that_goes_on(corpus: Path, tmp_path: Path) -> None:
+    lines = corpus.read_bytes().splitlines()
+    lines[200] = b"no"
+    corpus.write_bytes(b"\n".join(lines))
+    with pytest.raises(dsmem.BadDocument, match=r"corpus\.jsonl:201"):
+        run(corpus, tmp_path / "out.bin")
+    done = run(corpus, tmp_path / "out.bin", on_error="skip")
+    assert done.resumed_parts > 0 and (done.skipped, done.documents) == (1, 299)
+
+
+def test_parts_with_skipped_documents_are_not_taken_over_by_a_run_that_skips_none(corpus: Path, tmp_path: Path) -> None:
+    corpus.write_bytes(b"no\n" + corpus.read_bytes())
+    interrupt(corpus, tmp_path / "out.bin", on_error="skip")
+    with pytest.raises(dsmem.BadDocument, match=r"corpus\.jsonl:1: "):
+        run(corpus, tmp_path / "out.bin")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """kill -9 of the parent, again and again: no worker stays, and in the end the file is what it would have been."""
+    texts = tokentexts.documents(1500)
+    path = tokentexts.write_jsonl(tmp_path / "corpus.jsonl", texts)
+    (tmp_path / "tokenizer.json").write_text(tokentexts.trained())
+    code = (
+        "import sys, dsmem\n"
+        "dsmem.tokenize(sys.argv[1], sys.argv[2], tokenizer=sys.argv[3], part_bytes=1 << 15, workers=2)\n"
+    )
+    out = tmp_path / "out.bin"
+    command = [sys.executable, "-c", code, str(path), str(out), str(tmp_path / "tokenizer.json")]
+    rng = random.Random(5)
+    directory = Path(workdir.path_of(str(out)))
+    kills = 0
+    for _ in range(30):
+        before = len(list(directory.glob("part-*.json"))) if directory.exists() else 0
+        process = subprocess.Popen(command)
+        limit = time.monotonic() + 60
+        # Let it get a little further each time, then kill it wherever it is.
+        while process.poll() is None and time.monotonic() < limit:
+            there = len(list(directory.glob("part-*.json"))) if directory.exists() else 0
+            if kills < 3 and there >= before + rng.randrange(1, 9):
+                time.sleep(rng.random() * 0.02)
+                break
+            time.sleep(0.002)
+        children = psutil.Process(process.pid).children() if process.poll() is None else []
+        if process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        if process.wait() == 0:
+            break
+        assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert kills >= 3
+    assert tokentexts.written(out) == tokentexts.expected(texts)
+    assert json.loads((tmp_path / "out.json").read_bytes())["documents"] == len(texts)
+    assert not directory.exists()
+    digest = hashlib.sha256(out.read_bytes()).hexdigest()
+    dsmem.tokenize(path, tmp_path / "again.bin", tokenizer=tmp_path / "tokenizer.json", part_bytes=1 << 15)
+    assert hashlib.sha256((tmp_path / "again.bin").read_bytes()).hexdigest() == digest

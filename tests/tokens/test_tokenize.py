@@ -1,0 +1,302 @@
+"""`dsmem.tokenize` as a whole: the same bytes for any number of workers, bos and eos, dtypes, refusals, full disks."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import tokentexts
+from stores import InTmpfs
+from tokenizers import Tokenizer
+
+import dsmem
+from dsmem.digest import hash_file
+from dsmem.tokens import crew, parts, workdir
+
+PART = 1 << 16
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> Path:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokentexts.trained())
+    return path
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> tuple[Path, list[str]]:
+    texts = tokentexts.documents(400)
+    return tokentexts.write_jsonl(tmp_path / "corpus.jsonl", texts), texts
+
+
+def sums(out: Path) -> dict[str, str]:
+    """The digest of each file beside the output that holds data."""
+    names = (out, out.with_suffix(".idx"), out.with_suffix(".docs.npy"))
+    return {path.suffix: hashlib.sha256(path.read_bytes()).hexdigest() for path in names}
+
+
+def workers() -> list[int]:
+    return [child.pid for child in psutil.Process().children() if "dsmem.tokens.worker" in child.cmdline()]
+
+
+def test_equal_to_the_reference_and_for_any_number_of_workers(
+    corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path
+) -> None:
+    path, texts = corpus
+    found = {}
+    for count in (None, 1, 3):
+        out = tmp_path / f"out{count}.bin"
+        seen: list[tuple[int, int]] = []
+        done = dsmem.tokenize(
+            path,
+            out,
+            tokenizer=trained,
+            part_bytes=PART,
+            workers=count,
+            val_fraction=0.0,
+            progress=lambda done_bytes, total_bytes, seen=seen: seen.append((done_bytes, total_bytes)),
+        )
+        assert done.parts > 4 and done.workers == (count or 0)
+        assert tokentexts.written(out) == tokentexts.expected(texts)
+        found[count] = sums(out)
+        assert all(total == path.stat().st_size for _, total in seen) and seen[-1][0] == path.stat().st_size
+    assert found[None] == found[1] == found[3]
+    assert workers() == []
+
+
+def test_the_manifest_says_what_was_done(corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path) -> None:
+    path, texts = corpus
+    done = dsmem.tokenize(path, tmp_path / "out.bin", tokenizer=trained, part_bytes=32 << 20)
+    said = json.loads((tmp_path / "out.json").read_bytes())
+    assert said["inputs"] == [
+        {"path": str(path), "size_bytes": path.stat().st_size, "digest": f"xxh3-tree:{hash_file(path).hex}"}
+    ]
+    assert said["digest"] == f"xxh3-tree:{hash_file(tmp_path / 'out.bin').hex}"
+    assert (
+        (said["tokens"], said["documents"])
+        == (done.tokens, done.documents)
+        == (
+            (tmp_path / "out.bin").stat().st_size // 2,
+            len(texts),
+        )
+    )
+    about = said["tokenizer"]
+    assert about["sha256"] == hashlib.sha256(trained.read_bytes()).hexdigest()
+    assert (about["engine"], about["reference"], about["eos_id"]) == ("fastokens", "tokenizers", 0)
+    assert about["verified_documents"] == done.verified == 16
+
+
+@pytest.mark.parametrize("bos", ["none", "prepend"])
+@pytest.mark.parametrize("eos", ["append", "prepend", "none"])
+@pytest.mark.parametrize("long", [False, True])
+def test_bos_and_eos(bos: Any, eos: Any, long: bool, tmp_path: Path) -> None:
+    texts = ["", "a", "x" * 500, ""] if long else ["", "ab", "", "c"] * 5
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", texts)
+    dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", bos=bos, eos=eos, bos_token=tokentexts.END)
+    head = [256] * (bos == "prepend") + [256] * (eos == "prepend")
+    tail = [256] * (eos == "append")
+    assert tokentexts.written(tmp_path / "out.bin") == [head + list(text.encode()) + tail for text in texts]
+
+
+def test_special_tokens_in_documents_are_text(trained: Path, tmp_path: Path) -> None:
+    text = f"a{tokentexts.END}b"
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", [text])
+    for special in (False, True):
+        dsmem.tokenize(
+            tmp_path / "x.jsonl", tmp_path / "out.bin", tokenizer=trained, parse_special=special, overwrite=True
+        )
+        (ids,) = tokentexts.written(tmp_path / "out.bin")
+        assert ids.count(0) == 1 + special
+        assert tokentexts.reference().decode(ids[:-1], skip_special_tokens=False) == text
+
+
+def test_dtypes(trained: Path, tmp_path: Path) -> None:
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", ["some text"])
+    done = dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", tokenizer=trained, dtype="uint32")
+    assert np.fromfile(tmp_path / "out.bin", "<u4").tolist() == tokentexts.expected(["some text"])[0]
+    assert done.dtype == "uint32"
+    raw = json.loads(trained.read_text())
+    raw["added_tokens"].append({**raw["added_tokens"][0], "id": 70_000, "content": "<|far|>"})
+    trained.write_text(json.dumps(raw))
+    if Tokenizer.from_file(str(trained)).token_to_id("<|far|>") != 70_000:
+        raw["model"]["vocab"]["far"] = 70_000
+        trained.write_text(json.dumps(raw))
+    with pytest.raises(dsmem.UsageError, match=r"uint16 holds ids up to 65535; .* up to 70000: use uint32"):
+        dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "no.bin", tokenizer=trained, dtype="uint16")
+    assert dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "far.bin", tokenizer=trained).dtype == "uint32"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_validation_documents_and_shards(corpus: tuple[Path, list[str]], tmp_path: Path) -> None:
+    path, texts = corpus
+    done = dsmem.tokenize(path, tmp_path / "out.bin", part_bytes=PART, val_fraction=0.2, shards=2, shuffle_seed=3)
+    assert [one.split for one in done.outputs] == ["train", "train", "val"]
+    together = [document for one in done.outputs for document in tokentexts.written(one.path)]
+    assert sorted(together) == sorted([*text.encode(), 256] for text in texts)
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "no eos": ({"tokenizer": "bare", "eos": "append"}, dsmem.NoEndToken, "no eos token"),
+    "workers": ({"workers": 0}, dsmem.UsageError, "0 workers"),
+    "encoding": ({"encoding": "klingon"}, dsmem.UsageError, "no encoding 'klingon'"),
+    "eos": ({"eos": "both"}, dsmem.UsageError, "eos is append, prepend or none"),
+    "bos": ({"bos": "append"}, dsmem.UsageError, "bos is none or prepend"),
+    "engine": ({"engine": "fast"}, dsmem.UsageError, "no engine 'fast'"),
+    "verify": ({"verify": -2}, dsmem.UsageError, "verify is"),
+    "format": ({"format": "pdf"}, dsmem.UsageError, "no format 'pdf'"),
+    "split_on": ({"split_on": "word"}, dsmem.UsageError, "line or blank"),
+    "shards": ({"shards": 2, "shard_tokens": 5}, dsmem.UsageError, "not both"),
+    "bos token": ({"bos": "prepend"}, dsmem.NoEndToken, "no bos token"),
+    "tokenizer": ({"tokenizer": "no/such/file"}, dsmem.SourceMissing, "no such file"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refusals_leave_nothing(kind: str, tmp_path: Path) -> None:
+    options, error, words = REFUSED[kind]
+    raw = json.loads(tokentexts.trained())
+    raw["added_tokens"] = []
+    raw["model"]["vocab"]["nothing"] = raw["model"]["vocab"].pop(tokentexts.END)
+    (tmp_path / "bare.json").write_text(json.dumps(raw))
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", ["a"])
+    if options.get("tokenizer") == "bare":
+        options = {**options, "tokenizer": tmp_path / "bare.json"}
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(error, match=words):
+        dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", **options)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_is_there_is_not_replaced_unless_it_is_said(tmp_path: Path) -> None:
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", ["a"])
+    (tmp_path / "out.bin").write_bytes(b"precious")
+    with pytest.raises(dsmem.OutputExists) as caught:
+        dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin")
+    assert caught.value.path == str(tmp_path / "out.bin")
+    assert (tmp_path / "out.bin").read_bytes() == b"precious"
+    dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", overwrite=True)
+    assert (tmp_path / "out.bin").stat().st_size == 4
+
+
+def test_two_at_once(tmp_path: Path) -> None:
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", ["a"])
+    with workdir.locked(str(tmp_path / "out.bin")), pytest.raises(dsmem.OutputBusy, match="by another process"):
+        dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin")
+    dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", restart=True)
+
+
+def test_an_input_that_changes_meanwhile(corpus: tuple[Path, list[str]], tmp_path: Path) -> None:
+    path, _ = corpus
+
+    def touch(done_bytes: int, total_bytes: int) -> None:
+        os.utime(path, ns=(1, 1))
+
+    with pytest.raises(dsmem.SourceChanged, match="changed while it was tokenized"):
+        dsmem.tokenize(path, tmp_path / "out.bin", part_bytes=PART, progress=touch)
+    assert not (tmp_path / "out.bin").exists()
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_a_full_disk(count: int | None, tiny_tmpfs: InTmpfs) -> None:
+    """What is finished stays; with room it goes on."""
+
+    def run(point: Path) -> tuple[str, int, bool]:
+        path = point / "x.txt"
+        path.write_bytes(b"some line of text\n" * 60_000)
+        try:
+            dsmem.tokenize(path, point / "out.bin", split_on="line", part_bytes=PART, workers=count)
+        except dsmem.OutputFull as exc:
+            return str(exc), exc.errno or 0, (point / "out.bin").exists()
+        return "", 0, True
+
+    message, _, there = tiny_tmpfs(run, size="3m")
+    assert "no space left" in message or "needs" in message
+    assert not there
+
+
+def test_a_worker_that_is_killed(
+    corpus: tuple[Path, list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts = corpus
+    told: list[int] = []
+
+    def kill(done_bytes: int, total_bytes: int) -> None:
+        if not told:
+            told.extend(workers())
+            psutil.Process(told[0]).kill()
+
+    with pytest.raises(dsmem.WorkerLost, match=r"a worker ended \(signal 9\)"):
+        dsmem.tokenize(path, tmp_path / "out.bin", part_bytes=PART // 8, workers=2, progress=kill)
+    assert workers() == []
+    done = dsmem.tokenize(path, tmp_path / "out.bin", part_bytes=PART // 8, workers=2)
+    assert done.resumed_parts > 0 and done.documents == len(texts)
+
+
+def test_of_several_errors_the_first_in_the_input_is_raised(tmp_path: Path) -> None:
+    lines = [json.dumps({"text": "x" * 80}).encode() for _ in range(3000)]
+    for bad in (700, 1400, 2999):
+        lines[bad] = b"{"
+    (tmp_path / "x.jsonl").write_bytes(b"\n".join(lines))
+    for count in (1, 3):
+        with pytest.raises(dsmem.BadDocument, match=r"x\.jsonl:701: not JSON"):
+            dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", part_bytes=4096, workers=count, restart=True)
+        assert not (tmp_path / "out.bin").exists()
+
+
+def test_ids_that_can_not_be_are_not_written(tmp_path: Path) -> None:
+    with (
+        parts.PartWriter(str(tmp_path), 0, "uint16", largest_id=9, head=(), tail=(), with_keys=False) as writer,
+        pytest.raises(dsmem.DsmemError, match="gave the id 10; the largest there can be is 9"),
+    ):
+        writer.add(["a"], np.array([1, 10], np.uint32), np.array([2]))
+
+
+def test_errors_of_workers_are_the_errors_of_this_process() -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/x")
+    for error in (full, dsmem.BadDocument("m", path="p", place="3"), dsmem.EngineDiffers("m", path="p", place="3")):
+        again = crew._error(crew.described(error))
+        assert type(again) is type(error) and str(again) == str(error)
+    assert str(crew._error(crew.described(MemoryError()))) == "MemoryError: "
+
+
+def test_frames() -> None:
+    """Both ways of framing give the same."""
+    rng = np.random.default_rng(0)
+    for mean in (1, 10, 500):
+        lengths = rng.integers(0, mean * 2, 50)
+        ids = rng.integers(0, 99, int(lengths.sum())).astype(np.uint32)
+        for head, tail in (((), ()), ((7,), ()), ((), (8,)), ((7, 9), (8,))):
+            framed = parts.frame(ids, lengths, head, tail, "<u2").tolist()
+            pieces = np.split(ids, np.cumsum(lengths)[:-1])
+            assert framed == [token for piece in pieces for token in [*head, *piece.tolist(), *tail]]
+
+
+def test_memory_stays_bounded(tmp_path: Path) -> None:
+    """A document of 48 MiB and as much in lines: fed in pieces and blocks."""
+    line = b"All work and no play makes a long document, and another one. " * 16 + b"\n"
+    for name in ("one.txt", "lines.txt"):
+        with (tmp_path / name).open("wb") as file:
+            for _ in range(48):
+                file.write(line * ((1 << 20) // len(line)))
+    code = (
+        "import resource, sys, dsmem\n"
+        "for name, split in (('one', None), ('lines', 'line')):\n"
+        "    dsmem.tokenize(f'{sys.argv[1]}/{name}.txt', f'{sys.argv[1]}/{name}.bin', split_on=split, workers=1)\n"
+        "who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)\n"
+        "print(*(resource.getrusage(one).ru_maxrss for one in who))\n"
+    )
+    ran = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True, timeout=120
+    )
+    for kib in ran.stdout.split():
+        assert int(kib) < 400 << 10
+    assert (tmp_path / "one.bin").stat().st_size == 2 * ((tmp_path / "one.txt").stat().st_size + 1)
