@@ -10,12 +10,17 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import checkpoints
 import h5py
 import numpy as np
 import pytest
+import torch
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import dsmem
+from dsmem import checkpoint
 
 
 @pytest.fixture
@@ -104,6 +109,75 @@ def test_large_token_dataset(tmp_path: Path) -> None:
         x, y = dataset[91]
         assert (len(dataset), str(x.dtype)) == (92, "torch.int64")
         assert (x.tolist(), y.tolist()) == (list(range(50_091, 50_099)), list(range(50_092, 50_100)))
+
+
+@pytest.fixture
+def dcp(tmp_path: Path) -> Path:
+    return checkpoints.save({"x": torch.arange(10.0), "y": torch.ones(3, 4)}, tmp_path / "dcp", files=2)
+
+
+def loaded(reader: Any) -> None:
+    """Loads with the reader what `dcp` holds."""
+    into = checkpoints.load({"x": torch.zeros(10), "y": torch.zeros(3, 4)}, reader)
+    assert torch.equal(into["x"], torch.arange(10.0)) and torch.equal(into["y"], torch.ones(3, 4))
+
+
+def test_parallel_file_reader(dcp: Path) -> None:
+    """`ParallelFileReader(enable_parallel=True, max_workers=8)` → `ParallelFileSystemReader(workers=8)`."""
+    for reader in (
+        checkpoint.ParallelFileReader(dcp, enable_parallel=True, max_workers=8),
+        checkpoint.ParallelFileSystemReader(dcp, workers=8),
+    ):
+        loaded(reader)
+        assert reader.last_report is not None and reader.last_report.workers == 8
+    auto = checkpoint.ParallelFileReader(dcp)
+    assert auto.read_options.workers == "auto"
+
+
+@pytest.mark.parametrize("name", ["read_data_parallel", "read_data_parallel_v2"])
+def test_read_data_parallel(dcp: Path, name: str) -> None:
+    """`read_data_parallel`, `read_data_parallel_v2` → `read_data`."""
+
+    class Older(checkpoint.ParallelFileReader):
+        def read_data(self, plan: Any, planner: Any) -> Any:
+            return getattr(self, name)(plan, planner)
+
+    loaded(Older(dcp))
+
+
+def test_parallel_read_mixin(dcp: Path) -> None:
+    """A mixin over a class that has `fs`, `path` and `storage_data` → `ParallelReadMixin`."""
+
+    class Mixed(checkpoint.ParallelReadMixin, FileSystemReader):
+        pass
+
+    reader = Mixed(dcp)
+    loaded(reader)
+    assert reader.last_report is not None and reader.last_report.fallback == 0
+
+
+def test_replaced_steps_of_a_checkpoint_reader(dcp: Path) -> None:
+    """`_slice_file_simple`, `_narrow_tensor_simple`, transform → `slice_file`, `narrow_tensor`, `transform`."""
+    steps = []
+
+    class Replaced(checkpoint.ParallelFileSystemReader):
+        def slice_file(self, stream: Any, item_metadata: Any) -> Any:
+            steps.append("slice_file")
+            return super().slice_file(stream, item_metadata)
+
+        def narrow_tensor(self, tensor: Any, offsets: Any, lengths: Any) -> Any:
+            steps.append("narrow_tensor")
+            return super().narrow_tensor(tensor, offsets, lengths)
+
+        def transform(self, read_item: Any, descriptors: Any, stream: Any) -> Any:
+            steps.append("transform")
+            return super().transform(read_item, descriptors, stream)
+
+    reader = Replaced(dcp)
+    loaded(reader)
+    assert steps == ["slice_file", "transform", "narrow_tensor"] * 2
+    assert reader.last_report is not None
+    assert reader.last_report.why == {"slice_file, narrow_tensor, transform overridden": 2}
 
 
 @pytest.fixture
