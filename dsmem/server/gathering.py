@@ -21,9 +21,9 @@ from dsmem.server.spec import BUILDERS, Spec
 if TYPE_CHECKING:
     from datasets import Dataset
 
-MOST_GROUPS = 8
+MOST_GROUPS = 4
 """Of a first load: each is a shard, and 0.1 ms when it is opened."""
-MOST_SHARDS = 64
+MOST_SHARDS = 16
 """Of a generation that grew by and by; then all is grouped anew."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
 _log = logging.getLogger(__name__)
