@@ -198,6 +198,24 @@ class CheckpointReadError(DsmemError, RuntimeError):
         self.complete = tuple(complete)
 
 
+@dataclass(frozen=True, slots=True)
+class EpisodeFailure:
+    """One episode that can't be trained on, or a whole file."""
+
+    path: str
+    episode: str
+    """The group in the file; '' = the file itself."""
+    reason: str
+
+
+class BrokenEpisodes(BadSource):
+    """Episodes that can't be read, or are not what they should be: every one is in `failures`."""
+
+    def __init__(self, message: str, *, failures: Sequence[EpisodeFailure] = ()) -> None:
+        super().__init__(message)
+        self.failures = tuple(failures)
+
+
 class BadDocument(BadSource):
     """A document that can't be read: `path`, and its `place` in it (a line, a row), with the reason."""
 

@@ -23,6 +23,7 @@ from dsmem.errors import (
     Ambiguous,
     BadDocument,
     BadSource,
+    BrokenEpisodes,
     CheckpointReadError,
     DamagedObject,
     DsmemError,
@@ -150,6 +151,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     Ambiguous: Rule(USAGE, lambda error, typed: "see every name and its files: dsmem shm ls"),
     SourceMissing: Rule(NOT_FOUND),
     BadSource: Rule(ERROR),
+    BrokenEpisodes: Rule(ERROR),
     SourceChanged: Rule(ERROR, lambda error, typed: f"once the file is at rest: {typed.again()}"),
     SourceBusy: Rule(
         IN_USE,
