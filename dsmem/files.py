@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import stat
-import tempfile
 import time
 from dataclasses import dataclass
 
@@ -85,7 +84,8 @@ def read_own(path: str, limit_bytes: int) -> bytes:
 
 def write_atomic(path: str, data: bytes) -> None:
     """Replace `path` whole, mode 0600: readers see the old bytes or the new ones. Killed: a `.tmp-*` stays."""
-    fd, temporary = tempfile.mkstemp(prefix=".tmp-", dir=os.path.dirname(path))
+    temporary = f"{os.path.dirname(path)}/.tmp-{os.getpid()}-{os.urandom(8).hex()}"
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
             file.write(data)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 import sys
@@ -22,6 +21,8 @@ def environment() -> dict[str, str]:
 
 def end_with_parent(parent: int) -> None:
     """In a helper: have the kernel kill it when the thread that started it ends, however it is busy then."""
+    import ctypes
+
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("the process that wanted help is gone")

@@ -36,9 +36,11 @@ def publish(store: Store, spec: Spec, progress: Progress) -> Published:
         os._exit(0)
     elif kind in ("nonsense", "flood"):
         pipe = int(sys.argv[3])
-        os.write(pipe, b"\xff\xff\xff\xffgarbage" if kind == "flood" else b'\x00\x00\x00\x02[]')
+        os.write(pipe, b"\xff\xff\xff\xffgarbage" if kind == "flood" else b"\x00\x00\x00\x02[]")
         time.sleep(60)
-    return Published(f"{kind}-object", 10, 1000, spec.identity())
+    name = f"{kind}-object"
+    Path(store.object_path(name)).write_text(spec.path)
+    return Published(name, 10, 1000, spec.identity())
 
 
 def _of_file(store: Store, spec: Spec) -> Published:

@@ -33,7 +33,7 @@ _LOCK_S = 2.0
 _TICK_S = 1.0
 _PID_BYTES = 32
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("dsmem.server.daemon")  # not __main__, which it is when `spawn` starts it
 
 
 class AlreadyRuns(DsmemError, RuntimeError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from dsmem import files, proc
-from dsmem.errors import DamagedObject, NoServer, ServerTimeout, UnsafeRoot
+from dsmem.errors import DamagedObject, NoServer, NotPinned, ServerTimeout, UnsafeRoot
 from dsmem.proc import ProcessMemory
 from dsmem.server import catalogue, control, places
 from dsmem.server.places import Places
@@ -160,10 +160,13 @@ def _known(store: Store) -> tuple[DatasetStatus, ...]:
     """What the catalogue names, without a server."""
     from dsmem.store import objects
 
+    known = catalogue.read(store)
+    led = {name: refs.find_source(store, spec.source, spec.selection) for name, spec in known.items()}
     sizes = {one.name: one.size_bytes for one in objects.scan(store)}
+    held = holders(store, [ref.object for ref in led.values() if ref is not None])
     found = []
-    for name, spec in catalogue.read(store).items():
-        ref = refs.find_source(store, spec.source, spec.selection)
+    for name, spec in known.items():
+        ref = led[name]
         there = ref is not None and os.path.lexists(store.object_path(ref.object))
         found.append(
             DatasetStatus(
@@ -174,20 +177,21 @@ def _known(store: Store) -> tuple[DatasetStatus, ...]:
                 size_bytes=sizes.get(ref.object, 0) if there and ref is not None else 0,
                 generation=0,
                 object=ref.object if there and ref is not None else "",
-                clients=(),
+                clients=tuple(sorted(held.get(ref.object, {}))) if ref is not None else (),
             )
         )
     return tuple(found)
 
 
 def _rows(path: str) -> int:
+    """Of all splits; 0 when the object can't say."""
+    from dsmem.server.generations import Facts
     from dsmem.store import directories
 
     try:
-        rows = directories.read_anchor(path).facts.get("rows")
-    except (DamagedObject, OSError):
+        return sum(table.rows for table in Facts.from_dict(directories.read_anchor(path).facts).tables.values())
+    except (DamagedObject, NotPinned, ValueError):
         return 0
-    return rows if isinstance(rows, int) else 0
 
 
 def _pid_of(where: Places) -> tuple[int, bool]:

@@ -123,19 +123,16 @@ def _is_there(root: str, name: str) -> bool:
 
 
 def older(root: str, current: Iterable[Watched]) -> set[str]:
-    """Objects that were made for these datasets and are not what they are now."""
+    """Objects that were made for these datasets, and to which no source leads any more."""
     store = open_store(root)
-    meant = {(one.spec.source, one.spec.selection): one.object for one in current}
+    meant = {(one.spec.source, one.spec.selection) for one in current}
     if store is None or not meant:
         return set()
-    from dsmem.store import objects
+    from dsmem.store import objects, refs
 
-    names = set()
-    for found in objects.scan(store):
-        made = found.provenance
-        if made is not None and found.name != meant.get((made.source, made.selection), found.name):
-            names.add(found.name)
-    return names - set(meant.values())
+    led_to = {ref.object for ref in refs.all_refs(store)}
+    made = ((found.name, found.provenance) for found in objects.scan(store) if found.name not in led_to)
+    return {name for name, by in made if by is not None and (by.source, by.selection) in meant}
 
 
 def remove_free(root: str, names: Iterable[str]) -> set[str]:

@@ -53,11 +53,6 @@ class Store:
         """Directory of loaders' locks."""
         return f"{self.root}/locks"
 
-    @property
-    def server(self) -> str:
-        """Directory of the dataset server's small files."""
-        return f"{self.root}/server"
-
     def object_path(self, name: str) -> str:
         """Where an object of that name lies."""
         return f"{self.objects}/{name}"
@@ -154,9 +149,7 @@ def remove_empty(store: Store) -> bool:
     try:
         if not files.try_lock(fd, exclusive=True) or not files.names_inode(store.root, os.fstat(fd)):
             return False
-        if _is_empty(store.objects):
-            _forget_server(store)
-        for directory in (store.objects, store.locks, store.refs, store.server, store.root):
+        for directory in (store.objects, store.locks, store.refs, store.root):
             try:
                 os.rmdir(directory)
             except FileNotFoundError:
@@ -169,24 +162,6 @@ def remove_empty(store: Store) -> bool:
     finally:
         os.close(fd)
     return True
-
-
-def _is_empty(directory: str) -> bool:
-    try:
-        return not os.listdir(directory)
-    except FileNotFoundError:
-        return True
-
-
-def _forget_server(store: Store) -> None:
-    """Remove what a dataset server has left: none lives, it would occupy the store."""
-    try:
-        with os.scandir(store.server) as entries:
-            paths = [entry.path for entry in entries if not entry.is_dir(follow_symlinks=False)]
-    except FileNotFoundError:
-        return
-    for path in paths:
-        files.unlink_if_there(path)
 
 
 def _open_root(store: Store) -> int | None:

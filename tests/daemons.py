@@ -1,0 +1,23 @@
+"""What tests of the dataset server share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from dsmem.server.plan import Plan
+
+
+class Plans(Protocol):
+    """`plan(a="ok:", b="fail:no")`: a plan whose children are `fakeloader`, a dataset for each keyword."""
+
+    def __call__(self, *, watch_s: float = 0.02, loader: str = "fakeloader", **datasets: str) -> Plan: ...
+
+
+def eventually(condition: Callable[[], object], timeout_s: float = 20.0) -> None:
+    """Return once the condition holds."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.005)
