@@ -196,3 +196,53 @@ def test_leftovers_are_reported(leftover: Path) -> None:
     """Leftovers of `glint_<md5>_<dataset>` are reported by `dsmem shm ls --all`."""
     found = json.loads(run("shm", "ls", "--all", "--json"))["leftovers"]
     assert {"path": str(leftover), "size_bytes": 4096} in found
+
+
+@pytest.fixture
+def episodes(tmp_path: Path, hf_cache: Path) -> Path:
+    """A directory with a data file, as the older configuration names one."""
+    from tables import rows, write_jsonl
+
+    return write_jsonl(tmp_path / "episodes" / "train.jsonl", rows(0, 20)).parent
+
+
+def publish(source: str, **options: Any) -> None:
+    """What the server's child does."""
+    from dsmem.server import building
+    from dsmem.server.spec import Spec
+    from dsmem.store.root import make_store
+
+    building.publish(make_store(), Spec.parse(source, **options))
+
+
+def test_load_hf_datasets(episodes: Path) -> None:
+    """`load_hf_datasets(hf_config, sample_percentage, seed, use_shared_memory)`: defaults 1.0, 42, False."""
+    hf_config = {"datasets": [{"name": str(episodes), "dataset_name": "mine", "subset": None, "split": "train"}]}
+    publish(f"{episodes}:/train")
+    plain: Any = dsmem.load_hf_datasets(hf_config)
+    assert plain.dsmem_source == "loaded" and plain.num_rows == 20
+    shared: Any = dsmem.load_hf_datasets(hf_config, use_shared_memory=True)
+    assert shared.dsmem_source == "shared" and shared.to_list() == plain.to_list()
+    half = dsmem.load_hf_datasets(hf_config, 0.5)
+    assert half.to_list() == dsmem.load_hf_datasets(hf_config, 0.5, 42, True).to_list() and half.num_rows == 10
+    with pytest.raises(dsmem.UsageError):
+        dsmem.load_hf_datasets(hf_config, 50)  # a percentage of the older kind
+
+
+def test_hf_config_as_a_list_and_as_yaml(episodes: Path) -> None:
+    """`{"datasets": [...]}`, a bare list, and what YAML with `dataset.datasets` and `use_shared_memory` holds."""
+    entry = {"name": str(episodes), "split": "train"}
+    publish(f"{episodes}:/train")
+    assert dsmem.load_hf_datasets([entry]).num_rows == 20
+    from_yaml: Any = dsmem.load_hf_datasets({"dataset": {"use_shared_memory": True, "datasets": [entry]}})
+    assert from_yaml.dsmem_source == "shared"
+
+
+def test_a_sample_is_never_given_in_silence(episodes: Path) -> None:
+    """`--sample-limit N`: part of the key; a client that did not ask for the limit gets all rows."""
+    source = f"{episodes}:/train"
+    publish(source, sample_limit=5)
+    everything: Any = dsmem.load_dataset(str(episodes), split="train")
+    assert (everything.dsmem_source, everything.num_rows) == ("loaded", 20)
+    few: Any = dsmem.load_dataset(str(episodes), split="train", sample_limit=5)
+    assert (few.dsmem_source, few.num_rows) == ("shared", 5)
