@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from dsmem.server.status import DatasetStatus, Status
+if TYPE_CHECKING:
+    from dsmem.server.status import DatasetStatus, Status
 
 _STATES = ("starting", "loading", "ready", "degraded", "stopped")
 
