@@ -24,7 +24,7 @@ from dsmem.bench.sizes import Need
 from dsmem.bench.workbench import Case, Effort, Workbench
 
 _BATCH_SIZE, _SEQ_LEN = opener.BATCH_SIZE, opener.SEQ_LEN
-_MOST_BYTES = 256 << 20
+_FEWEST_BYTES, _MOST_BYTES = 2 << 20, 256 << 20
 _MOST_BATCHES, _FEWEST_BATCHES = 256, 4
 _SPARSE_BYTES = 2 << 40
 
@@ -32,7 +32,7 @@ _SPARSE_BYTES = 2 << 40
 def compare(bench: Workbench) -> Generator[Comparison]:
     """Three comparisons: batches, the time to open a huge file, the memory that takes."""
     path = bench.new_file("tokens.bin")
-    size_bytes = min(bench.size_bytes, _MOST_BYTES)
+    size_bytes = max(_FEWEST_BYTES, min(bench.size_bytes, _MOST_BYTES))
     _make(path, size_bytes)
     yield _batches(str(path), max(_FEWEST_BATCHES, min(_MOST_BATCHES, size_bytes >> 20)))
     path.unlink()
