@@ -45,7 +45,7 @@ def run(
     ResultsDiffer, and what reading and pinning the file raise.
     """
     began = time.monotonic()
-    cases = _chosen(names)
+    cases = _chosen(names, file)
     _check(file, size_bytes, runs)
     hurried = file is None and size_bytes is None
     notes: list[str] = []
@@ -119,14 +119,18 @@ def _run_case(
     return CaseResult(case.name, case.claim, tuple(compared))
 
 
-def _chosen(names: Sequence[str]) -> tuple[Case, ...]:
+def _chosen(names: Sequence[str], file: str | None) -> tuple[Case, ...]:
+    """The cases of these names; without names all, or all that measure a file where one is given."""
+    possible = {case.name: case for case in CASES if case.takes_file or file is None}
     if not names or "all" in names:
-        return CASES
+        return tuple(possible.values())
     known = {case.name: case for case in CASES}
     for name in names:
         if name not in known:
             raise UsageError(f"there is no case {name!r}; the cases are {', '.join(known)}")
-    return tuple(known[name] for name in dict.fromkeys(names))
+        if name not in possible:
+            raise UsageError(f"{name} makes what it measures, and takes no --file; these do: {', '.join(possible)}")
+    return tuple(possible[name] for name in dict.fromkeys(names))
 
 
 def _check(file: str | None, size_bytes: int | None, runs: int) -> None:

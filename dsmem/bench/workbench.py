@@ -64,3 +64,5 @@ class Case:
     effort: Effort
     rounds: int | None = None
     """Its number of rounds, whatever number of runs is asked for."""
+    takes_file: bool = True
+    """Whether it measures the user's file; else it makes what it measures."""

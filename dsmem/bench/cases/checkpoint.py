@@ -134,4 +134,5 @@ CASE = Case(
     compare,
     need=Need(memory=2.0, shared=0.1, files=1.6),
     effort=Effort(md5=0, fill=1, copy=30, fixed_s=3.0),
+    takes_file=False,
 )

@@ -139,4 +139,5 @@ CASE = Case(
     compare,
     need=Need(memory=1.0, shared=0.4, files=1.5),
     effort=Effort(md5=6, fill=1, copy=1, fixed_s=2.0),
+    takes_file=False,
 )

@@ -132,4 +132,5 @@ CASE = Case(
     compare,
     need=Need(memory=0.6, shared=0.01, files=0.5),
     effort=Effort(md5=5, fill=0, copy=0.5, fixed_s=8.0),
+    takes_file=False,
 )

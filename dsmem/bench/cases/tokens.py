@@ -154,4 +154,5 @@ CASE = Case(
     compare,
     need=Need(memory=2, shared=0.1, files=1.1),
     effort=Effort(md5=0, fill=0.1, copy=0, fixed_s=14),
+    takes_file=False,
 )
