@@ -48,6 +48,11 @@ def test_lines(rows: list[bytes], size: int, ended: bool, scan: int, block: int)
         parts = ranges(data, size, "line")
     assert b"".join(parts) == data
     assert all(part == b"" or part.endswith(b"\n") or data.endswith(part) for part in parts)
+    starts = [0, *(at + 1 for at, byte in enumerate(data) if byte == 10), len(data)]
+    at = 0
+    for number, part in enumerate(parts):
+        assert at == next(start for start in starts if start >= min(number * size, len(data)))
+        at += len(part)
 
 
 @settings(max_examples=80, deadline=None)
