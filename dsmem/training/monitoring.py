@@ -1,0 +1,182 @@
+"""What reading came from and what it took, counted in memory that the workers of a DataLoader share.
+
+Every process has a row of its own, so nothing is locked. Latencies go into buckets a quarter of an octave wide: p50 and
+p99 are right to 19 %.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from dsmem import proc, units
+
+Source = Literal["pinned", "mapped", "cache", "decoded", "h5py", "fallback"]
+SOURCES: tuple[Source, ...] = ("pinned", "mapped", "cache", "decoded", "h5py", "fallback")
+"""Shared memory; pages of the file; decoded before; decoded now; through h5py; by `_fallback_load_onestep`."""
+PROCESSES = 128
+"""Rows: the main process, then the workers by number; further ones share the last."""
+_READS, _BYTES, _FAILURES, _FIRST_BUCKET = 0, 1, 2, 3
+_BUCKETS = 96
+_LEAST_S = 1e-6
+_PID, _CACHE_BYTES, _CACHE_LIMIT = 0, 1, 2
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceReport:
+    """What one source did, all processes together."""
+
+    source: Source
+    reads: int
+    size_bytes: int
+    failures: int
+    """Reads, or openings, that the next source had to do."""
+    p50_s: float | None
+    p99_s: float | None
+    """None unless monitoring was enabled, and where nothing was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessReport:
+    """One process: its cache, and its memory now."""
+
+    pid: int
+    pss_bytes: int | None
+    """A page that n processes map counts as 1/n; None once it has ended."""
+    cache_bytes: int
+    cache_limit_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How reading went so far."""
+
+    sources: tuple[SourceReport, ...]
+    processes: tuple[ProcessReport, ...]
+    cache_history: tuple[tuple[float, int], ...]
+    """(seconds, bytes) of this process's cache."""
+    hit_rate: float | None
+    """Which share of all reads found its rows at hand: pinned, mapped or cached."""
+    reasons: tuple[str, ...]
+    """Why sources were passed over, in this process."""
+
+
+class Monitor:
+    """Counts; made before the workers are, and taken along by fork and by pickling to a spawned one."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self.enabled = enabled
+        self._counts = _shared(PROCESSES, len(SOURCES), _FIRST_BUCKET + (_BUCKETS if enabled else 0))
+        self._states = _shared(PROCESSES, 3)
+        self._row = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        self._mine: Any = self._counts.numpy()[self._row]
+        self._state: Any = self._states.numpy()[self._row]
+
+    def enter(self, worker: int | None) -> None:
+        """Count in the row of a DataLoader's worker; None = the main process."""
+        self._row = 0 if worker is None else min(worker + 1, PROCESSES - 1)
+        self._begin()
+        self._state[_PID] = os.getpid()
+
+    def count(self, source: Source, size_bytes: int, elapsed_s: float) -> None:
+        """One read."""
+        row = self._mine[SOURCES.index(source)]
+        row[_READS] += 1
+        row[_BYTES] += size_bytes
+        if self.enabled:
+            row[_FIRST_BUCKET + _bucket(elapsed_s)] += 1
+
+    def failed(self, source: Source) -> None:
+        """A source that could not do what it should have."""
+        self._mine[SOURCES.index(source), _FAILURES] += 1
+
+    def note_cache(self, size_bytes: int, limit_bytes: int) -> None:
+        """What this process's cache holds."""
+        self._state[_CACHE_BYTES], self._state[_CACHE_LIMIT] = size_bytes, limit_bytes
+
+    def report(self, history: tuple[tuple[float, int], ...], reasons: tuple[str, ...]) -> Report:
+        """The sum over all processes."""
+        counts: Any = self._counts.numpy().sum(axis=0)
+        sources = tuple(
+            SourceReport(
+                source=source,
+                reads=int(row[_READS]),
+                size_bytes=int(row[_BYTES]),
+                failures=int(row[_FAILURES]),
+                p50_s=_quantile(row[_FIRST_BUCKET:], 0.5),
+                p99_s=_quantile(row[_FIRST_BUCKET:], 0.99),
+            )
+            for source, row in zip(SOURCES, counts, strict=True)
+        )
+        total = sum(one.reads for one in sources)
+        at_hand = sum(one.reads for one in sources if one.source in ("pinned", "mapped", "cache"))
+        processes = tuple(
+            ProcessReport(int(pid), _pss_bytes(int(pid)), int(size), int(limit))
+            for pid, size, limit in self._states.numpy().tolist()
+            if pid
+        )
+        return Report(sources, processes, history, at_hand / total if total else None, reasons)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"enabled": self.enabled, "_counts": self._counts, "_states": self._states, "_row": self._row}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+
+def _shared(*shape: int) -> torch.Tensor:
+    made = torch.zeros(shape, dtype=torch.int64)
+    try:
+        shared: torch.Tensor = made.share_memory_()  # type: ignore[no-untyped-call]  # torch's is not annotated
+    except (RuntimeError, OSError) as exc:  # no shared memory, or no descriptors, left
+        _log.warning("counts of workers are lost: %s", exc)
+        return made
+    return shared
+
+
+def _bucket(elapsed_s: float) -> int:
+    return min(max(int(4 * math.log2(max(elapsed_s, _LEAST_S) / _LEAST_S)), 0), _BUCKETS - 1)
+
+
+def _quantile(buckets: Any, share: float) -> float | None:
+    total = int(buckets.sum())
+    if not total:
+        return None
+    where = int(np.searchsorted(np.cumsum(buckets), share * total))
+    return float(_LEAST_S * 2 ** ((where + 0.5) / 4))
+
+
+def _pss_bytes(pid: int) -> int | None:
+    try:
+        return proc.memory_of(pid).pss_bytes
+    except (ProcessLookupError, PermissionError):
+        return None
+
+
+def lines(report: Report) -> list[str]:
+    """The report as text: a table of the sources, then the processes."""
+    shown = [f"{'source':<10}{'reads':>10}{'bytes':>12}{'p50':>10}{'p99':>10}{'failures':>10}"]
+    for one in report.sources:
+        if one.reads or one.failures:
+            p50, p99 = ("–" if value is None else units.format_duration(value) for value in (one.p50_s, one.p99_s))
+            size = units.format_bytes(one.size_bytes)
+            shown.append(f"{one.source:<10}{one.reads:>10}{size:>12}{p50:>10}{p99:>10}{one.failures:>10}")
+    if report.hit_rate is not None:
+        shown.append(f"at hand (pinned, mapped or cached): {100 * report.hit_rate:.1f} %")
+    for process in report.processes:
+        pss = "ended" if process.pss_bytes is None else f"PSS {units.format_bytes(process.pss_bytes)}"
+        cache, limit = units.format_bytes(process.cache_bytes), units.format_bytes(process.cache_limit_bytes)
+        shown.append(f"process {process.pid}: {pss}, cache {cache} of {limit}")
+    shown += [f"passed over: {reason}" for reason in report.reasons]
+    return shown

@@ -1,0 +1,229 @@
+"""Rows of episode files, in one process: from shared memory, else the file's pages, else the cache, else h5py.
+
+Whatever fails, the next source is asked; the failure is counted, its reason logged once, and that source is not asked
+again for the file. Only `Unread`, when all have failed, leaves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from dsmem import proc
+from dsmem.errors import BadSource, NotPinned
+from dsmem.training import images
+from dsmem.training.cache import Array, ArrayCache
+from dsmem.training.episodes import EpisodeFile, Stored
+from dsmem.training.monitoring import Monitor, Source
+from dsmem.training.sources import FileRows, H5Rows, PinnedRows, Unserved
+
+T = TypeVar("T")
+_MOST_REASONS = 20
+_log = logging.getLogger(__name__)
+
+
+class Unread(BadSource):
+    """No source could give what was asked for; the message has the reason of each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """Which sources are asked, and how many files are kept open."""
+
+    pinned: bool
+    mapped: bool
+    """Pages of the file, and chunks decoded without HDF5."""
+    open_files: int
+    """Of files that are not pinned: with a file go the chunks that were decoded of it."""
+
+
+class Readers:
+    """All files of a dataset as one process reads them; threads share it."""
+
+    def __init__(
+        self, files: Sequence[EpisodeFile], ways: Ways, cache: ArrayCache, monitor: Monitor, parts: Mapping[str, str]
+    ) -> None:
+        self.cache = cache
+        self._files = files
+        self._ways = ways
+        self._monitor = monitor
+        self._parts = parts
+        self._lock = threading.Lock()
+        self._pinned: OrderedDict[int, FileReader] = OrderedDict()
+        self._others: OrderedDict[int, FileReader] = OrderedDict()
+        self._reasons: dict[str, None] = {}
+        soft, _ = proc.rlimit_open_files()
+        self._most_pinned = max((soft or 65536) // 4, 16)  # a map holds a descriptor
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why sources were passed over, the first few."""
+        return tuple(self._reasons)
+
+    def file(self, number: int) -> FileReader:
+        """The reader of a file, opened when it is first read from."""
+        with self._lock:
+            for table in (self._pinned, self._others):
+                found = table.get(number)
+                if found is not None:
+                    table.move_to_end(number)
+                    return found
+        made = FileReader(number, self._files[number], self)
+        with self._lock:
+            table, most = (self._pinned, self._most_pinned) if made.is_pinned else (self._others, self._ways.open_files)
+            table[number] = made
+            while len(table) > max(most, 1):
+                dropped, reader = table.popitem(last=False)
+                reader.close()
+                self.cache.drop(dropped)
+            return made
+
+    def close(self) -> None:
+        """Let go of every file; arrays that were handed out stay valid."""
+        with self._lock:
+            for table in (self._pinned, self._others):
+                for reader in table.values():
+                    reader.close()
+                table.clear()
+        self.cache.clear()
+
+    def passed_over(self, source: Source, path: str, exc: BaseException) -> None:
+        """Count a failure, and say its reason once."""
+        self._monitor.failed(source)
+        reason = f"{source}: {path}: {exc}"
+        if reason not in self._reasons and len(self._reasons) < _MOST_REASONS:
+            self._reasons[reason] = None
+            _log.warning("passed over %s", reason)
+
+
+class FileReader:
+    """One file in one process: asks its sources in turn."""
+
+    def __init__(self, number: int, file: EpisodeFile, owner: Readers) -> None:
+        self._number = number
+        self._about = file
+        self._owner = owner
+        self._monitor = owner._monitor
+        self._cache = owner.cache
+        self._lock = threading.Lock()
+        self._refused: dict[Source, str] = {}
+        self._opened: dict[str, Any] = {}
+        ways = owner._ways
+        self._order: list[Source] = []
+        if ways.pinned and self._open_pinned():
+            self._order.append("pinned")
+        if ways.mapped:
+            self._order += ["mapped", "decoded"]
+        self._order.append("h5py")
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether any of it comes from shared memory."""
+        return "pinned" in self._opened
+
+    def rows(self, path: str, start: int, stop: int) -> Any:
+        """Rows [start, stop) of a dataset: a read-only array, or an array of arrays. Raises Unread."""
+        stored = self._about.stored[path]
+        for source in self._order:
+            if source in self._refused:
+                continue
+            began = time.perf_counter()
+            try:
+                found = _READ[source](self, stored, start, stop)
+            except Unserved:
+                continue
+            except Exception as exc:  # noqa: BLE001 - whatever it is, the next source is asked; counted and said
+                self._refuse(source, exc)
+                continue
+            if source != "decoded":  # `_block` counts, hits and misses apart
+                self._monitor.count(source, found.nbytes, time.perf_counter() - began)
+            return found
+        reasons = "; ".join(f"{source}: {reason}" for source, reason in self._refused.items())
+        raise Unread(f"{self._about.path}: /{path}: {reasons or 'no source has it'}")
+
+    def frame(self, path: str, step: int) -> Array:
+        """One frame [height, width, channels]; encoded ones are decoded, and cached. Raises Unread, BadSource."""
+        stored = self._about.stored[path]
+        if not stored.is_encoded:
+            array: Array = self.rows(path, step, step + 1)[0]
+            return array if array.ndim == 3 else array[:, :, None]
+        key = (self._number, path, "frame", step)
+        began = time.perf_counter()
+        found = self._cache.get(key)
+        if found is not None:
+            self._monitor.count("cache", found.nbytes, time.perf_counter() - began)
+            return found
+        data = np.asarray(self.rows(path, step, step + 1)[0], np.uint8)
+        return self._cache.put(key, images.decoded(data, f"{self._about.path}: /{path}, step {step}"))
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        self._opened.clear()
+
+    def _refuse(self, source: Source, exc: BaseException) -> None:
+        self._refused[source] = str(exc) or type(exc).__name__
+        self._owner.passed_over(source, self._about.path, exc)
+
+    def _open_pinned(self) -> bool:
+        path = self._about.path
+        try:
+            self._opened["pinned"] = PinnedRows(path, self._owner._parts.get(path))
+        except NotPinned as exc:
+            _log.debug("%s: %s", path, exc)  # there was no room for it: no failure
+            return False
+        except Exception as exc:  # noqa: BLE001 - shared memory must never end a run; counted and said
+            self._refuse("pinned", exc)
+            return False
+        return True
+
+    def _from_pinned(self, stored: Stored, start: int, stop: int) -> Any:
+        return self._opened["pinned"].rows(stored, start, stop)
+
+    def _from_map(self, stored: Stored, start: int, stop: int) -> Array:
+        return self._once("file", lambda: FileRows(self._about)).rows(stored, start, stop)
+
+    def _from_chunks(self, stored: Stored, start: int, stop: int) -> Array:
+        file = self._once("file", lambda: FileRows(self._about))
+        together = file.rows_together(stored)
+        first = start // together
+        blocks = list(self._blocks(file, stored, first, -(-stop // together)))
+        if len(blocks) == 1:
+            return blocks[0][start - first * together : stop - first * together]
+        return np.concatenate(blocks)[start - first * together : stop - first * together]
+
+    def _blocks(self, file: FileRows, stored: Stored, first: int, last: int) -> Iterator[Array]:
+        for block in range(first, last):
+            began = time.perf_counter()
+            key = (self._number, stored.path, block)
+            found = self._cache.get(key)
+            source: Source = "decoded" if found is None else "cache"
+            if found is None:
+                found = self._cache.put(key, file.decode(stored, block))
+            self._monitor.count(source, found.nbytes, time.perf_counter() - began)
+            yield found
+
+    def _from_h5py(self, stored: Stored, start: int, stop: int) -> Any:
+        return self._once("h5py", lambda: H5Rows(self._about.path)).rows(stored, start, stop)
+
+    def _once(self, what: str, make: Callable[[], T]) -> T:
+        """What is opened when it is first needed; a failure is the caller's."""
+        with self._lock:
+            found: T | None = self._opened.get(what)
+            if found is None:
+                found = self._opened[what] = make()
+            return found
+
+
+_READ: dict[Source, Callable[[FileReader, Stored, int, int], Any]] = {
+    "pinned": FileReader._from_pinned,
+    "mapped": FileReader._from_map,
+    "decoded": FileReader._from_chunks,
+    "h5py": FileReader._from_h5py,
+}
