@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,31 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import dsmem
 from dsmem import checkpoint
+
+
+@pytest.fixture
+def server(
+    tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch, expected_leftovers: set[str]
+) -> Iterator[Path]:
+    """A file of 20 rows for a server of this test's own, which is ended with the test."""
+    from tables import rows, write_jsonl
+
+    (tmp_path / "run").mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    expected_leftovers.add("server/catalogue.json")
+    yield write_jsonl(tmp_path / "rows.jsonl", rows(0, 20))
+    pid = server_status()["pid"]
+    if pid is not None:
+        os.kill(pid, signal.SIGKILL)
+
+
+def server_status() -> dict[str, Any]:
+    """`dsmem server status --json`, whatever its exit code."""
+    command = [sys.executable, "-m", "dsmem", "server", "status", "--json"]
+    found = json.loads(subprocess.run(command, capture_output=True, timeout=120).stdout)
+    assert isinstance(found, dict)
+    return found
 
 
 @pytest.fixture
@@ -246,3 +272,81 @@ def test_a_sample_is_never_given_in_silence(episodes: Path) -> None:
     assert (everything.dsmem_source, everything.num_rows) == ("loaded", 20)
     few: Any = dsmem.load_dataset(str(episodes), split="train", sample_limit=5)
     assert (few.dsmem_source, few.num_rows) == ("shared", 5)
+
+
+def test_manager_start_status_restart_stop(server: Path) -> None:
+    """`python -m share_dataset.manager start|stop|status|restart` → `dsmem server …`."""
+    run("server", "status", code=3)
+    run("server", "start", "--dataset", f"rows={server}")
+    first = server_status()
+    assert {"running", "pid", "mmap_file", "mmap_size_mb", "status", "datasets"} <= set(first)
+    assert (first["running"], first["status"], first["datasets"][0]["rows"]) == (True, "ready", 20)
+    assert first["mmap_file"] == os.environ["DSMEM_ROOT"] and first["mmap_size_mb"] > 0
+    run("server", "restart")
+    second = server_status()
+    assert second["pid"] != first["pid"] and [one["name"] for one in second["datasets"]] == ["rows"]
+    shared: Any = dsmem.load_dataset("rows")
+    assert shared.dsmem_source == "shared"
+    run("server", "stop")
+    stopped = server_status()
+    assert (stopped["running"], stopped["pid"], stopped["status"]) == (False, None, "stopped")
+
+
+def test_sample_limit_of_the_server(server: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--sample-limit N`, SHARED_DATASET_SAMPLE_LIMIT → the same, DSMEM_SAMPLE_LIMIT."""
+    monkeypatch.setenv("SHARED_DATASET_SAMPLE_LIMIT", "7")
+    run("server", "start", "--dataset", f"seven={server}")
+    run("server", "start", "--dataset", f"five={server}", "--sample-limit", "5")
+    monkeypatch.setenv("DSMEM_SAMPLE_LIMIT", "6")
+    run("server", "add", f"six={server}")
+    assert {one["name"]: one["rows"] for one in server_status()["datasets"]} == {"seven": 7, "five": 5, "six": 6}
+    run("server", "stop")
+
+
+def test_mmap_file(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--mmap-file`, SHARED_DATASET_MMAP_FILE → `--data-dir`, DSMEM_DATA_DIR: a directory; a file there is an error."""
+    run("server", "start", "--mmap-file", str(server), code=2)
+    run("server", "start", "--mmap-file", str(tmp_path / "data"), "--dataset", f"rows={server}")
+    assert server_status()["mmap_file"] == str(tmp_path / "data")
+    monkeypatch.setenv("SHARED_DATASET_MMAP_FILE", str(tmp_path / "data"))
+    shared: Any = dsmem.load_dataset("rows")
+    assert (shared.dsmem_source, shared["train"].num_rows) == ("shared", 20)
+    run("server", "stop")
+    assert [one["state"] for one in server_status()["datasets"]] == ["published"]
+
+
+def test_pid_file_and_log(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--pid-file`, SHARED_DATASET_PID_FILE, `/tmp/shared_dataset_server.log` → `--pid-file`, `--log-file`."""
+    monkeypatch.setenv("SHARED_DATASET_PID_FILE", str(tmp_path / "old.pid"))
+    run("server", "start", "--log-file", str(tmp_path / "my.log"))
+    assert int((tmp_path / "old.pid").read_text()) == server_status()["pid"]
+    assert "serves" in (tmp_path / "my.log").read_text()
+    run("server", "stop")
+    assert not (tmp_path / "old.pid").exists()
+    run("server", "start")
+    assert (tmp_path / "state" / "dsmem").is_dir()
+    run("server", "stop")
+
+
+def test_server_timeout(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SHARED_DATASET_TIMEOUT, `dataset.shared_memory.server_timeout` → DSMEM_TIMEOUT, 30 s."""
+    from dsmem.config.resolve import resolve
+
+    assert resolve().timeout_s.value == 30.0
+    (tmp_path / "dsmem.yaml").write_text("dataset: {shared_memory: {server_timeout: 12}}\n")
+    monkeypatch.setenv("DSMEM_CONFIG", str(tmp_path / "dsmem.yaml"))
+    assert resolve().timeout_s.value == 12.0
+    monkeypatch.setenv("SHARED_DATASET_TIMEOUT", "11")
+    assert "timeout_s\t11.0\tSHARED_DATASET_TIMEOUT" in run("server", "status", "--verbose", code=3)
+
+
+def test_auto_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`auto_start` (YAML) → the same, DSMEM_AUTO_START, false: a client starts the server that is not there."""
+    plain: Any = dsmem.load_dataset("json", data_files=str(server), split="train")
+    assert plain.dsmem_source == "loaded" and not server_status()["running"]
+    (tmp_path / "dsmem.yaml").write_text("dataset: {shared_memory: {auto_start: true}}\n")
+    monkeypatch.setenv("DSMEM_CONFIG", str(tmp_path / "dsmem.yaml"))
+    shared: Any = dsmem.load_dataset("json", data_files=str(server), split="train")
+    assert shared.dsmem_source == "shared" and shared.to_list() == plain.to_list()
+    assert server_status()["running"]
+    run("server", "stop")

@@ -189,7 +189,7 @@ def _from_server(
     """Ask for what is missing, and look again; the old reason where nobody can be asked."""
     try:
         root = _ask_server(wanted, server_timeout, auto_start)
-    except (LoadFailed, ServerTimeout) as exc:
+    except (LoadFailed, NotPinned, ServerTimeout) as exc:
         return Missing(str(exc), expected=False)
     except NoServer as exc:
         return Missing(f"{missing.reason}; {exc}", expected=missing.expected)
@@ -215,8 +215,8 @@ def _ask_server(wanted: _Wanted, server_timeout: float | None, auto_start: bool 
 
         lifecycle.ensure_started(timeout_s)
         if not name:
-            name = wanted.spec.label
-            control.ask({"op": "add", "name": name, "spec": wanted.spec.as_dict()}, timeout_s)
+            # The server finds a name: two requests may have the same label.
+            name = str(control.ask({"op": "add", "spec": wanted.spec.as_dict()}, timeout_s)["dataset"]["name"])
     if not name:
         return None
     answer = control.ask({"op": "wait", "dataset": name, "timeout_s": timeout_s}, timeout_s + control.PATIENCE_S)

@@ -115,6 +115,8 @@ class Requests:
         client.answer({"ok": True, **self._facts()})
 
     def _wait(self, message: dict[str, Any], client: Connection) -> None:
+        if isinstance(message.get("dataset"), str):
+            self._datasets().known(message["dataset"])
         record = self._meant(message)
         timeout_s = message.get("timeout_s", 0)
         if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 <= timeout_s < float("inf"):

@@ -55,6 +55,14 @@ class Shelf:
         """The record of that name."""
         return self._records.get(name)
 
+    def known(self, name: str) -> Record | None:
+        """The record of that name; what the catalogue alone names is served from now on."""
+        if name not in self._records:
+            spec = catalogue.read(self._store).get(name)
+            if spec is not None:
+                self._put(name, spec)
+        return self._records.get(name)
+
     def resume(self, planned: Sequence[tuple[str, Spec]]) -> None:
         """Serve what is planned, and what the catalogue names and the store still has."""
         named = dict(planned)

@@ -127,7 +127,11 @@ def test_the_catalogue_outlives_it(plan: Plans, where: Places) -> None:
     lifecycle.stop(where)
     assert catalogue.read(Store(where.data_root)) == {"a": Spec("ok:"), "b": Spec("fail:no")}
     lifecycle.ensure_started(plan=plan())
-    assert status(where)["datasets"] == []  # neither is in the store, so neither is loaded unasked
+    assert status(where)["datasets"] == []  # no ref leads to either, so neither is loaded unasked
+    assert control.ask({"op": "wait", "dataset": "a", "timeout_s": 20}, 25, where=where)["dataset"]["state"] == "ready"
+    with pytest.raises(LoadFailed):
+        control.ask({"op": "wait", "dataset": "b", "timeout_s": 20}, 25, where=where)
+    assert [one["name"] for one in status(where)["datasets"]] == ["a", "b"]
     lifecycle.stop(where)
 
 
