@@ -128,3 +128,17 @@ def planned_read(reader: Any, state: dict[str, Any]) -> Callable[[], dict[str, A
         return state
 
     return read
+
+
+def load_rows(pattern: str, cache: str, *, keep_in_memory: bool = False) -> Any:
+    """Rows of jsonl files, as a training script loads them; from the cache when it is there."""
+    from datasets import load_dataset
+
+    return load_dataset("json", data_files=pattern, split="train", cache_dir=cache, keep_in_memory=keep_in_memory)
+
+
+def load_saved(directory: str) -> Any:
+    """What was saved by `Dataset.save_to_disk`."""
+    from datasets import load_from_disk
+
+    return load_from_disk(directory)

@@ -24,7 +24,7 @@ EXAMPLES = (
     "dsmem bench --json > bench.json",
 )
 
-CASES = ("hash", "pin", "decode", "attach", "memory", "read", "tokenize", "tokens", "ckpt", "all")
+CASES = ("hash", "pin", "decode", "attach", "memory", "read", "tokenize", "tokens", "ckpt", "dataset", "all")
 """What may be typed; a test compares it with what there is, which would be too much to import for `--help`."""
 
 _ROLES = {"dsmem": "dsmem", "recipe": "usual recipe", "limit": "machine's limit"}

@@ -34,8 +34,12 @@ ROLES = {
     "tokens": ["dsmem", "recipe", "limit"],
     "ckpt": ["dsmem", "recipe", "recipe", "limit"],
     "tokenize": ["dsmem", "recipe", "limit"],
+    "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
 }
-UNLIKE_THE_REST = {("tokens", 0): ["dsmem"] * 3 + ["recipe"] * 2 + ["limit"]}
+UNLIKE_THE_REST = {
+    ("tokens", 0): ["dsmem"] * 3 + ["recipe"] * 2 + ["limit"],
+    ("dataset", 1): ["dsmem", "dsmem", "recipe", "limit"],
+}
 COMPARISONS = {
     "ckpt": 5,
     "tokens": 3,
@@ -46,6 +50,7 @@ COMPARISONS = {
     "memory": 3,
     "read": 2,
     "tokenize": 1,
+    "dataset": 2,
 }
 
 
@@ -194,6 +199,16 @@ def _wrong_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Opened, "read", wrong)
 
 
+def _wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = recipes.load_rows
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        found = right(*args, **options)
+        return found.select(range(len(found) - 1))
+
+    monkeypatch.setattr(recipes, "load_rows", wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
@@ -208,6 +223,7 @@ def _wrong_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
         ("tokens", _wrong_windows),
         ("ckpt", _wrong_checkpoint),
         ("tokenize", _wrong_recipe_of_tokenize),
+        ("dataset", _wrong_rows),
     ],
 )
 def test_a_wrong_result_shows_no_speed(name: str, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +267,7 @@ def test_a_file_of_the_users(tmp_path: Path) -> None:
         file["none"] = np.zeros((0, 3))
         file["scalar"] = 3
     report = runs.run(file=str(path), runs=1)
-    assert [case.name for case in report.cases] == [case.name for case in CASES]
+    assert [case.name for case in report.cases] == ["hash", "pin", "attach", "memory", "read"]
     assert (report.file, report.size_bytes) == (str(path), 40_008)
 
 
@@ -270,6 +286,8 @@ def test_a_file_that_cannot_be_measured(tmp_path: Path) -> None:
 def test_misuse() -> None:
     with pytest.raises(UsageError, match="the cases are hash, pin"):
         run("speed")
+    with pytest.raises(UsageError, match="tokens makes what it measures"):
+        runs.run(["tokens"], file="train.h5")
     with pytest.raises(UsageError, match="at least 1"):
         run("hash", runs=0)
     with pytest.raises(UsageError, match="not both"):

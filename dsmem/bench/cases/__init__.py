@@ -1,6 +1,6 @@
 """The cases, in the order in which `dsmem bench` runs them. A new one is a module with a CASE, added to CASES."""
 
-from dsmem.bench.cases import attach, checkpoint, decode, hashing, memory, pin, read, tokenize, tokens
+from dsmem.bench.cases import attach, checkpoint, dataset, decode, hashing, memory, pin, read, tokenize, tokens
 from dsmem.bench.workbench import Case
 
 CASES: tuple[Case, ...] = (
@@ -13,6 +13,7 @@ CASES: tuple[Case, ...] = (
     tokenize.CASE,
     tokens.CASE,
     checkpoint.CASE,
+    dataset.CASE,
 )
 
 __all__ = ["CASES"]
