@@ -19,7 +19,7 @@ from functools import partial
 
 from dsmem import files
 from dsmem.errors import DsmemError, UnsafeRoot, UsageError
-from dsmem.server import control, frames, logs, places
+from dsmem.server import catalogue, control, frames, logs, places
 from dsmem.server.listening import Listener
 from dsmem.server.places import Daemon, Places
 from dsmem.server.plan import Plan
@@ -27,7 +27,7 @@ from dsmem.server.records import state_of
 from dsmem.server.requests import Requests
 from dsmem.server.shelf import Shelf
 from dsmem.server.watching import Watcher
-from dsmem.store.root import make_store, occupy
+from dsmem.store.root import Store, make_store, occupy
 
 _LOCK_S = 2.0
 _TICK_S = 1.0
@@ -54,6 +54,8 @@ def serve(plan: Plan, *, ready: Callable[[], None] = lambda: None, stderr: int |
             held.callback(os.close, occupy(make_store(root)))
         places.make_directory(plan.places.directory)
         lock = held.enter_context(_locked(plan.places))
+        for directory in {plan.places.directory, catalogue.directory(Store(plan.places.data_root))}:
+            _sweep(directory)
         held.enter_context(_pid_file(plan.places.pid))
         selector = held.enter_context(selectors.DefaultSelector())
         return _Server(plan, lock, selector, stderr).run(ready)
@@ -199,6 +201,13 @@ def _locked(where: Places) -> Iterator[int]:
         finally:
             os.close(fd)
         time.sleep(0.002)
+
+
+def _sweep(directory: str) -> None:
+    """Remove the half-written files of a daemon that was killed; we hold its lock."""
+    with suppress(FileNotFoundError), os.scandir(directory) as entries:
+        for path in [entry.path for entry in entries if entry.name.startswith(".tmp-")]:
+            files.unlink_if_there(path)
 
 
 @contextmanager

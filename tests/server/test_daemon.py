@@ -24,7 +24,7 @@ from dsmem.server.places import Places
 from dsmem.server.plan import Plan
 from dsmem.server.spec import Spec
 from dsmem.shm import cleaning
-from dsmem.store.root import Store
+from dsmem.store.root import Store, make_store
 
 
 def status(where: Places) -> dict[str, Any]:
@@ -148,7 +148,7 @@ def test_signals_end_it_and_nothing_stays(number: signal.Signals, plan: Plans, w
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("delay_s", [0.0, 0.02, 0.05, 0.1, 0.2, 0.4])
+@pytest.mark.parametrize("delay_s", [0.0, 0.01, 0.02, 0.05, 0.1, 0.3])
 def test_killed_at_any_moment(delay_s: float, plan: Plans, where: Places) -> None:
     """The next one starts, and neither a child nor a lock is left."""
     ours = plan(a="count:", b="slow:1000")
@@ -165,6 +165,17 @@ def test_killed_at_any_moment(delay_s: float, plan: Plans, where: Places) -> Non
     assert loaded(where)["c"]["state"] == "ready"
     assert lifecycle.stop(where).pid == started.pid
     assert os.listdir(where.directory) == []
+
+
+def test_half_written_files_go(plan: Plans, where: Places) -> None:
+    """Killed between making a file and giving it its name."""
+    store = make_store(where.data_root)
+    for directory in (where.directory, catalogue.directory(store)):
+        places.make_directory(directory)
+        (Path(directory) / ".tmp-1-2").write_bytes(b"x")
+    lifecycle.ensure_started(plan=plan())
+    lifecycle.stop(where)
+    assert os.listdir(where.directory) == [] and os.listdir(catalogue.directory(store)) == []
 
 
 def test_it_ends_when_its_lock_is_removed(plan: Plans, where: Places) -> None:
