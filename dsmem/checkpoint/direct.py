@@ -17,7 +17,7 @@ import torch
 
 from dsmem.checkpoint import records, regions
 from dsmem.checkpoint.items import Item, Outcome
-from dsmem.checkpoint.opened import Directory, Opened, memory_at
+from dsmem.checkpoint.opened import Directory, Opened
 from dsmem.checkpoint.records import Layout
 from dsmem.checkpoint.regions import NotDirect, Region
 from dsmem.checkpoint.scratch import BOUNCE_BYTES, GROUP_BYTES, Scratch
@@ -28,7 +28,6 @@ Verify = Literal["none", "crc"]
 SMALL_BYTES = 256 << 10
 PIECE_BYTES = 16 << 20
 _GAP_BYTES = 64 << 10
-_CRC_BLOCK_BYTES = 4 << 20
 
 
 class Direct:
@@ -151,10 +150,8 @@ class Direct:
     ) -> None:
         address, size_bytes, start = item.target.data_ptr(), found.end - found.begin, record + found.begin
         if self._verify == "crc":
-            file.copy(address, size_bytes, start)
-            whole = size_bytes == layout.record_bytes
-            actual = _crc_of_memory(address, size_bytes) if whole else None
-            if actual is None:
+            actual = file.copy_with_crc(address, size_bytes, start)
+            if size_bytes != layout.record_bytes:
                 actual = _crc_of_file(file, record, layout.record_bytes, scratch)
             _compare(outcome, item, crc, actual)
         else:
@@ -278,14 +275,6 @@ def _compare(outcome: Outcome, item: Item, stored: bytes, actual: int) -> None:
         raise ChecksumError(f"the bytes of {item.name} changed: their CRC is {actual:08x}, saved was {expected:08x}")
     else:
         outcome.verified += 1
-
-
-def _crc_of_memory(address: int, size_bytes: int) -> int:
-    view = memory_at(address, size_bytes)
-    crc = 0
-    for start in range(0, size_bytes, _CRC_BLOCK_BYTES):
-        crc = zlib.crc32(view[start : start + _CRC_BLOCK_BYTES], crc)
-    return crc
 
 
 def _crc_of_file(file: Opened, offset: int, size_bytes: int, scratch: Scratch) -> int:

@@ -17,7 +17,6 @@ from dsmem.checkpoint.scratch import Scratch
 from dsmem.errors import DsmemError, ReadFailure
 
 _MOST_AT_ONCE = 256
-_CRC_BLOCK_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +89,16 @@ def _read(directory: Directory, extents: Sequence[Extent], scratch: Scratch) -> 
     verified = 0
     try:
         file = directory.open(extents[0].file)
-        if len(extents) == 1:
+        crcs: dict[int, int] = {}
+        if len(extents) == 1 and extents[0].crc:
+            crcs[0] = file.copy_with_crc(extents[0].address, extents[0].size_bytes, extents[0].offset)
+        elif len(extents) == 1:
             file.copy(extents[0].address, extents[0].size_bytes, extents[0].offset)
         else:
             file.read([memory_at(one.address, one.size_bytes) for one in extents], extents[0].offset)
-        for one in extents:
+        for number, one in enumerate(extents):
             if one.crc:
-                actual = _crc(one)
+                actual = crcs[number] if number in crcs else zlib.crc32(memory_at(one.address, one.size_bytes))
                 if actual != one.crc:
                     names = ", ".join(one.names)
                     changed = ChecksumError(
@@ -108,11 +110,3 @@ def _read(directory: Directory, extents: Sequence[Extent], scratch: Scratch) -> 
         all_names = tuple(name for one in extents for name in one.names)
         failures.append(failure_of(exc, extents[0].file, all_names, extents[0].offset))
     return Done(extents, time.perf_counter() - began, verified, tuple(failures))
-
-
-def _crc(extent: Extent) -> int:
-    view = memory_at(extent.address, extent.size_bytes)
-    crc = 0
-    for start in range(0, extent.size_bytes, _CRC_BLOCK_BYTES):
-        crc = zlib.crc32(view[start : start + _CRC_BLOCK_BYTES], crc)
-    return crc

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import mmap
 import os
 import stat
 import threading
+import zlib
 from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
@@ -16,6 +18,9 @@ from dsmem.errors import BadSource, SourceMissing, UntrustedPickle
 
 Io = Literal["auto", "pread", "mmap"]
 _PROBES = 7
+_CRC_BLOCK_BYTES = 1 << 20
+_MAP_NORESERVE = 0x4000
+log = logging.getLogger(__name__)
 
 
 def check_relative(path: str) -> None:
@@ -70,18 +75,38 @@ class Opened:
             return
         if offset + size_bytes > os.fstat(self.fd).st_size:  # behind the end a map kills the process
             raise BadSource(f"{self.path} is truncated: it ends before byte {offset + size_bytes}")
-        ctypes.memmove(address, self._address() + offset, size_bytes)
+        start = self._address()
+        if start is None:
+            self._io = "pread"
+            self.read([memory_at(address, size_bytes)], offset)
+        else:
+            ctypes.memmove(address, start + offset, size_bytes)
+
+    def copy_with_crc(self, address: int, size_bytes: int, offset: int) -> int:
+        """`copy`, a few MiB at a time, so that the checksum is computed of what is still in the CPU's cache."""
+        crc = 0
+        for start in range(0, size_bytes, _CRC_BLOCK_BYTES):
+            length = min(_CRC_BLOCK_BYTES, size_bytes - start)
+            self.copy(address + start, length, offset + start)
+            crc = zlib.crc32(memory_at(address + start, length), crc)
+        return crc
 
     @property
     def way(self) -> Io:
         """How large parts are brought; "auto" while none was."""
         return self._io
 
-    def _address(self) -> int:
+    def _address(self) -> int | None:
+        """Where the file is mapped; None where the system has no address space to give."""
         with self._lock:
             if self._map is None:
                 # A private writable map, so that ctypes tells its address; nothing is written to it.
-                self._map = mmap.mmap(self.fd, self.size_bytes, access=mmap.ACCESS_COPY)
+                flags, prot = mmap.MAP_PRIVATE | _MAP_NORESERVE, mmap.PROT_READ | mmap.PROT_WRITE
+                try:
+                    self._map = mmap.mmap(self.fd, self.size_bytes, flags=flags, prot=prot)
+                except OSError as exc:
+                    log.debug("%s is not mapped: %s", self.path, exc)
+                    return None
                 self._mapped = ctypes.c_char.from_buffer(self._map)
             assert self._mapped is not None
             return ctypes.addressof(self._mapped)

@@ -15,6 +15,8 @@ from dsmem.checkpoint.scratch import Scratch
 
 Outcome = TypeVar("Outcome")
 Task = Callable[[Scratch], Outcome]
+_START_S = 1.0
+"""How long a thread is waited for whose start was interrupted: it may never have begun."""
 _AHEAD = 2
 """Outcomes a worker may have that nobody has handled yet: what they hold (loaded tensors) is memory."""
 
@@ -48,8 +50,17 @@ class Pool(Generic[Outcome]):
         changed = threading.Condition()
         running = len(waiting)
         unhandled = 0
+        entered = [threading.Event() for _ in range(self._workers)]
+        ended = [threading.Event() for _ in range(self._workers)]
 
-        def work() -> None:
+        def work(number: int) -> None:
+            entered[number].set()
+            try:
+                take_tasks()
+            finally:
+                ended[number].set()
+
+        def take_tasks() -> None:
             nonlocal unhandled
             scratch = Scratch()
             while True:
@@ -66,12 +77,15 @@ class Pool(Generic[Outcome]):
                     outcome = exc
                 outcomes.put(outcome)
 
-        threads = [threading.Thread(target=work, name=f"dsmem-{i}", daemon=True) for i in range(self._workers)]
-        started = []
+        threads = [
+            threading.Thread(target=work, args=(number,), name=f"dsmem-{number}", daemon=True)
+            for number in range(self._workers)
+        ]
+        begun = 0
         try:
             for thread in threads:
+                begun += 1
                 thread.start()
-                started.append(thread)
             while running:
                 outcome = outcomes.get()
                 if isinstance(outcome, BaseException):
@@ -86,5 +100,7 @@ class Pool(Generic[Outcome]):
             with changed:
                 self.stopping = True
                 changed.notify_all()
-            for thread in started:
-                thread.join()
+            # Not join: an interrupt in the middle of start() leaves a thread that can't be joined yet.
+            for number in range(begun):
+                if entered[number].wait(_START_S):
+                    ended[number].wait()

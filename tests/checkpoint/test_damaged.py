@@ -314,9 +314,10 @@ class Slow(ParallelFileSystemReader):
 into = {{f"x{{i}}": torch.zeros(100, 1000) for i in range(200)}}
 try:
     load(into, Slow({path!r}, workers=2))
-except KeyboardInterrupt:
-    print("interrupted", [t.name for t in threading.enumerate() if t.name.startswith("dsmem")])
-except BaseException as exc:
+except BaseException as exc:  # torch wraps the interrupt
+    for thread in threading.enumerate():  # those that have ended may still be listed
+        if thread.name.startswith("dsmem"):
+            thread.join(0.2)
     print("interrupted", [t.name for t in threading.enumerate() if t.name.startswith("dsmem")], type(exc).__name__)
 """
 

@@ -6,7 +6,6 @@ a thread for each CPU, straight into the memory of the tensors, and understands 
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -97,7 +96,6 @@ def _comparison(path: Path, kind: _Kind) -> Comparison:
             Contender("pread into the tensors, threads", "limit", lambda _: limits.read_into(path, _addresses(state))),
         ],
         expected=expected,
-        watch=os.fspath(path.parent) if kind.files == FILES[-1] else None,
     )
 
 
