@@ -14,7 +14,7 @@ from children import all_started
 from tables import rows, write_jsonl
 
 import dsmem
-from dsmem.server import building, gathering
+from dsmem.server import building, gathering, scratch
 from dsmem.server.gathering import Fact, Group
 from dsmem.server.spec import Spec
 from dsmem.store import directories, objects, refs
@@ -217,6 +217,48 @@ def test_the_anchor_tells_what_was_asked(tmp_path: Path) -> None:
     anchor = directories.read_anchor(make_store().object_path(publish(spec)))
     assert Spec.from_dict(anchor.facts["spec"]) == spec
     assert json.loads(anchor.provenance.selection) == {"sample_limit": 3}
+
+
+class Hub:
+    """A hub that is asked for its revision, and gives rows; no network."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.revision, self.loads = "one", 0
+        monkeypatch.setattr(gathering, "hub_revision", lambda spec: self.revision)
+        monkeypatch.setattr(gathering, "whole", self.whole)
+
+    def whole(self, spec: Spec, cache_dir: str | None) -> dict[str, datasets.Dataset]:
+        self.loads += 1
+        return {"": datasets.Dataset.from_list(rows(self.loads, 5))}
+
+
+def test_a_hub_is_loaded_again_when_its_revision_is_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub, spec = Hub(monkeypatch), Spec("org/name", split="train")
+    first = publish(spec)
+    assert publish(spec) == first and hub.loads == 1
+    hub.revision = "two"
+    second = publish(spec)
+    assert second != first and hub.loads == 2
+    hub.revision = ""  # it can't be asked: what is there stays
+    assert publish(spec) == second and hub.loads == 2
+    found: Any = dsmem.load_dataset("org/name", split="train")
+    assert found.dsmem_source == "shared" and found["id"][:] == list(range(2, 7))
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(datasets.config, "HF_ENDPOINT", "http://127.0.0.1:9")
+    assert gathering.hub_revision(Spec("org/name")) == ""
+    assert gathering.hub_revision(Spec("json", data_files='{"train":["https://127.0.0.1:9/a.jsonl"]}')) == ""
+
+
+def test_what_a_killed_build_left_on_the_disk_goes(tmp_path: Path, hf_cache: Path) -> None:
+    with scratch.directory() as held:
+        abandoned = hf_cache / "dsmem-abandoned"
+        (abandoned / "json").mkdir(parents=True)
+        publish(Spec.parse(str(write_jsonl(tmp_path / "a.jsonl", rows(0, 30)))))
+        assert not abandoned.exists() and os.path.isdir(held)
+    assert not os.path.isdir(held)
 
 
 def fact(name: str) -> Fact:

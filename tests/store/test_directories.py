@@ -17,6 +17,7 @@ from directory_objects import FILES, data_of, fill, hidden, make, request_for, s
 from stores import InTmpfs, used_bytes
 
 import dsmem
+from dsmem import files
 from dsmem.progress import ignore
 from dsmem.shm import cleaning
 from dsmem.shm.listing import list_objects
@@ -99,6 +100,20 @@ def test_a_lease_holds_it(source: Path) -> None:
     assert leases.is_free(store, name)
     assert objects.remove(store, name)
     assert os.listdir(store.objects) == [] and list(refs.all_refs(store)) == []
+
+
+def test_what_is_removed_before_it_is_locked_is_not_leased(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, store = release(make(source)), make_store()
+    original = files.try_lock
+
+    def late(fd: int, *, exclusive: bool) -> bool:
+        monkeypatch.setattr(files, "try_lock", original)
+        objects.remove(store, name)
+        return original(fd, exclusive=exclusive)
+
+    monkeypatch.setattr(files, "try_lock", late)
+    with pytest.raises(dsmem.NotPinned):
+        leases.lease(store, name)
 
 
 def test_a_mapped_data_file_holds_it(source: Path) -> None:
