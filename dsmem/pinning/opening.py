@@ -40,7 +40,7 @@ def attach(target: str | os.PathLike[str], *, populate: bool = False) -> ArrayFi
     `populate`: a thread maps all of its pages meanwhile (70 ms of one core for each GiB), so that the first pass over
     the data is as fast as the others; `populated()` waits for it.
     A target with a `/`, or that exists, is a path; anything else a name. Raises NotPinned (also when the file has
-    changed since), Ambiguous, SourceMissing, DamagedObject, UnsafeRoot, InUse.
+    changed since), Ambiguous, SourceMissing, DamagedObject, UnsafeRoot, InUse, UsageError for a dataset.
     """
     text = os.fspath(target)
     store = open_store()
@@ -120,6 +120,8 @@ def _pin_and_attach(text: str, populate: bool) -> ArrayFile:
 
 
 def _attach_object(store: Store, name: str, filename: str | None, populate: bool) -> ArrayFile:
+    if os.path.isdir(store.object_path(name)):
+        raise UsageError(f"{name} is a dataset, which dsmem.load_dataset opens")
     return open_lease(store, leases.lease(store, name), None, filename, populate=populate)
 
 

@@ -166,6 +166,12 @@ def test_cleaned_by_the_path_of_its_source(source: Path) -> None:
     assert done.removed == (name,) and list_objects().entries == ()
 
 
+def test_it_is_no_arrays(source: Path) -> None:
+    name = release(make(source))
+    with pytest.raises(dsmem.UsageError, match="load_dataset"):
+        dsmem.attach(name)
+
+
 def test_kept(source: Path) -> None:
     name, store = release(make(source)), make_store()
     objects.keep(store, name, kept=True)
