@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from dsmem import errors
-from dsmem.config.resolve import resolve
 from dsmem.errors import DsmemError, LoadFailed, NoServer, ServerTimeout, UnsafeRoot
 from dsmem.server import frames, places
 from dsmem.server.frames import Decoder
@@ -34,7 +33,7 @@ def ask(request: Mapping[str, object], timeout_s: float = PATIENCE_S, *, where: 
     NoServer when nobody listens, ServerTimeout when no whole answer came in time, UnsafeRoot when another user's
     process listens. The wait for the answer is `timeout_s` as a whole.
     """
-    where = where if where is not None else places.find(resolve())
+    where = where if where is not None else _usual()
     deadline = time.monotonic() + timeout_s
     with _connected(where, deadline) as connection:
         try:
@@ -47,6 +46,12 @@ def ask(request: Mapping[str, object], timeout_s: float = PATIENCE_S, *, where: 
     if answer.get("ok") is not True:
         raise reported(answer)
     return answer
+
+
+def _usual() -> Places:
+    from dsmem.config.resolve import resolve  # the daemon needs none of it
+
+    return places.find(resolve())
 
 
 def peer_uid(connection: socket.socket) -> int:

@@ -11,11 +11,14 @@ import os
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dsmem import files, proc, settings
-from dsmem.config.resolve import ServerSettings
 from dsmem.errors import UnsafeRoot, UsageError
 from dsmem.store.root import SHARED_MEMORY, default_root
+
+if TYPE_CHECKING:
+    from dsmem.config.resolve import ServerSettings
 
 LOCK, STARTING, SOCKET, PID = "daemon.lock", "starting.lock", "daemon.sock", "daemon.pid"
 _LIMIT_BYTES = 4096
