@@ -54,6 +54,9 @@ class EpisodicDataset(Dataset[Sample]):
     spawned workers.
     """
 
+    _readers: Readers | None
+    """What this process reads with; None until it does."""
+
     def __init__(
         self,
         dataset_path_list: Sequence[str | os.PathLike[str]],
@@ -103,11 +106,12 @@ class EpisodicDataset(Dataset[Sample]):
             self._monitor.failed("pinned")
         self._placed = placed
         self._cache_bytes = _ceiling(_bytes(cache_bytes), limit_bytes, placed) if items else 0
-        self._start(None)
+        self._starting = threading.Lock()
+        readers = self._start(None)
         if use_shared_memory and preload_critical_data:
-            self._warm_first_frames()
+            self._warm_first_frames(readers)
         if cleanup_on_exit:
-            weakref.finalize(self, _let_go, os.getpid(), self._readers, placed.objects)
+            weakref.finalize(self, _let_go, os.getpid(), readers, placed.objects)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -195,27 +199,33 @@ class EpisodicDataset(Dataset[Sample]):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._start(None)
+        # It starts with the first sample: a spawned worker does not know its number before.
+        self._pid = 0
+        self._readers = None
+        self._starting = threading.Lock()
 
-    def _start(self, inherited: Readers | None) -> None:
+    def _start(self, inherited: Readers | None) -> Readers:
         """Begin to read in this process. What a fork inherited is kept and left alone: its handles are the parent's."""
         info = get_worker_info()
         shares = 1 if info is None else max(info.num_workers, 1)
         cache = ArrayCache(self._cache_bytes // shares) if inherited is None else inherited.cache.forked(shares)
         self._monitor.enter(None if info is None else info.id)
         self._local = threading.local()
-        self._starting = threading.Lock()
         self._inherited: list[Readers] = [*getattr(self, "_inherited", ()), *([inherited] if inherited else [])]
-        self._readers = Readers(self._files, self._ways, cache, self._monitor, self._placed.parts)
+        readers = Readers(self._files, self._ways, cache, self._monitor, self._placed.parts)
+        self._readers = readers
         self._reads = 0
         self._pid = os.getpid()
+        return readers
 
     def _here(self) -> Readers:
-        if self._pid != os.getpid():
-            with self._starting:  # forked from the main thread, which did not hold it
-                if self._pid != os.getpid():
-                    self._start(self._readers)
-        return self._readers
+        readers = self._readers
+        if readers is not None and self._pid == os.getpid():
+            return readers
+        with self._starting:  # forked from the main thread, which did not hold it
+            if self._readers is not None and self._pid == os.getpid():
+                return self._readers
+            return self._start(self._readers)
 
     def _place(self, index: int) -> tuple[int, int]:
         """(number of the episode, step in it) of a step of the whole."""
@@ -269,21 +279,21 @@ class EpisodicDataset(Dataset[Sample]):
         state = readers.cache.state
         self._monitor.note_cache(state.size_bytes, state.limit_bytes)
 
-    def _warm_first_frames(self) -> None:
+    def _warm_first_frames(self, readers: Readers) -> None:
         """The first frames of files that are not pinned whole, as long as a quarter of the cache takes them."""
-        cache = self._readers.cache
+        cache = readers.cache
         for number, file in enumerate(self._files):
             for episode in file.episodes:
                 if cache.state.size_bytes > cache.state.limit_bytes // 4:
                     return
-                reader = self._readers.file(number)
+                reader = readers.file(number)
                 if reader.is_pinned and file.path not in self._placed.parts:
                     break
                 for _, path in episode.images:
                     try:
                         reader.frame(path, 0)
                     except BadSource as exc:
-                        self._readers.passed_over("decoded", file.path, exc)
+                        readers.passed_over("decoded", file.path, exc)
 
 
 def _bytes(given: int | str | None) -> int | None:

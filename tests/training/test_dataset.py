@@ -265,7 +265,7 @@ def test_few_files_open(tmp_path: Path) -> None:
     dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, memory_map_cache_size=2)
     check_aloha(dataset, paths)
     assert len(os.listdir("/proc/self/fd")) - before <= 2 * 2 + 2
-    assert {key[0] for key in dataset._readers.cache._items} <= {3, 4}
+    assert {key[0] for key in dataset._here().cache._items} <= {3, 4}
 
 
 def test_old_names_and_misuse(tmp_path: Path) -> None:
