@@ -69,6 +69,6 @@ def holders(one: Entry) -> list[str]:
     return [f"{holder.pid} {holder.command}" for holder in one.holders]
 
 
-def count(number: int) -> str:
+def count(number: int, noun: str = "object") -> str:
     """'1 object', '3 objects'."""
-    return "1 object" if number == 1 else f"{number} objects"
+    return f"1 {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,12 @@
+"""`dsmem ckpt`: the commands that look at checkpoints, read them and check them."""
+
+from __future__ import annotations
+
+from dsmem.cli import ckpt_ls, commands
+
+app = commands.group(
+    "ckpt",
+    help="Look at checkpoints, read them, check them.",
+    examples=("dsmem ckpt ls step-1000/",),
+)
+commands.add(app, ckpt_ls.ls, examples=ckpt_ls.EXAMPLES)
