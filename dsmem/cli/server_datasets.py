@@ -10,8 +10,8 @@ from dsmem import units
 from dsmem.cli import server_rows
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Output
+from dsmem.cli.server_following import complain, follow
 from dsmem.cli.server_options import SampleLimit, Timeout, chosen, named, planned
-from dsmem.cli.server_start import complain, follow
 from dsmem.errors import NotPinned
 
 ADD_EXAMPLES = ("dsmem server add train=train.jsonl", "dsmem server add wiki=wikitext:wikitext-2-raw-v1/train")
