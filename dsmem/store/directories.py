@@ -96,6 +96,7 @@ def contents(path: str) -> Contents:
     name = os.path.basename(path)
     anchor, data = None, []
     try:
+        before = os.lstat(path)
         for relative, status in _walk(path):
             if relative == ANCHOR:
                 anchor = status
@@ -105,6 +106,8 @@ def contents(path: str) -> Contents:
         raise NotPinned(f"{name} is not in the store", target=name) from exc
     except OSError as exc:
         raise DamagedObject(f"{name} in the store can't be read: {exc.strerror}", name=name) from exc
+    if anchor is None and not files.names_inode(path, before):
+        raise NotPinned(f"{name} was removed from the store", target=name)
     if anchor is None or not stat.S_ISREG(anchor.st_mode) or anchor.st_uid != os.geteuid():
         raise DamagedObject(f"{name} in the store is a directory without an anchor", name=name)
     return Contents(anchor, tuple(data))
@@ -116,7 +119,7 @@ def read_anchor(path: str) -> Anchor:
     try:
         return Anchor.load(files.read_own(f"{path}/{ANCHOR}", _LIMIT_BYTES))
     except FileNotFoundError as exc:
-        if os.path.isdir(path):
+        if os.path.isdir(path) and not os.path.lexists(f"{path}/{ANCHOR}"):
             raise DamagedObject(f"{name} in the store is a directory without an anchor", name=name) from exc
         raise NotPinned(f"{name} is not in the store", target=name) from exc
     except (ValueError, UnsafeRoot, OSError) as exc:

@@ -105,12 +105,10 @@ def open_object(path: str, name: str) -> int:
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             directory = fd
             try:
-                fd = _open(ANCHOR, within=directory)
+                fd = _open_anchor(directory, path, name)
             finally:
                 os.close(directory)
     except FileNotFoundError as exc:
-        if os.path.isdir(path):
-            raise DamagedObject(f"{name} in the store is a directory without an anchor", name=name) from exc
         raise NotPinned(f"{name} is not in the store", target=name) from exc
     except OSError as exc:
         raise DamagedObject(f"{name} in the store can't be opened: {exc.strerror}", name=name) from exc
@@ -123,6 +121,15 @@ def open_object(path: str, name: str) -> int:
         os.close(fd)
         raise DamagedObject(f"{name} in the store has holes", name=name)
     return fd
+
+
+def _open_anchor(directory: int, path: str, name: str) -> int:
+    try:
+        return _open(ANCHOR, within=directory)
+    except FileNotFoundError as exc:
+        if files.names_inode(path, os.fstat(directory)):
+            raise DamagedObject(f"{name} in the store is a directory without an anchor", name=name) from exc
+        raise  # it was removed since it was opened; the name may lead to another one already
 
 
 def _open(path: str, *, within: int | None = None) -> int:

@@ -126,6 +126,8 @@ def _inspect_directory(store: Store, name: str, status: os.stat_result) -> Objec
         anchor = directories.read_anchor(path)
         directories.check(path, anchor)
     except DamagedObject as exc:
+        if not files.names_inode(path, status):
+            raise NotPinned(f"{name} was removed while it was looked at", target=name) from exc
         return replace(found, damaged=str(exc))
     return replace(found, kind=anchor.kind, provenance=anchor.provenance)
 
@@ -233,6 +235,8 @@ def remove(store: Store, name: str, *, force: bool = False, spare_kept: bool = F
         # The refs first: once the name is free, whoever pins the same again writes a ref that must stay.
         refs.drop_to(store, {name})
         return _take_away(path, status)
+    except NotPinned:  # another process has removed it by force
+        return False
     finally:
         os.close(fd)
 

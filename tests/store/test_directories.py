@@ -116,6 +116,24 @@ def test_what_is_removed_before_it_is_locked_is_not_leased(source: Path, monkeyp
         leases.lease(store, name)
 
 
+def test_what_is_replaced_while_it_is_opened_is_not_damaged(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, store = release(make(source)), make_store()
+    original = leases._open
+
+    def late(path: str, *, within: int | None = None) -> int:
+        fd = original(path, within=within)
+        if within is None:
+            monkeypatch.setattr(leases, "_open", original)
+            objects.remove(store, name)
+            release(make(source))
+        return fd
+
+    monkeypatch.setattr(leases, "_open", late)
+    with pytest.raises(dsmem.NotPinned):
+        leases.lease(store, name)
+    leases.lease(store, name).map.close()
+
+
 def test_a_mapped_data_file_holds_it(source: Path) -> None:
     """What was derived from a table and sent to another process maps its files, and has no lease."""
     name, store = release(make(source)), make_store()
