@@ -24,6 +24,7 @@ from dsmem import proc, units
 from dsmem.errors import BadSource, UsageError
 from dsmem.hdf5 import opening
 from dsmem.training import episodes, images, layouts, monitoring, placing
+from dsmem.training.batches import Row, Samples
 from dsmem.training.cache import ArrayCache
 from dsmem.training.episodes import Episode, EpisodeFile
 from dsmem.training.layouts import Layout, Names
@@ -119,12 +120,12 @@ class EpisodicDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Any:
         return self._sample(*self._place(index))
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
         """The samples of a batch, in its order; they are read in the order in which they lie in the files."""
         places = [self._place(index) for index in indices]
-        samples: list[Any] = [None] * len(places)
+        samples = Samples([None] * len(places))
         for where in sorted(range(len(places)), key=places.__getitem__):
-            samples[where] = self._sample(*places[where])
+            samples[where] = self._sample(*places[where], Row(samples.blocks, where, len(places)))
         return samples
 
     def get_language_instruction(self) -> str:
@@ -236,14 +237,14 @@ class EpisodicDataset(Dataset[Sample]):
         number = int(np.searchsorted(self._ends, place, side="right"))
         return number, place - (int(self._ends[number - 1]) if number else 0)
 
-    def _sample(self, number: int, step: int) -> Any:
+    def _sample(self, number: int, step: int, row: Row | None = None) -> Any:
         readers = self._here()
         file_number, episode = self._episodes[number]
         file = self._files[file_number]
         self._local.number = number
         try:
             reader: FileReader = readers.file(file_number)
-            sample = self._built(episode, step, reader.rows, reader.frame)
+            sample = self._built(episode, step, reader.rows, reader.frame, row)
         except (BadSource, OSError, MemoryError) as exc:
             readers.passed_over("fallback", file.path, exc)
             began = time.perf_counter()
@@ -257,8 +258,14 @@ class EpisodicDataset(Dataset[Sample]):
         return sample if self.transform is None else self.transform(sample)
 
     def _built(
-        self, episode: Episode, step: int, rows: Callable[[str, int, int], Any], frame: Callable[[str, int], Any]
+        self,
+        episode: Episode,
+        step: int,
+        rows: Callable[[str, int, int], Any],
+        frame: Callable[[str, int], Any],
+        row: Row | None = None,
     ) -> Sample:
+        place = (row if self.transform is None else None) or Row({}, 0, 1)
         stop = min(step + self.chunk_size, episode.steps)
         taken = np.asarray(rows(episode.action, step, stop), np.float32).reshape(stop - step, -1)
         action = np.zeros((self.chunk_size, taken.shape[1]), np.float32)
@@ -266,7 +273,7 @@ class EpisodicDataset(Dataset[Sample]):
         is_pad = np.arange(self.chunk_size) >= len(taken)
         state = [np.asarray(rows(path, step, step + 1), np.float32).reshape(-1) for path in episode.state]
         return {
-            "images": {camera: torch.from_numpy(np.array(frame(path, step))) for camera, path in episode.images},
+            "images": {camera: place.filled(camera, frame(path, step)) for camera, path in episode.images},
             "state": torch.from_numpy(np.concatenate(state)),
             "action": torch.from_numpy(action),
             "is_pad": torch.from_numpy(is_pad),

@@ -11,6 +11,7 @@ from torch import distributed
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dsmem.errors import UsageError
+from dsmem.training.batches import collate
 from dsmem.training.dataset import EpisodicDataset
 
 
@@ -53,7 +54,12 @@ def create_optimized_dataloader(
         raise UsageError(f"{batch_size=}, {num_workers=}: at least 1 and 0")
     place = _place(rank, world_size) if use_distributed else None  # before the work of making the dataset
     dataset = dataset_class(dataset_paths, camera_names, **(dataset_kwargs or {}))
-    options: dict[str, Any] = {"drop_last": drop_last, "num_workers": num_workers, **loader_kwargs}
+    options: dict[str, Any] = {
+        "drop_last": drop_last,
+        "num_workers": num_workers,
+        "collate_fn": collate,
+        **loader_kwargs,
+    }
     if place is not None:
         options["sampler"] = DistributedSampler(
             dataset, num_replicas=place[1], rank=place[0], shuffle=shuffle, seed=seed, drop_last=drop_last

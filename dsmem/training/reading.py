@@ -53,19 +53,18 @@ class Readers:
         self.cache = cache
         self._files = files
         self._ways = ways
-        self._monitor = monitor
         self._parts = parts
         self._lock = threading.Lock()
         self._pinned: OrderedDict[int, FileReader] = OrderedDict()
         self._others: OrderedDict[int, FileReader] = OrderedDict()
-        self._reasons: dict[str, None] = {}
+        self._notes = Notes(monitor)
         soft, _ = proc.rlimit_open_files()
         self._most_pinned = max((soft or 65536) // 4, 16)  # a map holds a descriptor
 
     @property
     def reasons(self) -> tuple[str, ...]:
         """Why sources were passed over, the first few."""
-        return tuple(self._reasons)
+        return tuple(self._notes.reasons)
 
     def file(self, number: int) -> FileReader:
         """The reader of a file, opened when it is first read from."""
@@ -75,7 +74,8 @@ class Readers:
                 if found is not None:
                     table.move_to_end(number)
                     return found
-        made = FileReader(number, self._files[number], self)
+        file = self._files[number]
+        made = FileReader(number, file, self._ways, self.cache, self._notes, self._parts.get(file.path))
         with self._lock:
             table, most = (self._pinned, self._most_pinned) if made.is_pinned else (self._others, self._ways.open_files)
             table[number] = made
@@ -96,26 +96,43 @@ class Readers:
 
     def passed_over(self, source: Source, path: str, exc: BaseException) -> None:
         """Count a failure, and say its reason once."""
-        self._monitor.failed(source)
+        self._notes.passed_over(source, path, exc)
+
+
+class Notes:
+    """Where the readers of a process count, and keep the reasons of what failed."""
+
+    def __init__(self, monitor: Monitor) -> None:
+        self.monitor = monitor
+        self.reasons: dict[str, None] = {}
+
+    def passed_over(self, source: Source, path: str, exc: BaseException) -> None:
+        """Count a failure, and say its reason once."""
+        self.monitor.failed(source)
         reason = f"{source}: {path}: {exc}"
-        if reason not in self._reasons and len(self._reasons) < _MOST_REASONS:
-            self._reasons[reason] = None
+        if reason not in self.reasons and len(self.reasons) < _MOST_REASONS:
+            self.reasons[reason] = None
             _log.warning("passed over %s", reason)
 
 
 class FileReader:
-    """One file in one process: asks its sources in turn."""
+    """One file in one process: asks its sources in turn.
 
-    def __init__(self, number: int, file: EpisodeFile, owner: Readers) -> None:
+    It does not know the `Readers`: a circle of references would keep a lease past its last user.
+    """
+
+    def __init__(
+        self, number: int, file: EpisodeFile, ways: Ways, cache: ArrayCache, notes: Notes, part: str | None
+    ) -> None:
         self._number = number
         self._about = file
-        self._owner = owner
-        self._monitor = owner._monitor
-        self._cache = owner.cache
+        self._notes = notes
+        self._monitor = notes.monitor
+        self._cache = cache
+        self._part = part
         self._lock = threading.Lock()
         self._refused: dict[Source, str] = {}
         self._opened: dict[str, Any] = {}
-        ways = owner._ways
         self._order: list[Source] = []
         if ways.pinned and self._open_pinned():
             self._order.append("pinned")
@@ -169,12 +186,12 @@ class FileReader:
 
     def _refuse(self, source: Source, exc: BaseException) -> None:
         self._refused[source] = str(exc) or type(exc).__name__
-        self._owner.passed_over(source, self._about.path, exc)
+        self._notes.passed_over(source, self._about.path, exc)
 
     def _open_pinned(self) -> bool:
         path = self._about.path
         try:
-            self._opened["pinned"] = PinnedRows(path, self._owner._parts.get(path))
+            self._opened["pinned"] = PinnedRows(path, self._part)
         except NotPinned as exc:
             _log.debug("%s: %s", path, exc)  # there was no room for it: no failure
             return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import pickle
@@ -15,10 +16,18 @@ import numpy as np
 import pytest
 import torch
 from episodes import CAMERAS, GZIP, check_aloha, write_aloha, write_encoded, write_robomimic
+from torch.utils.data import default_collate
 
 import dsmem
 from dsmem.errors import BrokenEpisodes, UsageError
-from dsmem.training import EpisodicDataset, OptimizedDataset, OptimizedEpisodicDataset, reading
+from dsmem.training import (
+    EpisodicDataset,
+    OptimizedDataset,
+    OptimizedEpisodicDataset,
+    SharedMemoryManager,
+    reading,
+)
+from dsmem.training.batches import collate
 
 STORAGE: dict[str, dict[str, Any]] = {
     "contiguous": {},
@@ -77,6 +86,37 @@ def test_samples_are_the_callers(tmp_path: Path) -> None:
     before = dataset[4]["images"]["top"].clone()
     dataset[4]["images"]["top"].zero_()
     assert torch.equal(dataset[4]["images"]["top"], before)
+
+
+def test_let_go_of_with_the_last_reference(tmp_path: Path) -> None:
+    """No circle of references keeps the lease until the garbage collector comes by."""
+    dataset = EpisodicDataset(made(tmp_path, GZIP), CAMERAS)
+    names = dataset.pinned_objects
+    assert dataset[3]["step"] == 3
+    gc.disable()
+    try:
+        del dataset
+        assert SharedMemoryManager().cleanup_all().removed == names
+    finally:
+        gc.enable()
+
+
+def test_collate_copies_no_frame_again(tmp_path: Path) -> None:
+    dataset = EpisodicDataset(made(tmp_path, GZIP), CAMERAS)
+    samples = dataset.__getitems__([4, 2, 13])
+    batch, plain = collate(samples), default_collate(list(samples))
+    assert list(batch) == list(plain) and list(batch["images"]) == list(plain["images"])
+    for camera in CAMERAS:
+        assert torch.equal(batch["images"][camera], plain["images"][camera])
+        assert batch["images"][camera].data_ptr() == samples[0]["images"][camera].data_ptr()
+    assert torch.equal(batch["action"], plain["action"])
+    assert batch["language_instruction"] == plain["language_instruction"]
+    cropped = dataset.__getitems__([4, 2])
+    for one in cropped:
+        one["images"] = {camera: image[:5] for camera, image in one["images"].items()}
+    assert collate(cropped)["images"]["top"].shape == (2, 5, 16, 3)
+    samples[1]["images"] = {camera: image * 0 for camera, image in samples[1]["images"].items()}
+    assert not collate(samples)["images"]["top"][1].any()  # what a hook changed is what is given
 
 
 def test_robomimic(tmp_path: Path) -> None:
