@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dsmem.cli import ckpt_ls, commands
+from dsmem.cli import ckpt_ls, ckpt_read, commands
 
 app = commands.group(
     "ckpt",
     help="Look at checkpoints, read them, check them.",
-    examples=("dsmem ckpt ls step-1000/",),
+    examples=(
+        "dsmem ckpt ls step-1000/",
+        "dsmem ckpt read step-1000/",
+    ),
 )
 commands.add(app, ckpt_ls.ls, examples=ckpt_ls.EXAMPLES)
+commands.add(app, ckpt_read.read, examples=ckpt_read.EXAMPLES)

@@ -95,6 +95,8 @@ def _hint_not_pinned(error: NotPinned, typed: Typed) -> str:
 
 
 def _hint_no_space(error: NoSpace, typed: Typed) -> str:
+    if typed.command == "dsmem ckpt read":
+        return f"read a part, the tensors of these names: {typed.again('--only', 'GLOB')}"
     if error.budget_bytes is not None:
         return "see what is in use, and what is kept: dsmem shm ls"
     if error.reclaimable_bytes > 0:
@@ -138,10 +140,17 @@ def _hint_checkpoint(error: CheckpointReadError, typed: Typed) -> str | None:
     return f"shows the tracebacks: DSMEM_DEBUG=1 {typed.again()}"
 
 
+def _hint_untrusted(error: UntrustedPickle, typed: Typed) -> str | None:
+    if typed.command in _NEVER_UNPICKLE:
+        return None
+    return f"only if you trust who made it: {typed.again('--trusted')}"
+
+
 def _hint_os(error: OSError, typed: Typed) -> str | None:
     return "see what is full: dsmem shm doctor" if error.errno in _FULL else None
 
 
+_NEVER_UNPICKLE = ("dsmem ckpt ls", "dsmem ckpt verify")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 
 TABLE: Mapping[type[BaseException], Rule] = {
@@ -157,7 +166,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
         IN_USE,
         lambda error, typed: f"see who writes it: lsof -- {quote(error.path)}" if error.path else None,
     ),
-    UntrustedPickle: Rule(ERROR, lambda error, typed: f"only if you trust who made it: {typed.again('--trusted')}"),
+    UntrustedPickle: Rule(ERROR, _hint_untrusted),
     CheckpointReadError: Rule(ERROR, _hint_checkpoint),
     Unsupported: Rule(ERROR, _hint_unsupported),
     NoSpace: Rule(NO_SPACE, _hint_no_space),

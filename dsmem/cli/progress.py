@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,30 @@ def bar(label: str, paths: Sequence[str]) -> Iterator[Bar]:
         yield shown
     finally:
         shown.close()
+
+
+@contextmanager
+def files(label: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for work that tells files done and files in all, from one thread."""
+    if not sys.stderr.isatty() or settings.read().no_progress:
+        yield lambda done, total: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+
+    described = TextColumn("{task.description}")
+    drawn: list[rich.progress.Progress] = []
+
+    def show(done: int, total: int) -> None:
+        if not drawn:
+            columns = (described, BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeElapsedColumn())
+            drawn.append(_started(label, columns))
+        drawn[0].update(drawn[0].task_ids[0], completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        for one in drawn:
+            one.stop()
 
 
 class Bar:
@@ -80,16 +104,25 @@ class Bar:
 
 
 def _draw(label: str) -> rich.progress.Progress:
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import TransferSpeedColumn as SpeedColumn
 
-    drawn = Progress(
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         DownloadColumn(binary_units=True),
         SpeedColumn(),
         TimeRemainingColumn(),
+    )
+    return _started(label, columns)
+
+
+def _started(label: str, columns: Sequence[rich.progress.ProgressColumn]) -> rich.progress.Progress:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    drawn = Progress(
+        *columns,
         console=Console(stderr=True),
         transient=True,
         redirect_stdout=False,  # results on stdout are data; `aside` makes room for them
