@@ -25,7 +25,7 @@ from dsmem.files import FileIdentity
 from dsmem.pinning import populating
 from dsmem.pinning.arrayfile import ArrayFile, as_array
 from dsmem.settings import PinMode
-from dsmem.store import leases, objects, obtain, refs
+from dsmem.store import directories, leases, objects, obtain, refs
 from dsmem.store.leases import Lease
 from dsmem.store.objects import PROVENANCE_KEY
 from dsmem.store.refs import Provenance
@@ -120,7 +120,9 @@ def _pin_and_attach(text: str, populate: bool) -> ArrayFile:
 
 
 def _attach_object(store: Store, name: str, filename: str | None, populate: bool) -> ArrayFile:
-    if os.path.isdir(store.object_path(name)):
+    path = store.object_path(name)
+    if os.path.isdir(path):
+        directories.read_anchor(path)
         raise UsageError(f"{name} is a dataset, which dsmem.load_dataset opens")
     return open_lease(store, leases.lease(store, name), None, filename, populate=populate)
 
