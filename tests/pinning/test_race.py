@@ -239,7 +239,7 @@ def test_a_waiting_process_takes_over_from_a_killed_loader(tmp_path: Path, store
 def test_those_who_wait_for_a_loader_that_fails_try_themselves(tmp_path: Path, store_root: Path) -> None:
     """One at a time: whoever comes while the second one loads waits for that."""
     path = settle(write_sample(tmp_path / "data.h5", 2 * MIB))
-    first, go, second, third = (tmp_path / name for name in ("first", "go", "second", "third"))
+    first, waits, go, second, third = (tmp_path / name for name in ("first", "waits", "go", "second", "third"))
 
     def fail() -> None:
         def stop(done_bytes: int, total_bytes: int) -> None:
@@ -251,7 +251,9 @@ def test_those_who_wait_for_a_loader_that_fails_try_themselves(tmp_path: Path, s
 
     def load_slowly() -> Seen:
         def report(done_bytes: int, total_bytes: int) -> None:
-            if threading.current_thread() is not threading.main_thread():  # its own load, not what it hears of another
+            if threading.current_thread() is threading.main_thread():
+                waits.touch()  # what it hears of another's load
+            else:
                 second.touch()
                 until_exists(third)
 
@@ -261,7 +263,7 @@ def test_those_who_wait_for_a_loader_that_fails_try_themselves(tmp_path: Path, s
     with started(fail) as loader:
         until_exists(first)
         with started(load_slowly) as waiting:
-            time.sleep(0.05)
+            until_exists(waits)
             go.touch()
             with pytest.raises(ArithmeticError):
                 loader.result()
