@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import hashlib
+import inspect
 import json
 import os
 import signal
@@ -18,10 +21,12 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from episodes import CAMERAS, GZIP, check_aloha, write_aloha
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import dsmem
-from dsmem import checkpoint
+from dsmem import checkpoint, training
+from dsmem.config import schema
 
 
 @pytest.fixture
@@ -350,3 +355,97 @@ def test_auto_start(server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert shared.dsmem_source == "shared" and shared.to_list() == plain.to_list()
     assert server_status()["running"]
     run("server", "stop")
+
+
+@pytest.fixture
+def robots(tmp_path: Path) -> list[Path]:
+    """Two episodes in the layout of ALOHA, gzip."""
+    return [write_aloha(tmp_path / f"episode_{n}.hdf5", steps=6 + n, seed=n, **GZIP) for n in range(2)]
+
+
+def test_flags_of_training_scripts(h5: Path) -> None:
+    """`--shared_memory`, `--preload`, `--cleanup_shm`, `--num_workers`, `--h5` → the same, from `add_arguments`."""
+    parser = training.add_arguments(argparse.ArgumentParser())
+    args = parser.parse_args(["--h5", str(h5)])
+    assert (args.shared_memory, args.preload, args.cleanup_shm, args.num_workers) == (False, True, False, 4)
+    assert training.open_from_args(args).source == "preloaded"
+    args = parser.parse_args(["--h5", str(h5), "--shared_memory", "--preload", "--num_workers", "2"])
+    with training.open_from_args(args) as file:
+        assert (file.source, args.num_workers) == ("pinned", 2)
+    with pytest.raises(SystemExit) as ended:
+        training.open_from_args(parser.parse_args(["--h5", str(h5), "--cleanup_shm"]))
+    assert ended.value.code == 0 and run("shm", "ls").splitlines()[1:] == []
+
+
+def test_optimized_episodic_dataset(robots: list[Path]) -> None:
+    """`OptimizedEpisodicDataset`, `OptimizedDataset` → `EpisodicDataset`; `memory_map_cache_size` is `cache_size`."""
+
+    class Mine(training.OptimizedEpisodicDataset):
+        def get_language_instruction(self) -> str:
+            return "fold the towel"
+
+        def _fallback_load_onestep(self, dataset_path: str, start_ts: int) -> Any:
+            return dataset_path, start_ts
+
+    assert training.OptimizedDataset is training.OptimizedEpisodicDataset is training.EpisodicDataset
+    dataset = Mine(robots, CAMERAS, use_shared_memory=True, memory_map_cache_size=50)
+    check_aloha(dataset, robots)
+    assert dataset[3]["language_instruction"] == "fold the towel"
+    assert Mine(robots, CAMERAS)._ways.open_files == schema.MemoryMapping().cache_size == 100
+
+
+def test_memory_mapped_hdf5_and_shared_memory_manager(h5: Path) -> None:
+    """`MemoryMappedHDF5` → `dsmem.File`; `SharedMemoryManager` → the store."""
+    with training.MemoryMappedHDF5(h5) as file:
+        assert file.source == "mapped"
+    manager = training.SharedMemoryManager()
+    name = manager.pin(h5).name
+    assert [one.name for one in manager.list()] == [name]
+    assert manager.cleanup(h5).removed == (name,)
+
+
+def test_sections_of_the_configuration(robots: list[Path]) -> None:
+    """`memory_mapping`, `shared_memory`, `dataloader` of dsmem.yaml → the same, with the constructors' defaults."""
+    mapping, sharing, loading = schema.MemoryMapping(), schema.SharedMemory(), schema.Dataloader()
+    assert (mapping.enabled, mapping.cache_size) == (True, 100)
+    assert (sharing.enabled, sharing.preload_critical_data) == (True, True)
+    options = dataclasses.asdict(loading)
+    assert options == {"num_workers": 4, "pin_memory": True, "persistent_workers": True, "prefetch_factor": 2}
+    ours = inspect.signature(training.create_optimized_dataloader).parameters
+    assert {name: ours[name].default for name in options} == options
+    taken = inspect.signature(training.EpisodicDataset.__init__).parameters
+    assert taken["use_shared_memory"].default is sharing.enabled
+    assert taken["memory_mapping"].default is mapping.enabled
+    assert taken["preload_critical_data"].default is sharing.preload_critical_data
+
+
+def test_create_optimized_dataloader(robots: list[Path]) -> None:
+    """`create_optimized_dataloader(paths, cameras, batch_size, num_workers, use_distributed)` → the same."""
+    loader, dataset = training.create_optimized_dataloader(robots, CAMERAS, 4, 0)
+    steps = sorted(
+        place for batch in loader for place in zip(batch["episode"].tolist(), batch["step"].tolist(), strict=True)
+    )
+    assert steps == [(0, step) for step in range(6)] + [(1, step) for step in range(7)]
+    assert isinstance(dataset, training.EpisodicDataset)
+    ranked, _ = training.create_optimized_dataloader(robots, CAMERAS, 4, 0, use_distributed=True, rank=0, world_size=2)
+    ranked.set_epoch(1)
+    assert sum(len(batch["step"]) for batch in ranked) == 7
+
+
+def test_print_performance_report(robots: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """`enable_monitoring=True`, `print_performance_report()` → the same; also `get_performance_report()`, a dict."""
+    dataset = training.EpisodicDataset(robots, CAMERAS, enable_monitoring=True)
+    check_aloha(dataset, robots)
+    dataset.print_performance_report()
+    shown = capsys.readouterr().out
+    assert "pinned" in shown and "p99" in shown and f"process {os.getpid()}: PSS" in shown
+    pinned = next(one for one in dataset.get_performance_report()["sources"] if one["source"] == "pinned")
+    assert pinned["reads"] == 4 * len(dataset) and pinned["p99_s"] > 0
+
+
+def test_train_with_shm() -> None:
+    """`train_with_shm.sh` → `examples/train_with_shm.sh`; `tests/training/test_arguments.py` runs it."""
+    script = Path(__file__).parents[1] / "examples" / "train_with_shm.sh"
+    assert os.access(script, os.X_OK)
+    text = script.read_text()
+    assert text.count("--shared-memory --loss") == 2 and text.count("wait ") == 2 and "--cleanup-shm" in text
