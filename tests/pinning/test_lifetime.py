@@ -41,6 +41,8 @@ def pinned(path: Path, store_root: Path) -> str:
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     """Memory comes back by reference counts alone."""
+    import torch  # noqa: F401 - importing it leaves circles, which may hold the frame that imported it
+
     gc.collect()
     gc.disable()
     yield
