@@ -9,9 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from dsmem.checkpoint.attaching import attach
     from dsmem.checkpoint.listing import Contents, contents
     from dsmem.checkpoint.loading import load
     from dsmem.checkpoint.parts import FileEntry, Part, TensorEntry
+    from dsmem.checkpoint.pinning import Pinned, pin
     from dsmem.checkpoint.reader import ParallelFileReader, ParallelFileSystemReader, ParallelReadMixin
     from dsmem.checkpoint.report import FileReport, ReadReport
 
@@ -25,8 +27,11 @@ _HOMES = {
     "Part": "dsmem.checkpoint.parts",
     "ReadReport": "dsmem.checkpoint.report",
     "TensorEntry": "dsmem.checkpoint.parts",
+    "Pinned": "dsmem.checkpoint.pinning",
+    "attach": "dsmem.checkpoint.attaching",
     "contents": "dsmem.checkpoint.listing",
     "load": "dsmem.checkpoint.loading",
+    "pin": "dsmem.checkpoint.pinning",
 }
 
 __all__ = [
@@ -37,10 +42,13 @@ __all__ = [
     "ParallelFileSystemReader",
     "ParallelReadMixin",
     "Part",
+    "Pinned",
     "ReadReport",
     "TensorEntry",
+    "attach",
     "contents",
     "load",
+    "pin",
 ]
 
 

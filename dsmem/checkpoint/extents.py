@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,8 +42,15 @@ class Done:
     failures: tuple[ReadFailure, ...] = ()
 
 
-def read(directory: Directory, extents: Sequence[Extent], *, workers: int, counting: Counting) -> list[ReadFailure]:
-    """Read all of them; returns what failed."""
+def read(
+    directory: Directory,
+    extents: Sequence[Extent],
+    *,
+    workers: int,
+    counting: Counting,
+    commit: Callable[[int], None] = lambda size_bytes: None,
+) -> list[ReadFailure]:
+    """Read all of them; returns what failed. `commit` gets the bytes of each task, in the calling thread."""
     failures: list[ReadFailure] = []
 
     def handle(done: Done) -> list[Task[Done]]:
@@ -51,6 +58,7 @@ def read(directory: Directory, extents: Sequence[Extent], *, workers: int, count
         for extent in done.extents:
             counting.file_bytes[extent.file] += extent.size_bytes
             counting.size_bytes += extent.size_bytes
+        commit(sum(extent.size_bytes for extent in done.extents))
         file = done.extents[0].file
         counting.busy_s[file] = counting.busy_s.get(file, 0.0) + done.elapsed_s
         counting.verified += done.verified

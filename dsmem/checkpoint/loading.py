@@ -6,13 +6,10 @@ import fnmatch
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 import torch
-from torch.distributed.checkpoint.metadata import MetadataIndex
-from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from dsmem.checkpoint import extents, formats, listing, reading, safetensors_files, torch_files
+from dsmem.checkpoint import dcp, extents, formats, listing, reading, safetensors_files, torch_files
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.direct import Verify
 from dsmem.checkpoint.extents import Extent
@@ -49,7 +46,7 @@ def load(
     """
     choosing.check(workers)
     found = formats.detect(path)
-    chosen = _chooser(only)
+    chosen = chooser(only)
     if found.format == "dcp":
         loaded = _load_dcp(found, chosen, workers, io, verify, sequential_below, trusted, progress, report)
     else:
@@ -60,28 +57,12 @@ def load(
     return {name: tensor.to(device) for name, tensor in loaded.items()}
 
 
-def _chooser(only: str | Iterable[str] | None) -> Callable[[str], bool]:
+def chooser(only: str | Iterable[str] | None) -> Callable[[str], bool]:
+    """Whether a name is wanted: it matches one of the globs, or there are none."""
     if only is None:
         return lambda name: True
     globs = [only] if isinstance(only, str) else list(only)
     return lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in globs)
-
-
-class _IntoNew:
-    """The planner of a read whose destinations are new tensors."""
-
-    def __init__(self, tensors: Tensors) -> None:
-        self._tensors = tensors
-
-    def resolve_tensor(self, read_item: ReadItem) -> torch.Tensor:
-        tensor = self._tensors[read_item.dest_index.fqn]
-        for axis, (start, length) in enumerate(zip(read_item.dest_offsets, read_item.lengths, strict=True)):
-            if length != tensor.size(axis):
-                tensor = tensor.narrow(axis, start, length)
-        return tensor
-
-    def commit_tensor(self, read_item: ReadItem, tensor: torch.Tensor) -> None:
-        return
 
 
 def _load_dcp(
@@ -104,28 +85,8 @@ def _load_dcp(
     listed, _, _ = listing.of_metadata(metadata, os.path.join(found.directory, formats.METADATA))
     entries = [entry for entry in listed if chosen(entry.name)]
     tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
-    items = []
-    for entry in entries:
-        listing.check_cover(entry)
-        for number, part in enumerate(entry.parts):
-            index = MetadataIndex(entry.name, part.starts, number)
-            if index not in metadata.storage_data:
-                index = MetadataIndex(entry.name)
-            at = torch.Size(part.starts)
-            items.append(
-                ReadItem(
-                    type=LoadItemType.TENSOR,
-                    dest_index=index,
-                    dest_offsets=at,
-                    storage_index=index,
-                    storage_offsets=torch.Size([0] * len(part.shape)),
-                    lengths=torch.Size(part.shape),
-                )
-            )
-    reader.set_up_storage_reader(metadata, True)
-    planner: Any = _IntoNew(tensors)
     try:
-        reader.read_data_with_progress(LoadPlan(items), planner, progress)
+        dcp.read(reader, metadata, entries, tensors, files_progress=progress)
     finally:
         if reader.last_report is not None:
             report(reader.last_report)

@@ -62,3 +62,13 @@ def _entry(file: str, name: str, raw: object, parsed: header.Header) -> TensorEn
 @cache
 def _dtypes() -> dict[str, torch.dtype]:
     return {code: getattr(torch, name) for code, name in _DTYPES.items() if hasattr(torch, name)}
+
+
+def code_of(dtype: torch.dtype) -> str | None:
+    """The dtype as safetensors writes it; None for one that it lacks."""
+    return next((code for code, known in _dtypes().items() if known == dtype), None)
+
+
+def dtype_of(code: str) -> torch.dtype:
+    """The inverse; raises KeyError."""
+    return _dtypes()[code]

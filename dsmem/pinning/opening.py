@@ -27,7 +27,7 @@ from dsmem.pinning.arrayfile import ArrayFile, as_array
 from dsmem.settings import PinMode
 from dsmem.store import directories, leases, objects, obtain, refs
 from dsmem.store.leases import Lease
-from dsmem.store.objects import PROVENANCE_KEY
+from dsmem.store.objects import KIND_KEY, PROVENANCE_KEY
 from dsmem.store.refs import Provenance
 from dsmem.store.root import Store, make_store, open_store
 
@@ -141,6 +141,9 @@ def open_lease(
     except (DamagedObject, ValueError, KeyError) as exc:
         held.map.close()  # else the error's traceback would hold the lease, and nobody could remove the object
         raise DamagedObject(f"{held.name} in the store is damaged: {exc}", name=held.name) from exc
+    if header.metadata.get(KIND_KEY) == "checkpoint":
+        held.map.close()
+        raise UsageError(f"{held.name} is a checkpoint, which dsmem.checkpoint.attach opens")
     array = as_array(held.map)
     contents = TreeContents(header, array, "pinned", f"pinned as {held.name}", label=filename or held.name)
     return ArrayFile(

@@ -182,7 +182,8 @@ class PinRequest:
 
 def obtain_file(store: Store, request: PinRequest, progress: Progress) -> tuple[Obtained, tuple[Refusal, ...]]:
     """The leased object of a file, pinned if need be; and what was left out of it."""
-    _check_name_free(store, request)
+    if request.name is not None:
+        refs.check_free(store, request.name, request.path)
     fd = digest.open_source(request.path)
     try:
         found = _already(store, request, FileIdentity.of(os.fstat(fd)))
@@ -305,16 +306,6 @@ def _hash_now(request: PinRequest, fd: int, ref: Ref) -> str:
     if request.hash_cache:
         cache.remember(identity, request.algo, hexdigest)
     return hexdigest
-
-
-def _check_name_free(store: Store, request: PinRequest) -> None:
-    if request.name is None:
-        return
-    there = refs.find_name(store, request.name)
-    if there is None or there.provenance.source == request.path:
-        return
-    if os.path.exists(store.object_path(there.object)):
-        raise UsageError(f"the name {request.name!r} is taken by {there.provenance.source}")
 
 
 def _unsupported(path: str, refusals: Sequence[Refusal]) -> Unsupported:

@@ -36,7 +36,7 @@ class SourceState:
     """A file that an object was made from, and what has become of it since."""
 
     path: str
-    """Real path; of a table the one local path it was made from, or what people call it (`sources.label`)."""
+    """Real path; of tables and checkpoints the local path they were made from, or their name (`sources.label`)."""
     state: State
     """'same' = the object is what the file holds now; 'unknown' = the file can't be looked at."""
     partial: bool
@@ -168,7 +168,7 @@ def _origins(found: Object, led: Iterable[Ref]) -> list[Provenance]:
 def _state(made: Provenance, statuses: dict[str, FileIdentity | State]) -> State:
     """`statuses` remembers what each path is now: one stat a path."""
     if made.source not in statuses:
-        statuses[made.source] = _table_now(made.source) if sources.is_table(made.source) else _now(made.source)
+        statuses[made.source] = _request_now(made.source) if sources.is_request(made.source) else _now(made.source)
     now = statuses[made.source]
     if isinstance(now, FileIdentity):
         return "same" if now == made.identity else "changed"
@@ -184,7 +184,7 @@ def _now(path: str) -> FileIdentity | State:
         return "unknown"
 
 
-def _table_now(source: str) -> FileIdentity | State:
+def _request_now(source: str) -> FileIdentity | State:
     """What a hub holds now is not asked for here."""
     if not sources.local_paths(source):
         return "unknown"

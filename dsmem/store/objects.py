@@ -18,6 +18,8 @@ from dsmem.store.refs import Provenance
 from dsmem.store.root import Store
 
 PROVENANCE_KEY = "dsmem.provenance"
+KIND_KEY = "dsmem.kind"
+"""In `__metadata__`, of files that are not 'arrays'."""
 TRASH_PREFIX = ".trash-"
 MODE = 0o400
 """Of a published object."""
@@ -40,7 +42,7 @@ class Object:
     kept: bool = False
     """Never evicted, and cleaned only when it is named."""
     kind: str = "arrays"
-    """'arrays' is a file, 'dataset' a directory."""
+    """'arrays' and 'checkpoint' are files, 'dataset' is a directory."""
     inodes: frozenset[tuple[int, int]] = frozenset()
     """The files (dev, ino) that only a process which holds this object maps or locks."""
 
@@ -102,7 +104,8 @@ def _inspect(store: Store, name: str, status: os.stat_result) -> Object:
         return replace(found, damaged=str(exc))
     if parsed.metadata.get(header.DATA_BYTES_KEY) != str(parsed.data_bytes):
         return replace(found, damaged="its size is not the one it was published with")
-    return replace(found, size_bytes=status.st_size, provenance=provenance)
+    kind = parsed.metadata.get(KIND_KEY, found.kind)
+    return replace(found, size_bytes=status.st_size, provenance=provenance, kind=kind)
 
 
 def _bare(name: str, status: os.stat_result, size_bytes: int) -> Object:

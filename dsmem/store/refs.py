@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from dsmem import files
+from dsmem.errors import UsageError
 from dsmem.files import FileIdentity
-from dsmem.store import names
+from dsmem.store import names, sources
 from dsmem.store.root import Store
 
 _LIMIT_BYTES = 1 << 20
@@ -91,6 +92,15 @@ def find_source(store: Store, source: str, selection: str) -> Ref | None:
 def find_name(store: Store, name: str) -> Ref | None:
     """The ref of a given name."""
     return _read(f"{store.refs}/{name_file(name)}") if "/" not in name else None
+
+
+def check_free(store: Store, name: str, source: str) -> None:
+    """Raise UsageError for a name that leads to an object of another source."""
+    there = find_name(store, name)
+    if there is None or there.provenance.source == source:
+        return
+    if os.path.exists(store.object_path(there.object)):
+        raise UsageError(f"the name {name!r} is taken by {sources.label(there.provenance.source)}")
 
 
 def write(store: Store, ref: Ref) -> None:

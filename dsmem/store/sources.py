@@ -1,7 +1,8 @@
-"""What a table was made from: a text that names the request, and local files whose change is seen by stat.
+"""What an object was made from: a text that names the request, and local files whose change is seen by stat.
 
-A plain source is the real path of one file; a table's begins with `dataset:` and holds canonical JSON. Every text in it
-that begins with `/` is a local file, a directory, or a pattern: no library is asked what they mean.
+A plain source is the real path of one file; a table's begins with `dataset:`, that of a checkpoint in many files with
+`checkpoint:`, and canonical JSON follows. Every text in it that begins with `/` is a local file, a directory, or a
+pattern: no library is asked what they mean.
 """
 
 from __future__ import annotations
@@ -17,24 +18,34 @@ from dsmem.errors import SourceMissing
 from dsmem.files import FileIdentity
 
 PREFIX = "dataset:"
+CHECKPOINT = "checkpoint:"
 _PLACES = ("path", "data_dir", "data_files")
 _STATE = "state.json"
 """A directory that holds it was written by save_to_disk; caches of `.map` lie beside the data there."""
 _BITS = (1 << 63) - 1
 
 
-def is_table(source: str) -> bool:
-    """Whether it is the source of a table, not the path of one file."""
-    return source.startswith(PREFIX)
+def is_request(source: str) -> bool:
+    """Whether it names a request by a text, and is not the path of one file."""
+    return source.startswith((PREFIX, CHECKPOINT))
+
+
+def checkpoint(path: str, files: Sequence[str]) -> str:
+    """The source of a checkpoint in many files: its directory or its index, and the files that these alone don't tell.
+
+    All are real paths.
+    """
+    record = {"data_files": list(files), "path": path}
+    return CHECKPOINT + json.dumps(record, separators=(",", ":"), ensure_ascii=False)
 
 
 @lru_cache(maxsize=256)
 def local_paths(source: str) -> tuple[str, ...]:
     """The local files, directories and patterns that a source names; () for data that lies elsewhere."""
-    if not is_table(source):
+    if not is_request(source):
         return (source,)
     try:
-        record = json.loads(source.removeprefix(PREFIX))
+        record = json.loads(source.removeprefix(PREFIX).removeprefix(CHECKPOINT))
     except (ValueError, RecursionError):
         return ()
     if not isinstance(record, dict):
@@ -46,6 +57,8 @@ def local_paths(source: str) -> tuple[str, ...]:
 def label(source: str) -> str:
     """How people know a source: the path where it is one, a hub's name where it is that."""
     paths = local_paths(source)
+    if source.startswith(CHECKPOINT):
+        return paths[0] if paths else source
     if len(paths) == 1:
         return paths[0]
     if paths:
@@ -61,7 +74,9 @@ def label(source: str) -> str:
 
 
 def identity(source: str, *, revision: str = "") -> FileIdentity:
-    """Of a table's source as it is now: it changes with the size, mtime or inode of any local file, or their number.
+    """Of a source that names a request, as it is now.
+
+    It changes with the size, mtime or inode of any local file, or their number.
 
     For data elsewhere it is fixed by the `revision` that was found there. It is never that of a plain file (dev 0).
     Raises SourceMissing when a file is not there, or a pattern matches none.
