@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 
 from dsmem import units
-from dsmem.bench import machine, sizes, sources
+from dsmem.bench import machine, peer, sizes, sources
 from dsmem.bench.cases import CASES
 from dsmem.bench.harness import Comparison, measure
 from dsmem.bench.machine import Speeds
@@ -34,19 +34,24 @@ def run(
     file: str | None = None,
     size_bytes: int | None = None,
     runs: int = DEFAULT_RUNS,
+    peers: Sequence[str] = (),
     show: Callable[[Case, Compared], None] | None = None,
     say: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Report:
     """Run the cases of these names (none = all) on `file`, or on a file that is made.
 
-    Without a size it is chosen so that the run ends within a minute. Callbacks: `show` gets each comparison once it is
-    complete, `say` what is being done, `warn` what is less than was asked for. Raises UsageError, NoSpace,
-    ResultsDiffer, and what reading and pinning the file raise.
+    Without a size it is chosen so that the run ends within a minute, but for `peers`: other tools, NAME=PYTHON, each in
+    an environment of its own. Callbacks: `show` gets each comparison once it is complete, `say` what is being done,
+    `warn` what is less than was asked for. Raises UsageError, NoSpace, ResultsDiffer, PeerFailed, and what reading and
+    pinning the file raise.
     """
     began = time.monotonic()
     cases = _chosen(names, file)
     _check(file, size_bytes, runs)
+    if peers and not any(case.takes_peers for case in cases):
+        raise UsageError(f"only {', '.join(case.name for case in CASES if case.takes_peers)} takes peers")
+    found = peer.find(peers)
     hurried = file is None and size_bytes is None
     notes: list[str] = []
 
@@ -70,7 +75,7 @@ def run(
             source = _users_file(file)
             size = Size(source.data_bytes, source.data_bytes)
             _require(cases, place, size)
-        bench = Workbench(place, source, size.size_bytes, 1 if hurried else runs, note)
+        bench = Workbench(place, source, size.size_bytes, 1 if hurried else runs, note, found)
         end = began + _DEADLINE_S if hurried else float("inf")
         results = []
         for index, case in enumerate(cases):
@@ -108,7 +113,7 @@ def _run_case(
                 say(f"{case.name}: {comparison.title}")
             if isinstance(comparison, Comparison):
                 one = measure(comparison, runs=runs, deadline=deadline)
-                fewest = min(fewest, one.runs)
+                fewest = fewest if comparison.rounds is not None else min(fewest, one.runs)
             else:
                 one = comparison
             if show is not None:

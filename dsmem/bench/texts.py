@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
+END = "<|endoftext|>"
 _DOCUMENT_CHARACTERS = 4000
 """About what a page of the web holds, so that documents are as many as they would be."""
 _SMALL_BYTES = 16 << 20
@@ -38,19 +39,18 @@ def train_tokenizer(path: Path, texts: list[str], size_bytes: int) -> int:
     """A byte-level BPE of 32,768 tokens (4,096 for less than 16 MiB of text) as a tokenizer.json; returns its end."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    end = "<|endoftext|>"
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=32_768 if size_bytes >= _SMALL_BYTES else 4_096,
-        special_tokens=[end],
+        special_tokens=[END],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(islice(texts, _TRAINING_BYTES // _DOCUMENT_CHARACTERS), trainer)
     tokenizer.save(str(path))
-    number = tokenizer.token_to_id(end)
+    number = tokenizer.token_to_id(END)
     assert number is not None
     return number
 

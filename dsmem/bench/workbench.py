@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dsmem.bench import sources
 from dsmem.bench.harness import Comparison
+from dsmem.bench.peer import Peer
 from dsmem.bench.results import Compared
 from dsmem.bench.scratch import Scratch
 from dsmem.bench.sizes import Need
@@ -31,6 +32,8 @@ class Workbench:
     """How often each contender is measured, for what measures itself."""
     note: Callable[[str], None] = _silent
     """Told what is left out, and why."""
+    peers: tuple[Peer, ...] = ()
+    """Tools in environments of their own, to be measured beside dsmem."""
 
     def new_file(self, name: str) -> Path:
         """A path for a file of this run; whoever makes it removes it when it is large."""
@@ -66,3 +69,5 @@ class Case:
     """Its number of rounds, whatever number of runs is asked for."""
     takes_file: bool = True
     """Whether it measures the user's file; else it makes what it measures."""
+    takes_peers: bool = False
+    """Whether tools in environments of their own do the same."""

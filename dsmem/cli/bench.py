@@ -21,6 +21,7 @@ EXAMPLES = (
     "dsmem bench",
     "dsmem bench pin attach --size 4GiB --runs 9",
     "dsmem bench read --file train.h5",
+    "dsmem bench tokenize --peer datatrove=peers/datatrove/bin/python",
     "dsmem bench --json > bench.json",
 )
 
@@ -76,6 +77,12 @@ def bench(
         typer.Option("--size", metavar="SIZE", help="How much data to make; else what a minute allows, up to 1GiB."),
     ] = None,
     runs: Annotated[int, typer.Option("--runs", metavar="N", help="How often each is measured.")] = 5,
+    peer: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--peer", metavar="NAME=PYTHON", help="Also measure datatrove or megatron, which that interpreter has."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Measure dsmem beside what people do without it.
@@ -92,6 +99,7 @@ def bench(
         file=file,
         size_bytes=None if size is None else units.parse_bytes(size),
         runs=runs,
+        peers=peer or (),
         show=(lambda case, compared: _show(out, case, compared)) if out.terminal else None,
         say=say,
         warn=out.warning,

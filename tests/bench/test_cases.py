@@ -33,7 +33,7 @@ ROLES = {
     "read": ["dsmem", "dsmem", "recipe", "limit"],
     "tokens": ["dsmem", "recipe", "limit"],
     "ckpt": ["dsmem", "recipe", "recipe", "limit"],
-    "tokenize": ["dsmem", "recipe", "limit"],
+    "tokenize": ["dsmem", "dsmem", "recipe", "limit"],
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {

@@ -143,6 +143,7 @@ def test_bench_shrinks_and_says_so(little_memory: None, dsmem: Dsmem) -> None:
         (["hash", "--runs", "0"], 2),
         (["hash", "--size", "1MiB", "--file", "x.h5"], 2),
         (["hash", "--file", "none.h5"], 3),
+        (["tokenize", "--peer", "nanogpt=python"], 2),
     ],
 )
 def test_bench_misuse(arguments: list[str], exit_code: int, dsmem: Dsmem) -> None:

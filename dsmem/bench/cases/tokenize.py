@@ -1,4 +1,7 @@
-"""Text to a token file: against nanoGPT's way, and against the engine alone, which reads and writes nothing."""
+"""Text to a token file: against nanoGPT's way, and against the engine alone, which reads and writes nothing.
+
+Peers, where there are any, are whole processes; so dsmem stands here as one, too.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,9 @@ import numpy as np
 
 import dsmem
 from dsmem import parallel, proc
-from dsmem.bench import recipes, sources, texts
+from dsmem.bench import peer, recipes, sources, texts
 from dsmem.bench.harness import Comparison, Contender
+from dsmem.bench.peer import Peer
 from dsmem.bench.recipes import Array
 from dsmem.bench.sizes import Need
 from dsmem.bench.workbench import Case, Effort, Workbench
@@ -37,7 +41,7 @@ class Encoded:
 
 def compare(bench: Workbench) -> Generator[Comparison]:
     """One comparison; every turn has a directory of its own, which is removed after it."""
-    text, tokenizer = bench.new_file("text.jsonl"), bench.new_file("tokenizer.json")
+    text, tokenizer, parts = (bench.new_file(name) for name in ("text.jsonl", "tokenizer.json", "parts"))
     documents = texts.documents(max(bench.size_bytes // _SHARE, 1))
     size_bytes = sum(len(one.encode()) for one in documents)
     texts.write_jsonl(text, documents)
@@ -48,6 +52,13 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         "dsmem",
         lambda place: dsmem.tokenize(str(text), place / "out.bin", tokenizer=str(tokenizer)),
         answer=lambda done: digest(read(done.outputs[0].path)),
+        around=partial(directory, bench.place.files),
+    )
+    process = Contender(
+        "dsmem tokenize, as a process",
+        "dsmem",
+        lambda place: as_process(text, tokenizer, place / "out.bin"),
+        answer=lambda path: digest(read(str(path))),
         around=partial(directory, bench.place.files),
     )
     recipe = Contender(
@@ -63,12 +74,45 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         engine(str(tokenizer), documents),
         answer=lambda found: digest(with_ends(found, end)),
     )
+    others = [beside(one, text, parts, tokenizer, bench.place.files) for one in bench.peers]
+    left_out = peer.without(bench.peers)
+    if left_out is not None:
+        bench.note(f"tokenize: {left_out}")
     try:
+        if any(one.tool.takes_parts for one in bench.peers):
+            write_parts(parts, documents, proc.usable_cpus())
         title = f"{len(documents):,} documents of a .jsonl, a byte-level BPE"
-        yield Comparison(title, size_bytes, [ours, recipe, limit])
+        yield Comparison(title, size_bytes, [ours, process, recipe, *others, limit])
     finally:
         text.unlink()
         tokenizer.unlink()
+        shutil.rmtree(parts, ignore_errors=True)
+
+
+def as_process(text: Path, tokenizer: Path, out: Path) -> Path:
+    """The same on the command line."""
+    peer.run_dsmem("tokenize", str(text), "-o", str(out), "--tokenizer", str(tokenizer))
+    return out
+
+
+def beside(other: Peer, text: Path, parts: Path, tokenizer: Path, above: Path) -> Contender:
+    """A peer, on every core. It reads the same text, in as many files as there are cores where it wants that."""
+    source = parts if other.tool.takes_parts else text
+    return Contender(
+        other.name,
+        "recipe",
+        lambda place: other.tokenize(source, tokenizer, texts.END, place, proc.usable_cpus()),
+        answer=lambda files: digest(Encoded(*other.tool.read(files))),
+        around=partial(directory, above),
+    )
+
+
+def write_parts(place: Path, documents: list[str], files: int) -> None:
+    """The documents, in order, in at most that many files."""
+    place.mkdir()
+    each = -(-len(documents) // files)
+    for number, first in enumerate(range(0, len(documents), each)):
+        texts.write_jsonl(place / f"{number:05d}.jsonl", documents[first : first + each])
 
 
 @contextmanager
@@ -123,7 +167,7 @@ def read(path: str) -> Encoded:
 
 def digest(encoded: Encoded) -> str:
     """Equal for equal ids in equal documents."""
-    return sources.content_digest({"ids": encoded.ids.astype(np.uint16), "ends": encoded.ends})
+    return sources.content_digest({"ids": encoded.ids.astype(np.uint32), "ends": encoded.ends})
 
 
 CASE = Case(
@@ -131,6 +175,7 @@ CASE = Case(
     "text becomes tokens as fast as the engine encodes",
     compare,
     need=Need(memory=0.6, shared=0.01, files=0.5),
-    effort=Effort(md5=5, fill=0, copy=0.5, fixed_s=8.0),
+    effort=Effort(md5=5, fill=0, copy=0.5, fixed_s=12.0),
     takes_file=False,
+    takes_peers=True,
 )
