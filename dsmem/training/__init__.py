@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsmem.training.arguments import add_arguments, open_from_args
+    from dsmem.training.batches import collate
     from dsmem.training.dataset import EpisodicDataset, OptimizedDataset, OptimizedEpisodicDataset
     from dsmem.training.layouts import Layout
     from dsmem.training.loaders import EpisodicLoader, create_optimized_dataloader
@@ -24,6 +25,7 @@ _HOMES = {
     "OptimizedEpisodicDataset": "dataset",
     "SharedMemoryManager": "older",
     "add_arguments": "arguments",
+    "collate": "batches",
     "create_optimized_dataloader": "loaders",
     "open_from_args": "arguments",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "OptimizedEpisodicDataset",
     "SharedMemoryManager",
     "add_arguments",
+    "collate",
     "create_optimized_dataloader",
     "open_from_args",
 ]

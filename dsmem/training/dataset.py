@@ -11,8 +11,8 @@ import operator
 import os
 import threading
 import time
-import weakref
 from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.util import Finalize
 from typing import Any
 
 import h5py
@@ -112,7 +112,8 @@ class EpisodicDataset(Dataset[Sample]):
         if use_shared_memory and preload_critical_data:
             self._warm_first_frames(readers)
         if cleanup_on_exit:
-            weakref.finalize(self, _let_go, os.getpid(), readers, placed.objects)
+            # After the workers: multiprocessing ends what is left of them before it comes to negative priorities.
+            Finalize(self, _let_go, (readers, placed.objects), exitpriority=-10)
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -317,11 +318,10 @@ def _ceiling(given: int | None, limit: int | None, placed: placing.Placed) -> in
     return ceiling if limit is None else min(ceiling, max(limit - placed.size_bytes, 0))
 
 
-def _let_go(pid: int, readers: Readers, names: Sequence[str]) -> None:
-    """Drop this process's leases and remove what nobody holds then; in a forked child the objects are the parent's."""
-    if pid == os.getpid():
-        readers.close()
-        placing.remove(names)
+def _let_go(readers: Readers, names: Sequence[str]) -> None:
+    """Drop this process's leases and remove what nobody holds then. Finalize calls it in no forked child."""
+    readers.close()
+    placing.remove(names)
 
 
 OptimizedEpisodicDataset = EpisodicDataset

@@ -21,7 +21,7 @@ Source = Literal["pinned", "mapped", "cache", "decoded", "h5py", "fallback"]
 SOURCES: tuple[Source, ...] = ("pinned", "mapped", "cache", "decoded", "h5py", "fallback")
 """Shared memory; pages of the file; decoded before; decoded now; through h5py; by `_fallback_load_onestep`."""
 PROCESSES = 128
-"""Rows: the main process, then the workers by number; further ones share the last."""
+"""Rows: the process that made the dataset, then the workers by number; all others share the last."""
 _READS, _BYTES, _FAILURES, _FIRST_BUCKET = 0, 1, 2, 3
 _BUCKETS = 96
 _LEAST_S = 1e-6
@@ -76,6 +76,7 @@ class Monitor:
         self._counts = _shared(PROCESSES, len(SOURCES), _FIRST_BUCKET + (_BUCKETS if enabled else 0))
         self._states = _shared(PROCESSES, 3)
         self._row = 0
+        self._maker = os.getpid()
         self._begin()
 
     def _begin(self) -> None:
@@ -83,8 +84,11 @@ class Monitor:
         self._state: Any = self._states.numpy()[self._row]
 
     def enter(self, worker: int | None) -> None:
-        """Count in the row of a DataLoader's worker; None = the main process."""
-        self._row = 0 if worker is None else min(worker + 1, PROCESSES - 1)
+        """Count in the row of a DataLoader's worker; None = this is none."""
+        if worker is None:
+            self._row = 0 if os.getpid() == self._maker else PROCESSES - 1
+        else:
+            self._row = min(worker + 1, PROCESSES - 1)
         self._begin()
         self._state[_PID] = os.getpid()
 
@@ -128,7 +132,7 @@ class Monitor:
         return Report(sources, processes, history, at_hand / total if total else None, reasons)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"enabled": self.enabled, "_counts": self._counts, "_states": self._states, "_row": self._row}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_mine", "_state")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

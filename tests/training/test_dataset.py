@@ -6,6 +6,8 @@ import gc
 import json
 import os
 import pickle
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -269,6 +271,20 @@ def test_cleanup_on_exit(tmp_path: Path, store_root: Path) -> None:
     assert len(list((store_root / "objects").iterdir())) == 2
     del dataset, check
     assert [one.name for one in (store_root / "objects").iterdir()] == list(kept.pinned_objects)
+
+
+def test_cleanup_on_exit_with_workers_still_there(tmp_path: Path, store_root: Path) -> None:
+    """The workers that persist hold leases of their own when the main process comes to its end."""
+    code = (
+        "import sys\nfrom dsmem.training import create_optimized_dataloader\n"
+        "loader, dataset = create_optimized_dataloader(\n"
+        "    sys.argv[1:], ['top'], 4, 1, dataset_kwargs={'cleanup_on_exit': True})\n"
+        "print(sum(len(batch['step']) for batch in loader), len(dataset.pinned_objects))\n"
+    )
+    command = [sys.executable, "-c", code, *map(str, made(tmp_path, GZIP))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split() == ["19", "2"]
+    assert list((store_root / "objects").iterdir()) == []
 
 
 def test_pickled_and_forked(tmp_path: Path) -> None:
