@@ -99,26 +99,30 @@ def place(
     except (DsmemError, OSError) as exc:
         _log.warning("done without shared memory: %s", exc)
         return Placed(failures={one.path: str(exc) for one in files})
-    there = frozenset(one.path for one in files if is_there(store, one.path))
+    there = {one.path: found for one in files if (found := _attached(store, one.path)) is not None}
     if memory_limit is not None:
-        held = sum(_size_bytes(one) for one in files if one.path in there)
+        held = sum(size_bytes for _, size_bytes in there.values())
         room_bytes = min(room_bytes, max(memory_limit - held, 0))
-    return _pin(plan(files, room_bytes, critical=critical, there=there), progress)
+    return _pin(plan(files, room_bytes, critical=critical, there=frozenset(there)), there, progress)
 
 
-def is_there(store: Store, path: str) -> bool:
-    """Whether all of a file is pinned, as it is now."""
+def _attached(store: Store, path: str) -> tuple[str, int] | None:
+    """The object that holds all of a file, as the file is now, and its size; None when it is not pinned."""
     try:
-        return obtain.attach(store, os.path.realpath(path), "", FileIdentity.of(os.stat(path))) is not None
-    except (DsmemError, OSError):
-        return False
+        found = obtain.attach(store, os.path.realpath(path), "", FileIdentity.of(os.stat(path)))
+    except (DsmemError, OSError) as exc:
+        _log.debug("%s: %s", path, exc)
+        return None
+    return None if found is None else (found[0].object, len(found[1].map))
 
 
-def _pin(placement: Placement, progress: Progress | None) -> Placed:
-    names: dict[str, int] = {}
+def _pin(placement: Placement, there: Mapping[str, tuple[str, int]], progress: Progress | None) -> Placed:
+    names = dict(there.values())
     parts: dict[str, str] = {}
     failures: dict[str, str] = {}
-    todo: list[tuple[str, Callable[[], Pinned]]] = [(path, partial(pin, path)) for path in placement.whole]
+    todo: list[tuple[str, Callable[[], Pinned]]] = [
+        (path, partial(pin, path)) for path in placement.whole if path not in there
+    ]
     todo += [(path, partial(pin, path, only=paths)) for path, paths in placement.parts.items()]
     for done, (path, make) in enumerate(todo):
         try:
