@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from dsmem.checkpoint.pinning import Pinned, pin
     from dsmem.checkpoint.reader import ParallelFileReader, ParallelFileSystemReader, ParallelReadMixin
     from dsmem.checkpoint.report import FileReport, ReadReport
+    from dsmem.checkpoint.verifying import Check, Verified, verify
 
 _HOMES = {
+    "Check": "dsmem.checkpoint.verifying",
     "Contents": "dsmem.checkpoint.listing",
     "FileEntry": "dsmem.checkpoint.parts",
     "FileReport": "dsmem.checkpoint.report",
@@ -27,14 +29,17 @@ _HOMES = {
     "Part": "dsmem.checkpoint.parts",
     "ReadReport": "dsmem.checkpoint.report",
     "TensorEntry": "dsmem.checkpoint.parts",
+    "Verified": "dsmem.checkpoint.verifying",
     "Pinned": "dsmem.checkpoint.pinning",
     "attach": "dsmem.checkpoint.attaching",
     "contents": "dsmem.checkpoint.listing",
     "load": "dsmem.checkpoint.loading",
     "pin": "dsmem.checkpoint.pinning",
+    "verify": "dsmem.checkpoint.verifying",
 }
 
 __all__ = [
+    "Check",
     "Contents",
     "FileEntry",
     "FileReport",
@@ -45,10 +50,12 @@ __all__ = [
     "Pinned",
     "ReadReport",
     "TensorEntry",
+    "Verified",
     "attach",
     "contents",
     "load",
     "pin",
+    "verify",
 ]
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from dsmem import units
-from dsmem.checkpoint import formats, listing, safetensors_files, torch_files, workers
+from dsmem.checkpoint import formats, listing, loading, safetensors_files, torch_files, workers
 from dsmem.checkpoint.formats import Found
 from dsmem.checkpoint.torch_files import NeedsTorch
 from dsmem.errors import NoSpace, SourceMissing
@@ -46,7 +45,7 @@ def fit(path: str | os.PathLike[str], *, only: str | Iterable[str] | None = None
 
 
 def _needed(found: Found, only: str | list[str] | None, trusted: bool) -> tuple[int, int, tuple[str, ...]]:
-    chosen = _chooser(only)
+    chosen = loading.chooser(only)
     if found.format == "dcp":
         metadata = listing.metadata_of(found, trusted=trusted)
         listed, _, _ = listing.of_metadata(metadata, os.path.join(found.directory, formats.METADATA))
@@ -72,11 +71,6 @@ def _needed(found: Found, only: str | list[str] | None, trusted: bool) -> tuple[
         storages = {looked.tensors[name].storage for name in names}
         need_bytes += sum(looked.storages[key].size_bytes for key in storages)
     return count, need_bytes, tuple(unknown)
-
-
-def _chooser(only: str | list[str] | None) -> Callable[[str], bool]:
-    globs = ["*"] if only is None else [only] if isinstance(only, str) else only
-    return lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
 def _file_bytes(path: str) -> int:

@@ -25,6 +25,15 @@ _DTYPES = {
 
 def entries(directory: str, name: str) -> list[TensorEntry]:
     """Every tensor of one file, checked against its size. Raises SourceMissing, BadSource."""
+    parsed, _ = header_of(directory, name)
+    try:
+        return [entry(name, tensor, parsed.raw[tensor], parsed) for tensor in parsed.names()]
+    except DamagedObject as exc:
+        raise BadSource(f"{Path(directory, name)} is damaged: {exc}") from exc
+
+
+def header_of(directory: str, name: str) -> tuple[header.Header, bytes]:
+    """The header of one file, and its JSON. Raises SourceMissing, BadSource."""
     path = Path(directory, name)
     try:
         with path.open("rb") as file:
@@ -32,15 +41,15 @@ def entries(directory: str, name: str) -> list[TensorEntry]:
             begin = file.read(8)
             length = struct.unpack("<Q", begin)[0] if len(begin) == 8 else 0
             data = begin + file.read(min(length, header.MAX_HEADER_BYTES))
-        parsed = header.parse(memoryview(data), file_bytes)
-        return [_entry(name, tensor, parsed.raw[tensor], parsed) for tensor in parsed.names()]
+        return header.parse(memoryview(data), file_bytes), data[8:]
     except FileNotFoundError as exc:
         raise SourceMissing(f"{path}: no such file") from exc
     except DamagedObject as exc:
         raise BadSource(f"{path} is damaged: {exc}") from exc
 
 
-def _entry(file: str, name: str, raw: object, parsed: header.Header) -> TensorEntry:
+def entry(file: str, name: str, raw: object, parsed: header.Header) -> TensorEntry:
+    """One tensor as its header describes it; raises DamagedObject."""
     try:
         assert isinstance(raw, dict)
         dtype = _dtypes()[raw["dtype"]]

@@ -35,8 +35,8 @@ Task = Callable[[], None]
 def verify(path: str | os.PathLike[str], *, workers: Workers = "auto", progress: Progress = ignore) -> Verified:
     """Structure, files, index, tensors and checksums of a checkpoint of any format; no pickle is run.
 
-    Raises SourceMissing, Ambiguous, BadSource for what is no checkpoint or has no readable index, UntrustedPickle for an
-    index that leads out of its directory, OSError.
+    Raises SourceMissing, Ambiguous, BadSource for what is no checkpoint or has no readable index, UntrustedPickle for
+    an index that leads out of its directory, OSError.
     """
     choosing.check(workers)
     began = time.perf_counter()
@@ -79,17 +79,17 @@ def _safetensors(found: Found, directory: Directory, findings: Findings) -> list
 
 
 def _entries(where: str, file: str, directory: Directory, findings: Findings) -> list[TensorEntry] | None:
-    """The tensors of a file that are described as they should be; they must fill it without gaps, as the format says."""
+    """The tensors of a file that are described rightly; the format wants them to fill it without gaps."""
     try:
         findings.size_bytes += directory.open(file).size_bytes
-        parsed, twice = safetensors_files.header_of(where, file)
+        parsed, text = safetensors_files.header_of(where, file)
     except SourceMissing:
         findings.bad("files", "missing", file=file)
         return None
     except BadSource as exc:
         findings.bad("structure", str(exc), file=file)
         return None
-    for name in twice:
+    for name in _twice_in(text):
         findings.bad("tensors", "described twice in one header", file=file, tensor=name)
     entries = []
     for name in parsed.names():
@@ -221,7 +221,7 @@ def _index(found: Found, names: Names, findings: Findings) -> None:
     for name, files in homes.items():
         if name not in found.weight_map:
             findings.bad("tensors", "extra: the index does not name it", file=files[0], tensor=name)
-    for name in _twice_in(os.path.join(found.directory, found.index)):
+    for name in _twice_in(Path(found.directory, found.index).read_bytes()):
         findings.bad("index", "the index names it twice", file=found.index, tensor=name)
     ending = os.path.splitext(found.files[0])[1] if found.files else ""
     extra = [one for one in sorted(os.listdir(found.directory)) if one.endswith(ending or "\0") and one not in names]
@@ -230,7 +230,8 @@ def _index(found: Found, names: Names, findings: Findings) -> None:
     findings.fine("index", f"{len(found.weight_map)} names in {len(names)} files")
 
 
-def _twice_in(index: str) -> list[str]:
+def _twice_in(text: bytes) -> list[str]:
+    """Names that an object in JSON has twice, of which parsers keep the last."""
     twice: list[str] = []
 
     def pairs(items: Iterable[tuple[str, object]]) -> dict[str, object]:
@@ -241,7 +242,7 @@ def _twice_in(index: str) -> list[str]:
             seen[name] = value
         return seen
 
-    json.loads(Path(index).read_bytes(), object_pairs_hook=pairs)
+    json.loads(text, object_pairs_hook=pairs)
     return twice
 
 

@@ -73,7 +73,7 @@ class Record:
 
 
 def records(window: Window) -> list[Record]:
-    """Every entry, its local header and descriptor compared with the directory. Raises BadSource for what is damaged."""
+    """Every entry, its header and descriptor compared with the directory; raises BadSource for what is damaged."""
     try:
         with zipfile.ZipFile(io.BufferedReader(_Stream(window))) as archive:
             entries = archive.infolist()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dsmem.cli import ckpt_ls, ckpt_read, commands
+from dsmem.cli import ckpt_ls, ckpt_read, ckpt_verify, commands
 
 app = commands.group(
     "ckpt",
@@ -10,7 +10,9 @@ app = commands.group(
     examples=(
         "dsmem ckpt ls step-1000/",
         "dsmem ckpt read step-1000/",
+        "dsmem ckpt verify step-1000/",
     ),
 )
 commands.add(app, ckpt_ls.ls, examples=ckpt_ls.EXAMPLES)
 commands.add(app, ckpt_read.read, examples=ckpt_read.EXAMPLES)
+commands.add(app, ckpt_verify.verify, examples=ckpt_verify.EXAMPLES)
