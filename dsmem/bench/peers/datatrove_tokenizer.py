@@ -36,6 +36,7 @@ def main() -> None:
         sys.stdout.write(json.dumps({"version": version("datatrove")}) + "\n")
         return
     text, tokenizer, end, place, processes = sys.argv[1:]
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads in every process only get in each other's way
     files = tokenize(text, tokenizer, end, place, int(processes))
     for path in [path for file in files for path in (file, f"{file}.index")]:
         fd = os.open(path, os.O_RDONLY)
