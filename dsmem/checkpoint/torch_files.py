@@ -79,18 +79,15 @@ def _looked_at(name: str, archive: zipfile.ZipFile, file: Any) -> TorchFile:
     for entry in archive.infolist():
         inner = entry.filename.partition("/")[2]
         if inner == "data.pkl" and entry.file_size <= _MAX_PICKLE_BYTES:
-            pickled = archive.read(entry)
-        elif inner == "byteorder" and archive.read(entry) != sys.byteorder.encode():
+            pickled = _content(archive, entry, file)
+        elif inner == "byteorder" and _content(archive, entry, file) != sys.byteorder.encode():
             raise NotPlain("another byte order")
         elif inner == "constants.pkl":
             raise NotPlain("a TorchScript program")
         elif inner.startswith("data/"):
             if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
                 raise NotPlain("compressed")
-            file.seek(entry.header_offset + 26)
-            name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
-            start = entry.header_offset + 30 + name_bytes + extra_bytes
-            places[inner[5:]] = StoragePlace(start, entry.file_size, entry.CRC)
+            places[inner[5:]] = StoragePlace(_start(entry, file), entry.file_size, entry.CRC)
     if pickled is None:
         raise BadSource(f"{name} is a zip, but none of torch.save: it has no data.pkl")
     tensors: dict[str, Stored] = {}
@@ -104,6 +101,22 @@ def _looked_at(name: str, archive: zipfile.ZipFile, file: Any) -> TorchFile:
         else:
             others.append(key)
     return TorchFile(name, tensors, tuple(others), places)
+
+
+def _content(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, file: Any) -> bytes:
+    """The bytes of a small record; without a checksum (set_crc32_options(False)) zipfile would call them damaged."""
+    if entry.CRC or entry.compress_type != zipfile.ZIP_STORED:
+        return archive.read(entry)
+    file.seek(_start(entry, file))
+    content: bytes = file.read(entry.file_size)
+    return content
+
+
+def _start(entry: zipfile.ZipInfo, file: Any) -> int:
+    """Where the bytes of a record begin."""
+    file.seek(entry.header_offset + 26)
+    name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
+    return entry.header_offset + 30 + int(name_bytes) + int(extra_bytes)
 
 
 def leaves(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -30,6 +31,8 @@ __all__ = ["Check", "Verified", "verify"]
 Names = Mapping[str, list[str] | None]
 """File → the tensors in it; None where that can't be told."""
 Task = Callable[[], None]
+_REFUSED = re.compile(r"unsupported (global|class)|unrecognized function", re.IGNORECASE)
+"""How torch's unpickler of weights says that a pickle wants more, which is no damage."""
 
 
 def verify(path: str | os.PathLike[str], *, workers: Workers = "auto", progress: Progress = ignore) -> Verified:
@@ -179,7 +182,7 @@ def _older(where: str, file: str, findings: Findings) -> None:
         loaded = torch.load(os.path.join(where, file), map_location="cpu", weights_only=True)
     except Exception as exc:  # noqa: BLE001 - torch raises whatever its pickles make it raise
         told = str(exc).split("\n", 1)[0]
-        if "weights_only" in str(exc) and "Unsupported" in str(exc):
+        if _REFUSED.search(str(exc)):
             findings.note("structure", f"a pickle of more than weights, not looked at: {told}", file=file)
         else:
             findings.bad("structure", f"torch can't load it: {type(exc).__name__}: {told}", file=file)

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
+
 from dsmem.checkpoint.opened import Opened
 from dsmem.errors import BadSource
 
@@ -81,7 +83,12 @@ def records(window: Window) -> list[Record]:
         raise BadSource(f"no whole zip of torch.save: {exc}") from exc
     if entries and min(entry.header_offset for entry in entries) != 0:
         raise BadSource("no whole zip of torch.save: it does not begin with a record")
-    return [_record(window, entry) for entry in entries]
+    found = [_record(window, entry) for entry in entries]
+    try:
+        torch._C.PyTorchFileReader(io.BufferedReader(_Stream(window)))  # it is stricter with what zipfile passes over
+    except RuntimeError as exc:
+        raise BadSource(f"no whole zip of torch.save: torch says: {str(exc).splitlines()[0]}") from exc
+    return found
 
 
 def _record(window: Window, entry: zipfile.ZipInfo) -> Record:

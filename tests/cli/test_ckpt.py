@@ -14,7 +14,7 @@ from dsmem.checkpoint import workers
 
 from .conftest import Dsmem
 
-STATE = {"b.weight": noise((64, 32), torch.bfloat16), "a.bias": noise((7,), torch.float64), "step": 3}
+STATE = {"b.weight": noise((64, 32), torch.bfloat16), "a.bias": noise((7,), torch.float64, seed=1), "step": 3}
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_read_refuses_pickles_that_run(tmp_path: Path, dsmem: Dsmem) -> None:
     assert (tmp_path / "made").exists()
 
 
-@pytest.mark.parametrize("command", ["ls", "read"])
+@pytest.mark.parametrize("command", ["ls", "read", "verify"])
 def test_nothing_there(command: str, tmp_path: Path, dsmem: Dsmem) -> None:
     assert dsmem("ckpt", command, str(tmp_path / "none")).exit_code == 3
     ran = dsmem("ckpt", command, str(tmp_path))
@@ -143,3 +143,37 @@ def test_nothing_there(command: str, tmp_path: Path, dsmem: Dsmem) -> None:
         (tmp_path / name).write_bytes(b"")
     assert dsmem("ckpt", command, str(tmp_path)).exit_code == 2
     assert dsmem("ckpt", command).exit_code == 2
+
+
+def test_verify_to_people(dcp: str, dsmem: Dsmem) -> None:
+    ran = dsmem("ckpt", "verify", dcp, terminal=True)
+    assert ran.exit_code == 0
+    assert [line.split()[:2] for line in ran.out.splitlines()[:-1]] == [
+        ["✓", name] for name in ("structure", "files", "tensors", "checksums")
+    ]
+    assert ran.out.splitlines()[-1].endswith(": no faults")
+
+
+def test_verify_names_every_fault(dcp: str, dsmem: Dsmem) -> None:
+    os.truncate(Path(dcp, "__0_0.distcp"), 100)
+    Path(dcp, "__0_1.distcp").unlink()
+    ran = dsmem("ckpt", "verify", dcp, terminal=True)
+    assert ran.exit_code == 1 and ran.out.splitlines()[-1].endswith(": 2 faults")
+    assert "✗ files      __0_0.distcp: truncated: it has 100 bytes of " in ran.out
+    assert "✗ files      __0_1.distcp: missing, with " in ran.out
+    rows = [line.split("\t") for line in dsmem("ckpt", "verify", dcp).out.splitlines()]
+    assert rows[0] == ["state", "name", "file", "tensor", "detail"]
+    assert [row[2] for row in rows if row[0] == "bad"] == ["__0_0.distcp", "__0_1.distcp"]
+    ran = dsmem("ckpt", "verify", dcp, "--json")
+    found = json.loads(ran.out)
+    assert ran.exit_code == 1 and found["ok"] is False and found["format"] == "dcp"
+    assert {check["state"] for check in found["checks"]} == {"ok", "bad"}
+
+
+def test_verify_of_torch_files(pt: str, dsmem: Dsmem) -> None:
+    assert dsmem("ckpt", "verify", pt, "--workers", "1").exit_code == 0
+    data = Path(pt).read_bytes()
+    at = data.index(STATE["a.bias"].numpy().tobytes())  # type: ignore[attr-defined]  # a tensor
+    Path(pt).write_bytes(data[:at] + b"changed" + data[at + 7 :])
+    ran = dsmem("ckpt", "verify", pt)
+    assert ran.exit_code == 1 and "bad\tchecksums\tweights.pt\tmodel.a.bias\tbytes changed" in ran.out
