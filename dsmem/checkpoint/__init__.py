@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dsmem.checkpoint.attaching import attach
+    from dsmem.checkpoint.converting import Converted, convert
     from dsmem.checkpoint.listing import Contents, contents
     from dsmem.checkpoint.loading import load
     from dsmem.checkpoint.parts import FileEntry, Part, TensorEntry
@@ -31,7 +32,9 @@ _HOMES = {
     "TensorEntry": "dsmem.checkpoint.parts",
     "Verified": "dsmem.checkpoint.verifying",
     "Pinned": "dsmem.checkpoint.pinning",
+    "Converted": "dsmem.checkpoint.converting",
     "attach": "dsmem.checkpoint.attaching",
+    "convert": "dsmem.checkpoint.converting",
     "contents": "dsmem.checkpoint.listing",
     "load": "dsmem.checkpoint.loading",
     "pin": "dsmem.checkpoint.pinning",
@@ -41,6 +44,7 @@ _HOMES = {
 __all__ = [
     "Check",
     "Contents",
+    "Converted",
     "FileEntry",
     "FileReport",
     "ParallelFileReader",
@@ -53,6 +57,7 @@ __all__ = [
     "Verified",
     "attach",
     "contents",
+    "convert",
     "load",
     "pin",
     "verify",

@@ -23,7 +23,7 @@ from dsmem.checkpoint.reader import ParallelFileSystemReader
 from dsmem.checkpoint.report import Counting
 from dsmem.checkpoint.torch_files import NeedsTorch, TorchFile
 from dsmem.checkpoint.workers import Workers
-from dsmem.errors import BadSource
+from dsmem.errors import BadSource, Refusal, Unsupported
 from dsmem.progress import Progress, ignore
 
 Tensors = Mapping[str, torch.Tensor]
@@ -202,3 +202,30 @@ def _read_extents(
     with Directory(source.found.directory, io=io) as directory:
         failures = extents.read(directory, wanted, workers=choice.workers, counting=Counting(), commit=commit)
     reading.raise_failures(failures, [name for one in wanted for name in one.names])
+
+
+def fitting(source: Source) -> tuple[dict[str, str], list[Refusal]]:
+    """The safetensors dtype of each entry, and what has none, which the source is rid of."""
+    codes: dict[str, str] = {}
+    refused: list[Refusal] = []
+    for name, entry in source.entries.items():
+        held = source.held.get(name)
+        code = safetensors_files.code_of(entry.dtype)
+        if held is not None and (held.layout is not torch.strided or held.is_quantized):
+            refused.append(Refusal(name, "safetensors has no sparse or quantised tensors"))
+        elif name == "__metadata__":
+            refused.append(Refusal(name, "the name means something else in safetensors"))
+        elif code is None:
+            refused.append(Refusal(name, f"safetensors has no {str(entry.dtype).removeprefix('torch.')}"))
+        else:
+            codes[name] = code
+    tied = [Refusal(name, f"it is {other}") for name, other in source.same.items() if other not in codes]
+    source.entries = {name: entry for name, entry in source.entries.items() if name in codes}
+    source.same = {name: other for name, other in source.same.items() if other in codes}
+    return codes, refused + tied
+
+
+def unsupported(source: Source, refused: Sequence[Refusal]) -> Unsupported:
+    """The error that names all of them."""
+    what = f"{len(refused)} things" if len(refused) > 1 else "one thing"
+    return Unsupported(f"{source.found.directory} holds {what} that safetensors has no place for", refusals=refused)

@@ -18,13 +18,13 @@ from dsmem import digest, settings
 from dsmem.arrays import header, layout
 from dsmem.arrays.header import DATA_BYTES_KEY, Tensor
 from dsmem.arrays.layout import Planned
-from dsmem.checkpoint import formats, into, safetensors_files
+from dsmem.checkpoint import formats, into
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.formats import Found
 from dsmem.checkpoint.into import Source
 from dsmem.checkpoint.opened import Io, memory_at
 from dsmem.checkpoint.workers import Workers
-from dsmem.errors import Refusal, SourceChanged, SourceMissing, Unsupported, UsageError
+from dsmem.errors import SourceChanged, SourceMissing, UsageError
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.store import names, objects, refs, sources
@@ -55,7 +55,7 @@ class Pinned:
     """Its real path: a directory, an index, or a file."""
     tensors: int
     left_out: tuple[str, ...]
-    """What is no tensor."""
+    """What is no tensor, and what `skip_unsupported` left out."""
     size_bytes: int
     elapsed_s: float
     already: bool
@@ -77,13 +77,15 @@ def pin(
     io: Io = "auto",
     budget: int | None = None,
     keep: bool | None = None,
+    skip_unsupported: bool = False,
     progress: Progress | None = None,
 ) -> Pinned:
     """Put the tensors of a checkpoint into shared memory, unless they are there already.
 
     path: a DCP directory, sharded or single safetensors, torch files. name: a name to attach by. only: globs of tensor
     names. workers, io: those of `load`. budget: bytes that all objects may hold together, the longest unused are
-    evicted for it; None = DSMEM_BUDGET. keep: mark the object to be kept (False: no longer). progress: gets bytes.
+    evicted for it; None = DSMEM_BUDGET. keep: mark the object to be kept (False: no longer). skip_unsupported: leave
+    out tensors that safetensors has no place for. progress: gets bytes.
 
     What is no tensor is left out; parameters become plain tensors. Raises SourceMissing, BadSource, Ambiguous,
     UntrustedPickle, Unsupported (tensors of a dtype or a layout that safetensors lacks, by name), CheckpointReadError,
@@ -101,14 +103,21 @@ def pin(
     store = make_store()
     if name is not None:
         refs.check_free(store, name, source)
-    request = Request(source, settled_identity(source), selection_of(globs), name or _stem(found))
-    there = attach(store, request.source, request.selection, request.identity)
-    if there is not None:
-        obtained = Obtained(*there, loaded=False, waited=False)
-    else:
+    identity = settled_identity(source)
+    obtained = None
+    for skipped in (False, True) if skip_unsupported else (False,):
+        there = attach(store, source, _selection(globs, skipped), identity)
+        if there is not None:
+            obtained = Obtained(*there, loaded=False, waited=False)
+            break
+    if obtained is None:
         room = budget if budget is not None else settings.read().budget_bytes
         looked = into.look(path, only=globs, workers=workers, io=io)
-        codes = codes_of(looked)
+        codes, refused = into.fitting(looked)
+        if refused and not skip_unsupported:
+            raise into.unsupported(looked, refused)
+        looked.others += tuple(one.path for one in refused)
+        request = Request(source, identity, _selection(globs, bool(refused)), name or _stem(found))
 
         def build(draft: Draft, report: Progress) -> Filled:
             return _fill(draft, request, looked, codes, room, workers, io, report)
@@ -154,29 +163,11 @@ def settled_identity(source: str) -> FileIdentity:
         time.sleep(_SETTLED_S - age_s)
 
 
-def selection_of(globs: Sequence[str] | None) -> str:
-    """Canonical JSON of what is taken; '' = everything."""
-    return "" if globs is None else json.dumps({"only": list(globs)}, separators=(",", ":"))
-
-
-def codes_of(source: Source) -> dict[str, str]:
-    """The safetensors dtype of each tensor; raises Unsupported with all that have none."""
-    codes, refused = {}, []
-    for name, entry in source.entries.items():
-        held = source.held.get(name)
-        code = safetensors_files.code_of(entry.dtype)
-        if held is not None and (held.layout is not torch.strided or held.is_quantized):
-            refused.append(Refusal(name, "safetensors has no sparse or quantised tensors"))
-        elif name == "__metadata__":
-            refused.append(Refusal(name, "the name means something else in safetensors"))
-        elif code is None:
-            refused.append(Refusal(name, f"safetensors has no {str(entry.dtype).removeprefix('torch.')}"))
-        else:
-            codes[name] = code
-    if refused:
-        what = f"{len(refused)} tensors that" if len(refused) > 1 else f"a tensor ({refused[0].path}) that"
-        raise Unsupported(f"{source.found.directory} holds {what} safetensors has no place for", refusals=refused)
-    return codes
+def _selection(globs: Sequence[str] | None, skipped: bool) -> str:
+    """Canonical JSON of what is taken; '' = every tensor."""
+    if globs is None and not skipped:
+        return ""
+    return json.dumps({"only": list(globs or ()), "skipped": skipped}, separators=(",", ":"))
 
 
 def _stem(found: Found) -> str:

@@ -120,6 +120,8 @@ def _hint_unsafe_root(error: UnsafeRoot, typed: Typed) -> str:
 
 
 def _hint_unsupported(error: Unsupported, typed: Typed) -> str:
+    if typed.command == "dsmem ckpt convert":
+        return f"write the rest: {typed.again('--skip-unsupported')}"
     flags = sorted({f"--allow {refusal.allow}" for refusal in error.refusals if refusal.allow})
     if flags and all(refusal.allow for refusal in error.refusals):
         them = "them" if len(error.refusals) > 1 else "it"

@@ -148,9 +148,15 @@ def test_what_safetensors_lacks_is_refused_by_name(tmp_path: Path) -> None:
         checkpoint.pin(path)
     assert [one.path for one in refused.value.refusals] == ["wave"]
     assert checkpoint.pin(path, only="plain").tensors == 1
+    skipped = checkpoint.pin(path, skip_unsupported=True)
+    assert (skipped.tensors, skipped.left_out) == (1, ("wave",))
+    assert checkpoint.pin(path, skip_unsupported=True).already
+    with pytest.raises(Unsupported):
+        checkpoint.pin(path)
     torch.save({"sparse": torch.eye(3).to_sparse()}, tmp_path / "s.pt")
-    with pytest.raises(Unsupported, match="sparse"):
+    with pytest.raises(Unsupported) as refused:
         checkpoint.pin(tmp_path / "s.pt")
+    assert "sparse" in refused.value.refusals[0].reason
 
 
 @pytest.mark.parametrize("form", [as_dcp, as_shards, as_safetensors])
