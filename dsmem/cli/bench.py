@@ -25,7 +25,20 @@ EXAMPLES = (
     "dsmem bench --json > bench.json",
 )
 
-CASES = ("hash", "pin", "decode", "attach", "memory", "read", "tokenize", "tokens", "ckpt", "dataset", "all")
+CASES = (
+    "hash",
+    "pin",
+    "decode",
+    "attach",
+    "memory",
+    "read",
+    "tokenize",
+    "tokens",
+    "ckpt",
+    "dataset",
+    "training",
+    "all",
+)
 """What may be typed; a test compares it with what there is, which would be too much to import for `--help`."""
 
 _ROLES = {"dsmem": "dsmem", "recipe": "usual recipe", "limit": "machine's limit"}

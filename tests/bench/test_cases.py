@@ -16,7 +16,7 @@ import pytest
 import dsmem
 from dsmem.bench import limits, recipes, sizes, team
 from dsmem.bench import run as runs
-from dsmem.bench.cases import CASES, attach, pin
+from dsmem.bench.cases import CASES, attach, pin, training
 from dsmem.bench.harness import ResultsDiffer
 from dsmem.bench.results import Compared, Report
 from dsmem.bench.sizes import Room
@@ -35,10 +35,13 @@ ROLES = {
     "ckpt": ["dsmem", "recipe", "recipe", "limit"],
     "tokenize": ["dsmem", "dsmem", "recipe", "limit"],
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
+    "training": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
     ("tokens", 0): ["dsmem"] * 3 + ["recipe"] * 2 + ["limit"],
     ("dataset", 1): ["dsmem", "dsmem", "recipe", "limit"],
+    ("training", 0): ["dsmem", "dsmem", "recipe", "limit"],
+    ("training", 1): ["dsmem", "dsmem", "recipe", "limit"],
 }
 COMPARISONS = {
     "ckpt": 5,
@@ -51,12 +54,15 @@ COMPARISONS = {
     "read": 2,
     "tokenize": 1,
     "dataset": 2,
+    "training": 3,
 }
 
 
 @pytest.fixture(autouse=True)
 def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
+    monkeypatch.setattr(training, "PROCESSES", (2,))
+    monkeypatch.setattr(training, "WORKERS", 1)
 
 
 def run(name: str, **options: Any) -> Report:

@@ -1,6 +1,18 @@
 """The cases, in the order in which `dsmem bench` runs them. A new one is a module with a CASE, added to CASES."""
 
-from dsmem.bench.cases import attach, checkpoint, dataset, decode, hashing, memory, pin, read, tokenize, tokens
+from dsmem.bench.cases import (
+    attach,
+    checkpoint,
+    dataset,
+    decode,
+    hashing,
+    memory,
+    pin,
+    read,
+    tokenize,
+    tokens,
+    training,
+)
 from dsmem.bench.workbench import Case
 
 CASES: tuple[Case, ...] = (
@@ -14,6 +26,7 @@ CASES: tuple[Case, ...] = (
     tokens.CASE,
     checkpoint.CASE,
     dataset.CASE,
+    training.CASE,
 )
 
 __all__ = ["CASES"]
