@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from dsmem import parallel, proc
 from dsmem.checkpoint import formats, safetensors_files, torch_files, verifying_dcp, zips
@@ -35,8 +36,16 @@ _REFUSED = re.compile(r"unsupported (global|class)|unrecognized function", re.IG
 """How torch's unpickler of weights says that a pickle wants more, which is no damage."""
 
 
-def verify(path: str | os.PathLike[str], *, workers: Workers = "auto", progress: Progress = ignore) -> Verified:
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    workers: Workers = "auto",
+    progress: Progress = ignore,
+    _extension_registry: Any = None,
+) -> Verified:
     """Structure, files, index, tensors and checksums of a checkpoint of any format; no pickle is run.
+
+    `_extension_registry`: that of torch, for what was saved through extensions of one's own.
 
     Raises SourceMissing, Ambiguous, BadSource for what is no checkpoint or has no readable index, UntrustedPickle for
     an index that leads out of its directory, OSError.
@@ -47,15 +56,16 @@ def verify(path: str | os.PathLike[str], *, workers: Workers = "auto", progress:
     findings = Findings(progress)
     with Directory(found.directory, io="pread") as directory:
         if found.format == "dcp":
-            tasks = verifying_dcp.look(found, directory, findings)
+            tasks = verifying_dcp.look(found, directory, findings, _extension_registry)
         elif found.format == "safetensors":
             tasks = _safetensors(found, directory, findings)
         else:
             tasks = _torch(found, directory, findings)
         parallel.run(tasks, proc.usable_cpus() if workers == "auto" else workers)
-    if findings.verified or findings.unverifiable:
-        without = f"; {findings.unverifiable} were saved without" if findings.unverifiable else ""
-        findings.fine("checksums", f"{findings.verified} compared{without}")
+    if findings.unverifiable:
+        findings.note("checksums", f"{findings.unverifiable} items were saved without: what changed can't be told")
+    if findings.verified:
+        findings.fine("checksums", f"{findings.verified} compared")
     checks = findings.checks()
     return Verified(
         path=os.fspath(path),

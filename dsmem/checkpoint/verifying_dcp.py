@@ -41,7 +41,7 @@ class _Item:
     descriptors: Sequence[str]
 
 
-def look(found: Found, directory: Directory, findings: Findings) -> list[Callable[[], None]]:
+def look(found: Found, directory: Directory, findings: Findings, registry: Any) -> list[Callable[[], None]]:
     """Compare metadata and files; returns what is left to do in threads: to read every item."""
     try:
         metadata = listing.metadata_of(found)
@@ -57,7 +57,7 @@ def look(found: Found, directory: Directory, findings: Findings) -> list[Callabl
     for item in items:
         by_file.setdefault(item.file, []).append(item)
     tasks: list[Callable[[], None]] = []
-    checking = _Checking(findings, found.directory)
+    checking = _Checking(findings, found.directory, registry)
     for file, some in sorted(by_file.items()):
         opened = _open(file, some, directory, findings)
         if opened is not None:
@@ -69,7 +69,7 @@ def look(found: Found, directory: Directory, findings: Findings) -> list[Callabl
         findings.note("files", f"the metadata does not name {few(extra)}")
     findings.fine("structure", "dcp")
     findings.fine("files", f"{len(by_file)} there, and as long as the metadata says")
-    findings.fine("tensors", f"{findings.tensors}, each in whole")
+    findings.fine("tensors", f"the metadata tells the whole of each of {findings.tensors}")
     return tasks
 
 
@@ -202,10 +202,10 @@ def _parts(items: list[_Item]) -> Iterator[list[_Item]]:
 class _Checking:
     """Reads items, in threads; layouts that were seen are shared, so that most items are only compared with one."""
 
-    def __init__(self, findings: Findings, path: str) -> None:
+    def __init__(self, findings: Findings, path: str, registry: Any) -> None:
         self._findings = findings
         self._layouts: dict[object, Layout] = {}
-        self._reader = FileSystemReader(path)
+        self._reader = FileSystemReader(path, registry)
         self._lock = threading.Lock()
 
     def run(self, file: Opened, items: Sequence[_Item]) -> None:
@@ -221,6 +221,13 @@ class _Checking:
     def _item(self, file: Opened, item: _Item) -> None:
         window: Window = InFile(file, item.offset, item.length)
         if item.descriptors:
+            try:
+                self._reader.transforms.extension_registry.from_descriptor_list(item.descriptors)
+            except Exception as exc:  # noqa: BLE001 - extensions are anybody's code
+                told = f"how to undo {', '.join(item.descriptors)} is not known here: {exc}"
+                self._findings.note("checksums", told, file=item.file, tensor=item.name)
+                self._findings.count(verified=False)
+                return
             window = InMemory(self._undone(window, item))
         elif self._as_seen(window, item):
             return

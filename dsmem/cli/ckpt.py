@@ -9,7 +9,6 @@ app = commands.group(
     help="Look at checkpoints, read, check, pin, convert them.",
     examples=(
         "dsmem ckpt ls step-1000/",
-        "dsmem ckpt read step-1000/",
         "dsmem ckpt verify step-1000/",
         "dsmem ckpt pin step-1000/ --name weights",
         "dsmem ckpt convert step-1000/ weights.pt",
