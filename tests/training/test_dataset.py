@@ -291,7 +291,13 @@ def test_pickled_and_forked(tmp_path: Path) -> None:
     paths = made(tmp_path, {"scaleoffset": 0, "chunks": (3, 12, 16, 3)})
     dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, chunk_size=2)
     check_aloha(dataset, paths)
-    children.call(lambda: check_aloha(dataset, paths))
+    inherited = dataset._here()
+
+    def in_child() -> bool:
+        check_aloha(dataset, paths)
+        return dataset._here() is inherited  # its handles of h5py are the parent's
+
+    assert not children.call(in_child)
     check_aloha(dataset, paths)  # the child's end closed nothing of ours
     check_aloha(pickle.loads(pickle.dumps(dataset)), paths)
 
