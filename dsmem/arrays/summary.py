@@ -30,6 +30,12 @@ def summarize(header: Header, name: str) -> tuple[DatasetSummary, ...]:
     return tuple(_summary(header, path, record) for path, record in contents.tree.datasets.items())
 
 
+def summarize_tensors(header: Header) -> tuple[DatasetSummary, ...]:
+    """Every tensor of an object without a tree, in its order, with the dtypes of safetensors; raises DamagedObject."""
+    tensors = ((name, header.tensor(name)) for name in header.names())
+    return tuple(DatasetSummary(name, one.shape, one.dtype, one.end - one.begin) for name, one in tensors)
+
+
 def _summary(header: Header, path: str, record: dict[str, Any]) -> DatasetSummary:
     dtype = dtypes.from_json(record["dtype"]) if "dtype" in record else None
     if record.get("null"):

@@ -75,6 +75,7 @@ def convert(
     max_shard: int = MAX_SHARD_BYTES,
     force: bool = False,
     skip_unsupported: bool = False,
+    trusted: bool = False,
     progress: Progress | None = None,
 ) -> Converted:
     """Write a checkpoint in another format: the tensors are the same, bit for bit.
@@ -84,7 +85,8 @@ def convert(
     directory. force: replace what is there. skip_unsupported: leave out what safetensors has no place for. Names of
     nested dicts are joined by dots in safetensors; DCP and torch files keep the nesting. Dicts of sharded torch files
     become one. Memory: the largest tensor or 64 MiB; of files before torch 1.6 all tensors. A DCP directory that
-    becomes a torch file or another one takes its size once more beside the destination meanwhile.
+    becomes a torch file or another one takes its size once more beside the destination meanwhile. trusted: that of
+    `load`.
 
     Raises what `load` raises, UsageError, OutputExists, OutputFull, Unsupported (by name).
     """
@@ -95,7 +97,7 @@ def convert(
         raise UsageError(f"shards of {max_shard} bytes can't be meant")
     one_file = kind == "pt" or path.endswith(".safetensors")
     _check_destination(os.path.realpath(source), path, one_file, force)
-    looked = into.look(source)
+    looked = into.look(source, trusted=trusted)
     codes: Mapping[str, str] = {}
     left_out: tuple[str, ...] = ()
     if kind == "safetensors":
@@ -107,7 +109,7 @@ def convert(
         elif kind == "safetensors":
             size_bytes = _write_shards(looked, codes, Path(staged), max_shard, report)
         else:
-            with _state(looked, os.path.dirname(path), report) as (state, size_bytes):
+            with _state(looked, os.path.dirname(path), trusted, report) as (state, size_bytes):
                 _write_by_torch(state, staged, kind)
         names = (os.path.basename(path),) if one_file else tuple(sorted(os.listdir(staged)))
     return Converted(
@@ -289,11 +291,11 @@ def _read(source: Source, names: Sequence[str]) -> Iterator[torch.Tensor]:
 
 
 @contextmanager
-def _state(source: Source, beside: str, progress: Progress) -> Iterator[tuple[dict[str, Any], int]]:
+def _state(source: Source, beside: str, trusted: bool, progress: Progress) -> Iterator[tuple[dict[str, Any], int]]:
     """The state dict of a checkpoint, its tensors mapped, and their bytes."""
     size_bytes = sum(entry.size_bytes for entry in source.entries.values())
     if source.found.format == "torch":
-        yield _loaded(source), size_bytes
+        yield _loaded(source, trusted), size_bytes
     elif source.found.format == "safetensors":
         yield _mapped(source), size_bytes
     else:
@@ -301,7 +303,7 @@ def _state(source: Source, beside: str, progress: Progress) -> Iterator[tuple[di
             yield _spooled(source, file.fileno(), progress), size_bytes
 
 
-def _loaded(source: Source) -> dict[str, Any]:
+def _loaded(source: Source, trusted: bool) -> dict[str, Any]:
     """Torch files as torch maps them; several are one dict."""
     state: dict[str, Any] = {}
     found = source.found
@@ -309,14 +311,14 @@ def _loaded(source: Source) -> dict[str, Any]:
         path = os.path.join(found.directory, name)
         try:
             try:
-                loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=not source.held)
+                loaded = torch.load(path, map_location="cpu", weights_only=not trusted, mmap=not source.held)
             except RuntimeError:
-                loaded = torch.load(path, map_location="cpu", weights_only=True)
+                loaded = torch.load(path, map_location="cpu", weights_only=not trusted)
         except OSError:
             raise
         except Exception as exc:  # torch's own, of many kinds
             told = str(exc).split("\n", 1)[0]
-            kind = UntrustedPickle if "weights_only" in str(exc) else BadSource
+            kind = UntrustedPickle if "weights_only" in str(exc) and not trusted else BadSource
             raise kind(f"{path} can't be loaded: {told}") from exc
         if not isinstance(loaded, dict):
             loaded = dict(torch_files.leaves(loaded))

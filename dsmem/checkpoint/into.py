@@ -61,6 +61,7 @@ def look(
     only: str | Iterable[str] | None = None,
     workers: Workers = "auto",
     io: Io = "auto",
+    trusted: bool = False,
 ) -> Source:
     """What a checkpoint holds, `only`: globs of names. Raises what `formats.detect` raises, BadSource for a glob that
     matches nothing."""
@@ -69,7 +70,7 @@ def look(
     chosen = loading.chooser(only)
     source = Source(found)
     if found.format == "dcp":
-        source.reader = ParallelFileSystemReader(found.directory, workers=workers, io=io)
+        source.reader = ParallelFileSystemReader(found.directory, workers=workers, io=io, trusted=trusted)
         source.metadata = source.reader.read_metadata()
         listed, others, _ = listing.of_metadata(source.metadata, os.path.join(found.directory, formats.METADATA))
         source.entries = {entry.name: entry for entry in listed if chosen(entry.name)}
@@ -80,7 +81,7 @@ def look(
                 if chosen(entry.name) and _is_in(found, file, entry.name):
                     source.entries[entry.name] = entry
     else:
-        _look_at_torch_files(source, chosen)
+        _look_at_torch_files(source, chosen, trusted)
     lacking = [name for name in found.weight_map or () if chosen(name) and name not in {*source.entries, *source.same}]
     if lacking:
         raise BadSource(f"{found.index} names {len(lacking)} tensors that its files lack, the first is {lacking[0]}")
@@ -94,12 +95,12 @@ def _is_in(found: Found, file: str, name: str) -> bool:
     return found.weight_map is None or found.weight_map.get(name) == file
 
 
-def _look_at_torch_files(source: Source, chosen: Any) -> None:
+def _look_at_torch_files(source: Source, chosen: Any, trusted: bool) -> None:
     found = source.found
     try:
         looked = [torch_files.look_at(found.directory, file) for file in found.files]
     except NeedsTorch:
-        _hold(source, chosen)
+        _hold(source, chosen, trusted)
         return
     others: list[str] = []
     for one in looked:
@@ -125,15 +126,16 @@ def _take(source: Source, looked: TorchFile, chosen: Any) -> None:
             source.strided[name] = (entry.parts[0], stored.offset, stored.stride)
 
 
-def _hold(source: Source, chosen: Any) -> None:
+def _hold(source: Source, chosen: Any, trusted: bool) -> None:
     found = source.found
     path = os.path.join(found.directory, found.index or found.files[0])
     seen: dict[object, str] = {}
-    for name, tensor in loading.load(path).items():
+    for name, tensor in loading.load(path, trusted=trusted).items():
         if not chosen(name):
             continue
         plain = tensor.layout is torch.strided and not tensor.is_quantized
-        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype) if plain else None
+        seen_as = (tensor.is_conj(), tensor.is_neg())
+        key = (tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype, seen_as) if plain else None
         if plain and tensor.nbytes and key in seen:
             source.same[name] = seen[key]
             continue

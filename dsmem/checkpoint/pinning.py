@@ -78,6 +78,7 @@ def pin(
     budget: int | None = None,
     keep: bool | None = None,
     skip_unsupported: bool = False,
+    trusted: bool = False,
     progress: Progress | None = None,
 ) -> Pinned:
     """Put the tensors of a checkpoint into shared memory, unless they are there already.
@@ -85,7 +86,7 @@ def pin(
     path: a DCP directory, sharded or single safetensors, torch files. name: a name to attach by. only: globs of tensor
     names. workers, io: those of `load`. budget: bytes that all objects may hold together, the longest unused are
     evicted for it; None = DSMEM_BUDGET. keep: mark the object to be kept (False: no longer). skip_unsupported: leave
-    out tensors that safetensors has no place for. progress: gets bytes.
+    out tensors that safetensors has no place for. trusted: that of `load`. progress: gets bytes.
 
     What is no tensor is left out; parameters become plain tensors. Raises SourceMissing, BadSource, Ambiguous,
     UntrustedPickle, Unsupported (tensors of a dtype or a layout that safetensors lacks, by name), CheckpointReadError,
@@ -112,7 +113,7 @@ def pin(
             break
     if obtained is None:
         room = budget if budget is not None else settings.read().budget_bytes
-        looked = into.look(path, only=globs, workers=workers, io=io)
+        looked = into.look(path, only=globs, workers=workers, io=io, trusted=trusted)
         codes, refused = into.fitting(looked)
         if refused and not skip_unsupported:
             raise into.unsupported(looked, refused)

@@ -35,6 +35,9 @@ def convert(
     skip_unsupported: Annotated[
         bool, typer.Option("--skip-unsupported", help="Leave out what safetensors has no place for.")
     ] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Unpickle whatever it holds: that can run code of who made it.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit, in little memory.
@@ -52,6 +55,7 @@ def convert(
             max_shard=units.parse_bytes(max_shard),
             force=force,
             skip_unsupported=skip_unsupported,
+            trusted=trusted,
             progress=bar.follow(source),
         )
     if json:

@@ -48,6 +48,9 @@ def pin(
     skip_unsupported: Annotated[
         bool, typer.Option("--skip-unsupported", help="Leave out tensors that safetensors has no place for.")
     ] = False,
+    trusted: Annotated[
+        bool, typer.Option("--trusted", help="Unpickle whatever it holds: that can run code of who made it.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Put the tensors of a checkpoint into shared memory, once.
@@ -67,6 +70,7 @@ def pin(
             budget=budget_bytes,
             keep=keep,
             skip_unsupported=skip_unsupported,
+            trusted=trusted,
             progress=bar.follow(path),
         )
     if pinned.evicted:

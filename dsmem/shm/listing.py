@@ -197,12 +197,14 @@ def _request_now(source: str) -> FileIdentity | State:
 
 
 def _with_datasets(store: Store, entry: Entry) -> Entry:
-    from dsmem.arrays.summary import summarize
+    from dsmem.arrays.summary import summarize, summarize_tensors
 
-    if entry.damaged is not None or entry.kind != "arrays":
+    if entry.damaged is not None or entry.kind not in ("arrays", "checkpoint"):
         return entry
     try:
-        return replace(entry, datasets=summarize(objects.read_header(store, entry.name), entry.name))
+        header = objects.read_header(store, entry.name)
+        found = summarize(header, entry.name) if entry.kind == "arrays" else summarize_tensors(header)
+        return replace(entry, datasets=found)
     except (DamagedObject, NotPinned) as exc:
         return replace(entry, damaged=str(exc))
 

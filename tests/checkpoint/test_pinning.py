@@ -14,13 +14,22 @@ import children
 import pytest
 import safetensors.torch
 import torch
-from checkpoints import DTYPES, noise, same, save
+from checkpoints import DTYPES, Evil, noise, same, save
 from stores import InTmpfs
 
 import dsmem
 from dsmem import checkpoint
 from dsmem.checkpoint import into
-from dsmem.errors import BadSource, CheckpointReadError, NoSpace, NotPinned, SourceChanged, Unsupported, UsageError
+from dsmem.errors import (
+    BadSource,
+    CheckpointReadError,
+    NoSpace,
+    NotPinned,
+    SourceChanged,
+    Unsupported,
+    UntrustedPickle,
+    UsageError,
+)
 from dsmem.shm import cleaning
 from dsmem.shm.listing import list_objects
 
@@ -291,3 +300,13 @@ def test_without_room_nothing_is_left(tmp_path: Path, tiny_tmpfs: InTmpfs) -> No
         return len(list_objects().entries)
 
     assert tiny_tmpfs(body) == 0
+
+
+def test_pickles_of_more_than_weights_are_refused(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    torch.save({"w": noise((3,)), "evil": Evil(marker)}, tmp_path / "evil.pt")
+    for act in (checkpoint.pin, partial(checkpoint.convert, destination=tmp_path / "out.pt")):
+        with pytest.raises(UntrustedPickle):
+            act(tmp_path / "evil.pt")
+    assert not marker.exists()
+    assert checkpoint.pin(tmp_path / "evil.pt", trusted=True).tensors == 1

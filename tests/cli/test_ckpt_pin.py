@@ -31,7 +31,8 @@ def test_pin_then_list_then_clean(dsmem: Dsmem, tmp_path: Path) -> None:
     listed = json.loads(dsmem("shm", "ls", "--json").out)["entries"]
     assert [(one["kind"], one["sources"][0]["state"]) for one in listed] == [("checkpoint", "same")]
     assert "checkpoint" in dsmem("shm", "ls", terminal=True).out
-    assert dsmem("shm", "ls", "--h5", str(path)).exit_code == 0
+    rows = [row.split("\t") for row in dsmem("shm", "ls", "--h5", str(path)).out.splitlines()[1:]]
+    assert [row[3:6] for row in rows] == [["a", "(300, 4)", "F32"], ["b", "(7,)", "BF16"]]
     assert dsmem("shm", "clean", "weights", "--yes").exit_code == 0
     assert json.loads(dsmem("shm", "ls", "--json").out)["entries"] == []
 
