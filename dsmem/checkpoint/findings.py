@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,6 +50,10 @@ class Verified:
         return tuple(check for check in self.checks if check.state == "bad")
 
 
+class Stopped(Exception):
+    """Ends a task whose findings nobody waits for."""
+
+
 class Findings:
     """Checks in the making. Every method may be called from any thread."""
 
@@ -60,6 +64,8 @@ class Findings:
         self._done_bytes = 0
         self.total_bytes = 0
         """What there is to read; set before it is read."""
+        self.stopped: Callable[[], bool] = lambda: False
+        """Whether nobody wants the rest, since an interrupt."""
         self.tensors = 0
         self.size_bytes = 0
         self.verified = 0
@@ -85,7 +91,9 @@ class Findings:
             self.unverifiable += not verified
 
     def advance(self, size_bytes: int) -> None:
-        """So many bytes more were read."""
+        """So many bytes more were read; raises Stopped where that was enough: one record can be very large."""
+        if self.stopped():
+            raise Stopped
         with self._lock:
             self._done_bytes += size_bytes
             done_bytes = self._done_bytes

@@ -14,13 +14,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dsmem import parallel, proc
+from dsmem import proc
 from dsmem.checkpoint import formats, safetensors_files, torch_files, verifying_dcp, zips
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.findings import Check, Findings, Verified, few
 from dsmem.checkpoint.formats import Found
 from dsmem.checkpoint.opened import Directory
 from dsmem.checkpoint.parts import TensorEntry
+from dsmem.checkpoint.pool import Pool
+from dsmem.checkpoint.scratch import Scratch
 from dsmem.checkpoint.torch_files import NeedsTorch
 from dsmem.checkpoint.workers import Workers
 from dsmem.checkpoint.zips import InFile, Record
@@ -61,7 +63,9 @@ def verify(
             tasks = _safetensors(found, directory, findings)
         else:
             tasks = _torch(found, directory, findings)
-        parallel.run(tasks, proc.usable_cpus() if workers == "auto" else workers)
+        pool = Pool[None](proc.usable_cpus() if workers == "auto" else workers)
+        findings.stopped = lambda: pool.stopping
+        pool.run([partial(_done, task) for task in tasks], lambda outcome: ())
     if findings.unverifiable:
         findings.note("checksums", f"{findings.unverifiable} items were saved without: what changed can't be told")
     if findings.verified:
@@ -78,6 +82,10 @@ def verify(
         elapsed_s=time.perf_counter() - began,
         checks=checks,
     )
+
+
+def _done(task: Task, scratch: Scratch) -> None:
+    task()
 
 
 def _safetensors(found: Found, directory: Directory, findings: Findings) -> list[Task]:

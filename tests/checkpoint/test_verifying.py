@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import random
+import signal
 import struct
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +91,22 @@ def test_progress_reaches_the_end(dcp: Path) -> None:
     seen: list[tuple[int, int]] = []
     checkpoint.verify(dcp, workers=1, progress=lambda done, total: seen.append((done, total)))
     assert seen and all(0 <= done <= total for done, total in seen) and len({total for _, total in seen}) == 1
+
+
+def test_an_interrupt_ends_it_within_a_record(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(16 << 20, dtype=torch.uint8)}, tmp_path / "w.pt")
+    read: list[int] = []
+
+    def interrupt(done_bytes: int, total_bytes: int) -> None:
+        if not read:
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        read.append(done_bytes)
+        time.sleep(0.02)
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.verify(tmp_path / "w.pt", workers=2, progress=interrupt)
+    assert max(read) < 16 << 20
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("dsmem-")]
 
 
 class Inverted(StreamTransformExtension):
