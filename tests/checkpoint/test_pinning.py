@@ -310,3 +310,27 @@ def test_pickles_of_more_than_weights_are_refused(tmp_path: Path) -> None:
             act(tmp_path / "evil.pt")
     assert not marker.exists()
     assert checkpoint.pin(tmp_path / "evil.pt", trusted=True).tensors == 1
+
+
+@pytest.mark.parametrize("form", [as_dcp, as_safetensors, as_torch])
+def test_tensors_are_read_to_their_places_without_a_second_copy(form: Form, tmp_path: Path) -> None:
+    size_bytes = 48 << 20
+    path = form({"w": torch.zeros(size_bytes // 8), "v": torch.zeros(size_bytes // 8)}, tmp_path)
+    checkpoint.pin(path, only="v")  # all that is imported once
+
+    def grown() -> int:
+        before = peak = _anonymous_kb()
+
+        def look(done_bytes: int, total_bytes: int) -> None:
+            nonlocal peak
+            peak = max(peak, _anonymous_kb())
+
+        checkpoint.pin(path, progress=look)
+        return (peak - before) * 1024
+
+    assert children.call(grown) < size_bytes // 3
+
+
+def _anonymous_kb() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
