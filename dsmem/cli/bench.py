@@ -22,7 +22,6 @@ EXAMPLES = (
     "dsmem bench pin attach --size 4GiB --runs 9",
     "dsmem bench read --file train.h5",
     "dsmem bench tokenize --peer datatrove=peers/datatrove/bin/python",
-    "dsmem bench --json > bench.json",
 )
 
 CASES = (
