@@ -38,7 +38,7 @@ ROLES = {
     "training": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
-    ("tokens", 0): ["dsmem"] * 3 + ["recipe"] * 2 + ["limit"],
+    ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
     ("dataset", 1): ["dsmem", "dsmem", "recipe", "limit"],
     ("training", 0): ["dsmem", "dsmem", "recipe", "limit"],
     ("training", 1): ["dsmem", "dsmem", "recipe", "limit"],

@@ -87,7 +87,6 @@ def _batches(path: str, count: int) -> Comparison:
         contender("TokenLoader, prefetch=2", "dsmem", lambda: again(loaders[1])),
         contender("TokenDataset in a DataLoader", "dsmem", lambda: loaded(tokens, collate_fn=tokens.collate)),
         contender("DataLoader over np.memmap", "recipe", lambda: loaded(plain)),
-        contender("the same, num_workers=2", "recipe", lambda: loaded(plain, num_workers=2)),
         Contender("uint16 → int64, in file order", "limit", widen, operations=count),
     ]
     title = f"batches of {_BATCH_SIZE} windows of {_SEQ_LEN:,} tokens at random places, as int64"
