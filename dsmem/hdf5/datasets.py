@@ -136,6 +136,8 @@ def _contiguous(item: Item, offset: int | None, file_bytes: int) -> Item:
 
 
 def _chunked(item: Item) -> Item:
+    if len(item.info.chunks or ()) != len(item.info.shape or ()):
+        raise UnsupportedType(f"chunks {item.info.chunks} of another rank than its shape {item.info.shape}")
     named = " + ".join(one.name for one in item.filters) or "no filter"
     try:
         Pipeline(item.filters, math.prod(item.info.chunks or ()) * item.info.dtype.itemsize)
