@@ -70,7 +70,7 @@ def store_root(tmp_path: Path, expected_leftovers: set[str]) -> Iterator[Path]:
 @pytest.fixture
 def hf_cache(tmp_path: Path) -> Iterator[Path]:
     """The cache of `datasets`, in the test's own directory; no hub, no bars."""
-    from tables import own_hugging_face
+    from arrowtables import own_hugging_face
 
     with own_hugging_face(tmp_path) as cache:
         yield cache

@@ -34,7 +34,7 @@ def server(
     tmp_path: Path, hf_cache: Path, monkeypatch: pytest.MonkeyPatch, expected_leftovers: set[str]
 ) -> Iterator[Path]:
     """A file of 20 rows for a server of this test's own, which is ended with the test."""
-    from tables import rows, write_jsonl
+    from arrowtables import rows, write_jsonl
 
     (tmp_path / "run").mkdir(mode=0o700)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
@@ -232,7 +232,7 @@ def test_leftovers_are_reported(leftover: Path) -> None:
 @pytest.fixture
 def episodes(tmp_path: Path, hf_cache: Path) -> Path:
     """A directory with a data file, as the older configuration names one."""
-    from tables import rows, write_jsonl
+    from arrowtables import rows, write_jsonl
 
     return write_jsonl(tmp_path / "episodes" / "train.jsonl", rows(0, 20)).parent
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from arrowtables import rows
 from datasets import Dataset, Features, Image, Value, load_from_disk
-from tables import rows
 
 from dsmem.arrow import batches, opening, writing
 from dsmem.arrow.opening import Split

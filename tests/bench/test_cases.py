@@ -61,6 +61,7 @@ COMPARISONS = {
 @pytest.fixture(autouse=True)
 def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
+    monkeypatch.setattr(training, "WORKERS", 0)
     monkeypatch.setattr(training, "PROCESSES", (2,))
     monkeypatch.setattr(training, "WORKERS", 1)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import datasets
 import pytest
+from arrowtables import rows, write_jsonl
 from children import all_started
-from tables import rows, write_jsonl
 
 import dsmem
 from dsmem.server import building, gathering, scratch

@@ -15,7 +15,7 @@ from typing import Any
 
 import datasets
 import pytest
-from tables import rows, write_jsonl
+from arrowtables import rows, write_jsonl
 
 import dsmem
 from dsmem.server import building, catalogue, client

@@ -98,7 +98,7 @@ def test_another_source_under_the_same_name_takes_its_place(plan: Plans, where: 
     pid = lifecycle.ensure_started(plan=plan(a="slow:1000")).pid
     control.ask({"op": "add", "name": "a", "spec": {"path": "ok:"}}, where=where)
     assert loaded(where)["a"]["object"] == "ok-object"
-    assert not _children(pid)
+    eventually(lambda: not _children(pid))
     lifecycle.stop(where)
 
 

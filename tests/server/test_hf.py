@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tables import rows, write_jsonl
+from arrowtables import rows, write_jsonl
 
 import dsmem
 from dsmem.server import building, catalogue

@@ -7,9 +7,9 @@ import pickle
 from pathlib import Path
 
 import pytest
+from arrowtables import rows, write_jsonl
 from hypothesis import given
 from hypothesis import strategies as st
-from tables import rows, write_jsonl
 
 import dsmem
 from dsmem.server import catalogue

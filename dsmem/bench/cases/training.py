@@ -117,7 +117,10 @@ def _loader(dataset: Any) -> Any:
     from dsmem.training import EpisodicDataset
     from dsmem.training.batches import collate
 
-    options: dict[str, Any] = {"persistent_workers": True, "multiprocessing_context": "fork"}
+    options: dict[str, Any] = {}
+    if WORKERS:
+        # Not forked: a process of many threads that forks may leave its children a lock that nobody frees.
+        options = {"persistent_workers": True, "multiprocessing_context": "spawn"}
     if isinstance(dataset, EpisodicDataset):
         options["collate_fn"] = collate  # as create_optimized_dataloader has it
     return DataLoader(dataset, BATCH, sampler=_order(len(dataset)), num_workers=WORKERS, **options)
