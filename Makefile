@@ -15,8 +15,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dsmem demo
 
+# Benches look at the whole machine: they run by themselves, after the others.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --ignore tests/bench
+	$(BIN)/python -m pytest tests/bench
 
 check: $(READY)
 	$(BIN)/ruff check .
