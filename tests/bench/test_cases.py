@@ -63,7 +63,6 @@ def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
     monkeypatch.setattr(training, "WORKERS", 0)
     monkeypatch.setattr(training, "PROCESSES", (2,))
-    monkeypatch.setattr(training, "WORKERS", 1)
 
 
 def run(name: str, **options: Any) -> Report:
