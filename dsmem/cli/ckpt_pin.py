@@ -9,7 +9,7 @@ import typer
 from dsmem import units
 from dsmem.cli import progress, rows
 from dsmem.cli.ckpt_ls import Checkpoint
-from dsmem.cli.commands import Json
+from dsmem.cli.commands import Budget, Json, Keep
 from dsmem.cli.output import Column, Output, note
 
 EXAMPLES = (
@@ -37,14 +37,8 @@ def pin(
         int | None,
         typer.Option("--workers", min=1, metavar="N", help="Threads; else by CPUs, memory, size.", show_default=False),
     ] = None,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="SIZE", help="Evict what is longest unused, to hold no more: 40GiB."),
-    ] = None,
-    keep: Annotated[
-        bool | None,
-        typer.Option("--keep/--no-keep", help="Never evict it, clean it only by its name; or no longer so."),
-    ] = None,
+    budget: Budget = None,
+    keep: Keep = None,
     skip_unsupported: Annotated[
         bool, typer.Option("--skip-unsupported", help="Leave out tensors that safetensors has no place for.")
     ] = False,

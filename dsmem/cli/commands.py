@@ -22,6 +22,12 @@ Dtype = Annotated[
     typer.Option("--dtype", help="The type of the ids, whatever is told by what lies beside the file."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: sizes in bytes, times in seconds.")]
+Budget = Annotated[
+    str | None, typer.Option("--budget", metavar="SIZE", help="Evict what is longest unused, to hold no more: 40GiB.")
+]
+Keep = Annotated[
+    bool | None, typer.Option("--keep/--no-keep", help="Never evict it, clean it only by its name; or no longer so.")
+]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done, and do nothing.")]
 

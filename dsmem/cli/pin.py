@@ -10,7 +10,7 @@ import typer
 
 from dsmem import units
 from dsmem.cli import explained, progress, rows
-from dsmem.cli.commands import Algo, Json
+from dsmem.cli.commands import Algo, Budget, Json, Keep
 from dsmem.cli.errors import Failures
 from dsmem.cli.output import Column, Output, note
 from dsmem.errors import UsageError
@@ -48,14 +48,8 @@ def pin(
     skip_unsupported: Annotated[
         bool, typer.Option("--skip-unsupported", help="Leave out what can't be pinned exactly.")
     ] = False,
-    budget: Annotated[
-        str | None,
-        typer.Option("--budget", metavar="SIZE", help="Evict what is longest unused, to hold no more: 40GiB."),
-    ] = None,
-    keep: Annotated[
-        bool | None,
-        typer.Option("--keep/--no-keep", help="Never evict it, clean it only by its name; or no longer so."),
-    ] = None,
+    budget: Budget = None,
+    keep: Keep = None,
     allow: Annotated[
         list[str] | None,
         typer.Option(
