@@ -74,7 +74,7 @@ def read_own(path: str, limit_bytes: int) -> bytes:
     """The bytes of a small file of our own; raises ValueError when it is larger than the limit."""
     fd = open_own(path)
     try:
-        data = os.read(fd, limit_bytes + 1)
+        data = os.read(fd, min(os.fstat(fd).st_size, limit_bytes) + 1)  # a buffer of a MiB costs more than the file
     finally:
         os.close(fd)
     if len(data) > limit_bytes:

@@ -213,7 +213,7 @@ def holders(store: Store, names: Collection[str]) -> dict[str, dict[int, str]]:
     """Object → {pid: command} of the processes that hold it."""
     from dsmem.store import objects
 
-    held = objects.holders([one for one in objects.scan(store) if one.name in names])
+    held = objects.holders(list(objects.scan(store, names)))
     return {name: {one.pid: one.command for one in found} for name, found in held.by_name.items()}
 
 

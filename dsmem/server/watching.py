@@ -131,7 +131,7 @@ def older(root: str, current: Iterable[Watched]) -> set[str]:
     from dsmem.store import objects, refs
 
     led_to = {ref.object for ref in refs.all_refs(store)}
-    made = ((found.name, found.provenance) for found in objects.scan(store) if found.name not in led_to)
+    made = ((found.name, found.provenance) for found in objects.scan(store, objects.listed(store) - led_to))
     return {name for name, by in made if by is not None and (by.source, by.selection) in meant}
 
 

@@ -68,14 +68,18 @@ def _merged(seen: Holders, inodes: Collection[tuple[int, int]]) -> tuple[Holder,
     return tuple(by_pid[pid] for pid in sorted(by_pid))
 
 
-def scan(store: Store) -> Iterator[Object]:
-    """Every entry of the store that is not hidden, by name, the damaged ones too."""
+def listed(store: Store) -> set[str]:
+    """The name of every entry of the store that is not hidden, whatever it is."""
     try:
         with os.scandir(store.objects) as entries:
-            listed = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+            return {entry.name for entry in entries if not entry.name.startswith(".")}
     except FileNotFoundError:
-        return
-    for name in listed:
+        return set()
+
+
+def scan(store: Store, wanted: Collection[str] | None = None) -> Iterator[Object]:
+    """Every entry that is not hidden, by name, the damaged ones too; or those wanted, if they are there."""
+    for name in sorted(listed(store) if wanted is None else wanted):
         try:
             status = os.lstat(store.object_path(name))
         except FileNotFoundError:

@@ -141,8 +141,7 @@ def attach(store: Store, source: str, selection: str, identity: FileIdentity) ->
 
 def _found_under_lock(store: Store, request: Request) -> tuple[Ref, Lease] | None:
     """What became known since we looked, under this path or another one of the same file."""
-    sweep(store)
-    for ref in refs.all_refs(store):
+    for ref in sweep(store):
         known = ref.provenance
         if not ref.name and known.identity == request.identity and known.selection == request.selection:
             if known.source != request.source:

@@ -18,11 +18,14 @@ TEMPORARY_AGE_S = 60.0
 _log = logging.getLogger(__name__)
 
 
-def sweep(store: Store) -> None:
-    """Remove locks nobody holds, drafts and trash nobody works on, refs to nothing; rebuild missing refs."""
+def sweep(store: Store) -> list[Ref]:
+    """Remove locks nobody holds, drafts and trash nobody works on, refs to nothing; rebuild missing refs.
+
+    Returns every ref there is then.
+    """
     _sweep_hidden(store)
     _sweep_locks(store)
-    _sweep_refs(store)
+    return _sweep_refs(store)
 
 
 def _sweep_hidden(store: Store) -> None:
@@ -80,19 +83,22 @@ def _unlink_if_free(path: str) -> None:
         os.close(fd)
 
 
-def _sweep_refs(store: Store) -> None:
+def _sweep_refs(store: Store) -> list[Ref]:
+    read = list(refs.all_refs(store))
+    there = objects.listed(store)  # after the refs: what leads to something now was published before
     known = {}
-    for ref in refs.all_refs(store):
-        if os.path.lexists(store.object_path(ref.object)):
+    for ref in read:
+        if ref.object in there:
             known[ref.file_name()] = ref
         else:
             files.unlink_if_there(f"{store.refs}/{ref.file_name()}")
     led_to = {ref.object for ref in known.values() if not ref.name}
-    for found in objects.scan(store):
-        if found.provenance is None or found.name in led_to:
+    for found in objects.scan(store, there - led_to):
+        if found.provenance is None:
             continue
         ref = Ref(found.name, found.provenance)
-        there = known.get(ref.file_name())
-        if there is None or there.provenance.created_ns < found.provenance.created_ns:
+        older = known.get(ref.file_name())
+        if older is None or older.provenance.created_ns < found.provenance.created_ns:
             refs.write(store, ref)
             known[ref.file_name()] = ref
+    return list(known.values())
