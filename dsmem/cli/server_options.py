@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import wraps
+from inspect import Parameter
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -42,6 +45,51 @@ Timeout = Annotated[
     str | None, typer.Option("--timeout", metavar="TIME", help="How long to wait for what is loading: 30 (s), 5m.")
 ]
 Level = Annotated[LogLevel | None, typer.Option("--log-level", help="What the server logs from this level on.")]
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What `run`, `start` and `restart` are told, as options of those names."""
+
+    config: Config = None
+    dataset: Datasets = None
+    sample_limit: SampleLimit = None
+    data_dir: DataDir = None
+    pid_file: PidFile = None
+    log_file: LogFile = None
+    log_level: Level = None
+
+    def chosen(self, *, timeout: str | None = None) -> ServerSettings:
+        """The settings that hold, with these."""
+        return chosen(
+            config=self.config,
+            sample_limit=self.sample_limit,
+            data_dir=self.data_dir,
+            pid_file=self.pid_file,
+            log_file=self.log_file,
+            timeout=timeout,
+        )
+
+    def planned(self, found: ServerSettings) -> Plan:
+        """What a daemon is to do."""
+        return planned(found, self.dataset, self.log_level)
+
+
+def serving(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose first parameter, a `Serving`, is typed as options, before those that the command names itself."""
+    hints = get_type_hints(Serving, include_extras=True)
+    options = [Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=hint) for name, hint in hints.items()]
+    own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+
+    @wraps(command)
+    def typed(**given: Any) -> None:
+        command(Serving(**{name: given.pop(name) for name in hints}), **given)
+
+    parameters = [*options, *(one.replace(kind=Parameter.KEYWORD_ONLY) for one in own)]
+    typed.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # functions take attributes
+    typed.__annotations__ = {one.name: one.annotation for one in parameters}
+    return typed
+
 
 _NAMED = re.compile(r"(?P<name>[\w.-]+)=(?P<source>.+)", re.DOTALL)
 

@@ -10,18 +10,7 @@ from dsmem import units
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Output
 from dsmem.cli.server_following import complain, follow
-from dsmem.cli.server_options import (
-    Config,
-    DataDir,
-    Datasets,
-    Level,
-    LogFile,
-    PidFile,
-    SampleLimit,
-    Timeout,
-    chosen,
-    planned,
-)
+from dsmem.cli.server_options import Serving, Timeout, serving
 
 if TYPE_CHECKING:
     from dsmem.server.plan import Plan
@@ -35,22 +24,14 @@ START_EXAMPLES = (
 RESTART_EXAMPLES = ("dsmem server restart", "dsmem server restart --config dsmem.yaml")
 
 
-def run(
-    config: Config = None,
-    dataset: Datasets = None,
-    sample_limit: SampleLimit = None,
-    data_dir: DataDir = None,
-    pid_file: PidFile = None,
-    log_file: LogFile = None,
-    log_level: Level = None,
-) -> None:
+@serving
+def run(given: Serving) -> None:
     """Serve in the foreground until Ctrl-C or SIGTERM; for systemd, containers and looking on."""
     import logging
 
     from dsmem.server import daemon, logs
 
-    found = chosen(config=config, sample_limit=sample_limit, data_dir=data_dir, pid_file=pid_file, log_file=log_file)
-    plan = planned(found, dataset, log_level)
+    plan = given.planned(given.chosen())
     logger = logging.getLogger("dsmem")
     logger.setLevel(min(logger.level, logging.getLevelName(plan.log_level.upper())))
     handler = logs.RotatingFile(plan.places.log)
@@ -63,53 +44,21 @@ def run(
         handler.close()
 
 
-def start(
-    config: Config = None,
-    dataset: Datasets = None,
-    sample_limit: SampleLimit = None,
-    data_dir: DataDir = None,
-    pid_file: PidFile = None,
-    log_file: LogFile = None,
-    timeout: Timeout = None,
-    log_level: Level = None,
-    json: Json = False,
-) -> None:
+@serving
+def start(given: Serving, timeout: Timeout = None, json: Json = False) -> None:
     """Start the server, and wait until its datasets are loaded; one that runs already gets what is new."""
-    found = chosen(
-        config=config,
-        sample_limit=sample_limit,
-        data_dir=data_dir,
-        pid_file=pid_file,
-        log_file=log_file,
-        timeout=timeout,
-    )
-    _start(planned(found, dataset, log_level), found.timeout_s.value, Output(as_json=json))
+    found = given.chosen(timeout=timeout)
+    _start(given.planned(found), found.timeout_s.value, Output(as_json=json))
 
 
-def restart(
-    config: Config = None,
-    dataset: Datasets = None,
-    sample_limit: SampleLimit = None,
-    data_dir: DataDir = None,
-    pid_file: PidFile = None,
-    log_file: LogFile = None,
-    timeout: Timeout = None,
-    log_level: Level = None,
-    json: Json = False,
-) -> None:
+@serving
+def restart(given: Serving, timeout: Timeout = None, json: Json = False) -> None:
     """Stop the server and start it anew, with the datasets that it had and what is typed."""
     from dsmem.server import lifecycle
     from dsmem.server.spec import Spec
 
-    found = chosen(
-        config=config,
-        sample_limit=sample_limit,
-        data_dir=data_dir,
-        pid_file=pid_file,
-        log_file=log_file,
-        timeout=timeout,
-    )
-    plan = planned(found, dataset, log_level)
+    found = given.chosen(timeout=timeout)
+    plan = given.planned(found)
     stopped = lifecycle.stop(plan.places)
     had = {one["name"]: Spec.from_dict(one["spec"]) for one in stopped.facts.get("datasets", ())}
     plan = replace(plan, datasets=tuple({**had, **dict(plan.datasets)}.items()))
