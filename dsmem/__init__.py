@@ -5,8 +5,9 @@ The public names are handed out lazily (PEP 562): `import dsmem` imports none of
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dsmem import lazy
 
 __version__ = "0.1.0"
 
@@ -142,15 +143,4 @@ __all__ = [
     "tokenize",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'dsmem' has no attribute {name!r}")
-    value: object = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

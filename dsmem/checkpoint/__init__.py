@@ -5,8 +5,9 @@ The public names are handed out lazily (PEP 562): torch is imported when one is 
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dsmem import lazy
 
 if TYPE_CHECKING:
     from dsmem.checkpoint.attaching import attach
@@ -63,11 +64,4 @@ __all__ = [
     "verify",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'dsmem.checkpoint' has no attribute {name!r}")
-    value: object = getattr(import_module(home), name)
-    globals()[name] = value
-    return value
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -5,8 +5,9 @@ Names are handed out lazily (PEP 562): the flags of `add_arguments` need neither
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from dsmem import lazy
 
 if TYPE_CHECKING:
     from dsmem.training.arguments import add_arguments, open_from_args
@@ -17,17 +18,17 @@ if TYPE_CHECKING:
     from dsmem.training.older import MemoryMappedHDF5, SharedMemoryManager
 
 _HOMES = {
-    "EpisodicDataset": "dataset",
-    "EpisodicLoader": "loaders",
-    "Layout": "layouts",
-    "MemoryMappedHDF5": "older",
-    "OptimizedDataset": "dataset",
-    "OptimizedEpisodicDataset": "dataset",
-    "SharedMemoryManager": "older",
-    "add_arguments": "arguments",
-    "collate": "batches",
-    "create_optimized_dataloader": "loaders",
-    "open_from_args": "arguments",
+    "EpisodicDataset": "dsmem.training.dataset",
+    "EpisodicLoader": "dsmem.training.loaders",
+    "Layout": "dsmem.training.layouts",
+    "MemoryMappedHDF5": "dsmem.training.older",
+    "OptimizedDataset": "dsmem.training.dataset",
+    "OptimizedEpisodicDataset": "dsmem.training.dataset",
+    "SharedMemoryManager": "dsmem.training.older",
+    "add_arguments": "dsmem.training.arguments",
+    "collate": "dsmem.training.batches",
+    "create_optimized_dataloader": "dsmem.training.loaders",
+    "open_from_args": "dsmem.training.arguments",
 }
 
 __all__ = [
@@ -44,15 +45,4 @@ __all__ = [
     "open_from_args",
 ]
 
-
-def __getattr__(name: str) -> object:
-    home = _HOMES.get(name)
-    if home is None:
-        raise AttributeError(f"module 'dsmem.training' has no attribute {name!r}")
-    value: object = getattr(import_module(f"dsmem.training.{home}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)
