@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import secrets
-import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -25,7 +23,7 @@ import torch
 from dsmem import files
 from dsmem.arrays import header, layout
 from dsmem.arrays.layout import Planned
-from dsmem.checkpoint import dcp, formats, into, torch_files
+from dsmem.checkpoint import dcp, formats, into, staging, torch_files
 from dsmem.checkpoint.into import Source
 from dsmem.checkpoint.opened import memory_at
 from dsmem.checkpoint.parts import TensorEntry
@@ -103,7 +101,7 @@ def convert(
     if kind == "safetensors":
         codes, left_out = _fitting(looked, skip_unsupported)
     report = progress or ignore
-    with _translated(path), _staged(path, directory=not one_file, force=force) as staged:
+    with _translated(path), staging.staged(path, directory=not one_file, force=force) as staged:
         if kind == "safetensors" and one_file:
             size_bytes = _write_safetensors(looked, codes, [*codes], staged, report, 0)
         elif kind == "safetensors":
@@ -162,50 +160,6 @@ def _translated(path: str) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _staged(path: str, *, directory: bool, force: bool) -> Iterator[str]:
-    """A hidden place beside the path; what is written there takes the path at the end, or goes."""
-    parent, name = os.path.split(path)
-    staged = os.path.join(parent, f".{name}.{secrets.token_hex(6)}.part")
-    if directory:
-        os.mkdir(staged)
-    try:
-        yield staged
-        for one in [os.path.join(staged, file) for file in os.listdir(staged)] if directory else [staged]:
-            files.sync(one)
-        if force and os.path.lexists(path) and (directory or os.path.isdir(path)):
-            _exchange(staged, path)
-        elif force or directory:
-            os.rename(staged, path)
-        else:
-            os.link(staged, path)  # unlike rename it refuses a name that was taken meanwhile
-        files.sync(parent)
-    except (FileExistsError, NotADirectoryError) as exc:
-        raise OutputExists(f"{path} exists", path=path) from exc
-    finally:
-        _remove(staged)
-
-
-def _exchange(staged: str, path: str) -> None:
-    """A directory can't be replaced by one call: the old one steps aside, and goes once the new one is there."""
-    aside = f"{staged}.old"
-    os.rename(path, aside)
-    try:
-        os.rename(staged, path)
-    except BaseException:
-        os.rename(aside, path)
-        raise
-    _remove(aside)
-
-
-def _remove(path: str) -> None:
-    if os.path.isdir(path) and not os.path.islink(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-
-
 def _fitting(source: Source, skip: bool) -> tuple[dict[str, str], tuple[str, ...]]:
     """The safetensors dtype of each tensor that is written, tied ones too; and names of what is left out."""
     codes, refused = into.fitting(source)
@@ -253,7 +207,7 @@ def _write_safetensors(
     text_bytes = header.reserve(placed, {"format": "pt"}, spare_bytes=0)
     head = header.encode({name: placed[name] for name in names}, {"format": "pt"}, size_bytes=text_bytes)
     total = sum(_entry(source, name).size_bytes for name in codes)
-    with Path(path).open("xb") as file:
+    with Path(path).open("wb") as file:
         files.pwrite_full(file.fileno(), memoryview(head), 0)
         offset = len(head)
         for some in _together(placed):
@@ -379,7 +333,7 @@ def _spooled(source: Source, fd: int, progress: Progress) -> dict[str, Any]:
 
 def _write_by_torch(state: dict[str, Any], staged: str, kind: To) -> None:
     if kind == "pt":
-        with Path(staged).open("xb") as file:  # by a name torch would write that into the file
+        with Path(staged).open("wb") as file:  # by a name torch would write that into the file
             torch.save(state, file)
         return
     from torch.distributed.checkpoint import state_dict_saver

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,8 @@ import torch
 from checkpoints import DTYPES, load, noise, same, save
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from dsmem import checkpoint
+from dsmem import checkpoint, files
+from dsmem.checkpoint import staging
 from dsmem.errors import OutputExists, Unsupported, UsageError
 
 State = dict[str, Any]
@@ -128,8 +130,25 @@ def test_what_safetensors_lacks(tmp_path: Path) -> None:
     assert checkpoint.convert(source, tmp_path / "out.pt").tensors == 2
 
 
-@pytest.mark.parametrize(("to", "out"), [("dcp", "out"), ("pt", "out.pt"), ("safetensors", "out.safetensors")])
-def test_what_is_there_is_replaced_only_when_asked(to: To, out: str, tmp_path: Path) -> None:
+OUTS: list[tuple[To, str]] = [
+    ("dcp", "out"),
+    ("pt", "out.pt"),
+    ("safetensors", "out.safetensors"),
+    ("safetensors", "s"),
+]
+
+
+def hidden(directory: Path) -> list[str]:
+    return [one.name for one in directory.iterdir() if one.name.startswith(".")]
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize(("to", "out"), OUTS)
+def test_what_is_there_is_replaced_only_when_asked(
+    to: To, out: str, exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:  # a file system where two names can't change places
+        monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
     source = written(weights(), tmp_path, "safetensors")
     path = tmp_path / out
     checkpoint.convert(written({"old": noise((3,))}, tmp_path, "dcp"), path, to=to)
@@ -138,7 +157,54 @@ def test_what_is_there_is_replaced_only_when_asked(to: To, out: str, tmp_path: P
     assert checkpoint.load(path).keys() == {"old"}
     checkpoint.convert(source, path, to=to, force=True)
     assert checkpoint.load(path).keys() == weights().keys()
-    assert [one.name for one in tmp_path.iterdir() if one.name.startswith(".")] == []
+    assert hidden(tmp_path) == []
+
+
+@pytest.mark.parametrize(("to", "out"), OUTS)
+def test_what_a_killed_process_left_goes_with_the_next(
+    to: To, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = written(weights(), tmp_path, "dcp")
+    path = tmp_path / out
+    checkpoint.convert(written({"old": noise((3,))}, tmp_path, "pt"), path, to=to)
+
+    def die(path: str) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "sync", die)  # what comes last before the new one takes its place
+        with pytest.raises(children.ChildDied):
+            children.call(lambda: checkpoint.convert(source, path, to=to, force=True))
+    assert len(hidden(tmp_path)) == 1
+    assert checkpoint.load(path).keys() == {"old"}
+    checkpoint.convert(source, tmp_path / f"other{path.suffix}", to=to)
+    assert hidden(tmp_path) == []
+    assert checkpoint.load(path).keys() == {"old"}
+
+
+@pytest.mark.parametrize(("to", "out"), OUTS)
+def test_what_is_being_written_is_no_leftover(
+    to: To, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    swept = []
+
+    def sweep(path: str) -> None:
+        swept.append(path)
+        staging.sweep(str(tmp_path))
+
+    monkeypatch.setattr(files, "sync", sweep)
+    checkpoint.convert(written(weights(), tmp_path, "dcp"), tmp_path / out, to=to)
+    assert swept and checkpoint.load(tmp_path / out).keys() == weights().keys()
+
+
+def test_a_sweep_takes_nothing_else(tmp_path: Path) -> None:
+    others = [".dsmem-0123.part", "dsmem-0123456789abcdef.part", ".dsmem-0123456789abcdef.part.old"]
+    for name in others:
+        (tmp_path / name).touch()
+    (tmp_path / "precious").touch()
+    (tmp_path / ".dsmem-0123456789abcdef.part").symlink_to("precious")
+    staging.sweep(str(tmp_path))
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "precious", ".dsmem-0123456789abcdef.part"])
 
 
 def test_what_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> None:
