@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoints import DTYPES, Tensors, load, noise, same, save, stock
+from checkpoints import DTYPES, Tensors, flip, load, noise, same, save, stock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension
+from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from dsmem.checkpoint import ParallelFileSystemReader, ReadReport, regions, unpickling
+from dsmem.errors import CheckpointReadError
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
 BIG = (300, 301)
@@ -221,6 +223,50 @@ def test_extensions(tmp_path: Path, executor: Any) -> None:
     loaded: dict[str, Any] = load({"x": torch.zeros(40, 5), "n": 0, "z": torch.zeros(0)}, reader)
     assert same(loaded["x"], state["x"]) and loaded["n"] == 7
     assert report_of(reader).why == {"byte items": 1, "transformed by scrambled/1": 1}
+
+
+@pytest.mark.parametrize("executor", ["thread", "process"])
+@pytest.mark.parametrize("verify", ["none", "crc"])
+def test_compressed_by_torchs_own_extension(tmp_path: Path, executor: Any, verify: Any) -> None:
+    """The registry that torch makes knows it; a tensor of one value makes what is stored shorter than the tensors."""
+    state: dict[str, Any] = {
+        "x": noise(BIG),
+        "even": torch.full(BIG, 3.5),
+        "small": noise((3, 5), torch.bfloat16),
+        "n": 7,
+    }
+    path = save(state, tmp_path / "c", files=2, _extensions=[ZStandard()])
+    stored_bytes = sum(file.stat().st_size for file in path.glob("*.distcp"))
+    assert stored_bytes < 1.5 * state["x"].nbytes
+
+    def empty() -> dict[str, Any]:
+        return {name: torch.zeros_like(one) if isinstance(one, torch.Tensor) else 0 for name, one in state.items()}
+
+    reader = ParallelFileSystemReader(path, executor=executor, workers=2, verify=verify)
+    ours, theirs = load(empty(), reader), stock(empty(), path)
+    assert ours["n"] == theirs["n"] == 7
+    assert all(same(ours[name], theirs[name]) and same(ours[name], state[name]) for name in ("x", "even", "small"))
+    assert report_of(reader).why == {"byte items": 1, "transformed by stream.zstd/1": 3}
+
+
+def test_compressed_bytes_that_changed(tmp_path: Path) -> None:
+    """A bit of the compressed stream: an error, or by luck the same bytes; never others when checksums are compared."""
+    state = {"x": noise((50, 50))}
+    path = save(state, tmp_path / "c", _extensions=[ZStandard()])
+    (file,) = path.glob("*.distcp")
+    whole = file.read_bytes()
+    refused = 0
+    for at in range(0, len(whole), 211):
+        flip(file, at, 1 << at % 8)
+        try:
+            loaded = load({"x": torch.zeros(50, 50)}, ParallelFileSystemReader(path, verify="crc", workers=1))
+        except CheckpointException as exc:
+            assert isinstance(exc.failures[0][0], CheckpointReadError)
+            refused += 1
+        else:
+            assert same(loaded["x"], state["x"]), at
+        file.write_bytes(whole)
+    assert refused > 20
 
 
 def test_contiguity_is_told_as_torch_tells_it() -> None:
