@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 4
 """Of a first load: each is a shard, and 0.1 ms when it is opened."""
+GROUP_BYTES = 32 << 20
+"""Of source files; what is smaller is loaded anew in less than a second, and opened thousands of times."""
 MOST_SHARDS = 16
 """Of a generation that grew by and by; then all is grouped anew."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"
@@ -106,14 +108,14 @@ def grouped(facts: Sequence[Fact], known: Sequence[Sequence[Fact]]) -> list[Grou
         place += 1
     old = sum(number is not None for number, _ in runs)
     if old == 0 or len(runs) > MOST_SHARDS - MOST_GROUPS:
-        return [Group(tuple(some)) for some in _cut(list(facts), MOST_GROUPS)]
-    new = sum(len(files) for number, files in runs if number is None)
+        return [Group(tuple(some)) for some in _cut(list(facts), _parts(facts))]
+    fresh = [fact for number, files in runs if number is None for fact in files]
     groups: list[Group] = []
     for number, files in runs:
         if number is not None:
             groups.append(Group(tuple(files), number))
         else:
-            share = max(1, MOST_GROUPS * len(files) // new)
+            share = max(1, _parts(fresh) * len(files) // len(fresh))
             groups += [Group(tuple(some)) for some in _cut(files, share)]
     return groups
 
@@ -152,6 +154,11 @@ def _names(spec: Spec) -> list[str]:
 def _fact(path: str) -> Fact:
     status = os.stat(path)
     return (path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _parts(facts: Sequence[Fact]) -> int:
+    """How many groups these files are worth."""
+    return min(MOST_GROUPS, max(1, sum(size_bytes for _, _, _, size_bytes, _ in facts) // GROUP_BYTES))
 
 
 def _cut(facts: list[Fact], parts: int) -> Iterator[list[Fact]]:

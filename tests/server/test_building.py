@@ -91,6 +91,13 @@ def test_a_saved_dataset(tmp_path: Path) -> None:
         publish(Spec.parse(f"{tmp_path}/saved:/dev"))
 
 
+@pytest.fixture
+def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is worth a shard."""
+    monkeypatch.setattr(gathering, "GROUP_BYTES", 1)
+
+
+@pytest.mark.usefixtures("small_groups")
 def test_several_files_one_shard_each(tmp_path: Path) -> None:
     for number in range(4):
         write_jsonl(tmp_path / f"{number}.jsonl", rows(number * 10, 10))
@@ -101,6 +108,7 @@ def test_several_files_one_shard_each(tmp_path: Path) -> None:
     assert load(name)["train"].to_list() == plain.to_list()
 
 
+@pytest.mark.usefixtures("small_groups")
 def test_a_new_file_adds_a_shard_and_links_the_others(tmp_path: Path) -> None:
     for number in range(3):
         write_jsonl(tmp_path / f"{number}.jsonl", rows(number * 10, 10))
@@ -279,6 +287,7 @@ def fact(name: str) -> Fact:
         ("a", ["ab"], "a"),
     ],
 )
+@pytest.mark.usefixtures("small_groups")
 def test_groups(files: str, known: list[str], expected: str) -> None:
     def shown(group: Group) -> str:
         names = "".join(one[0] for one in group.files)
@@ -288,7 +297,17 @@ def test_groups(files: str, known: list[str], expected: str) -> None:
     assert " ".join(map(shown, groups)) == expected
 
 
+@pytest.mark.usefixtures("small_groups")
 def test_many_files_are_few_groups() -> None:
     groups = gathering.grouped([(str(n), 0, n, 1, 1) for n in range(1000)], [])
     assert len(groups) == gathering.MOST_GROUPS
     assert [fact[0] for group in groups for fact in group.files] == [str(n) for n in range(1000)]
+
+
+def test_small_files_are_one_group() -> None:
+    half = gathering.GROUP_BYTES // 2
+    facts = [(str(n), 0, n, half, 1) for n in range(4)]
+    assert [len(group.files) for group in gathering.grouped(facts[:3], [])] == [3]
+    assert [len(group.files) for group in gathering.grouped(facts, [])] == [2, 2]
+    grown = gathering.grouped(facts, [facts[:3]])
+    assert [(len(group.files), group.known) for group in grown] == [(3, 0), (1, None)]

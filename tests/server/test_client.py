@@ -66,6 +66,23 @@ def test_the_same_rows_shared_and_loaded(path: str) -> None:
     assert load(path, split=datasets.Split.TRAIN).dsmem_source == "shared"
 
 
+def test_what_is_said_of_the_rows_comes_along(tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"label": datasets.ClassLabel(names=["no", "yes"]), "more": [{"x": datasets.Value("int8")}]}
+    )
+    info = datasets.DatasetInfo(description="of rows", citation="nobody", features=features, homepage="here")
+    plain = datasets.Dataset.from_dict({"label": [0, 1], "more": [[], [{"x": 1}]]}, features=features, info=info)
+    plain.save_to_disk(str(tmp_path / "saved"))
+    publish(Spec.parse(str(tmp_path / "saved")))
+    found = load(str(tmp_path / "saved"))
+    assert found.dsmem_source == "shared" and found.features == plain.features and found.to_list() == plain.to_list()
+    assert found.info.features == features and found.features["label"].int2str(1) == "yes"
+    said = ("description", "citation", "homepage", "license", "version")
+    assert {name: getattr(found.info, name) for name in said} == {name: getattr(plain.info, name) for name in said}
+    again = pickle.loads(pickle.dumps(found))
+    assert again.info == found.info and again.to_list() == plain.to_list()
+
+
 def test_a_split_that_was_published_alone(path: str) -> None:
     publish(Spec.of("json", data_files=path, split="train[:10]"))
     assert load("json", data_files=path, split="train").dsmem_source == "loaded"
