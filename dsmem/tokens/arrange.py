@@ -21,8 +21,9 @@ from dsmem.errors import NoSpace, SourceChanged, UsageError
 from dsmem.progress import Progress
 from dsmem.tokens import index, joining
 from dsmem.tokens.index import BLOCK, EndsWriter
-from dsmem.tokens.layout import ITEM_BYTES, LARGEST_IDX_ID, Beside, TokenDtype
+from dsmem.tokens.layout import ITEM_BYTES, LARGEST_IDX_ID, Beside, TokenDtype, val_path
 from dsmem.tokens.manifest import Manifest
+from dsmem.tokens.options import MOST_SHARDS, Arrangement
 from dsmem.tokens.parts import Part
 from dsmem.tokens.streams import Split, Stream, documents_of, for_val, scattered, streams_of
 
@@ -30,32 +31,6 @@ _log = logging.getLogger(__name__)
 
 Array = np.ndarray[Any, np.dtype[np.uint64]]
 _MASKED_TOKENS = 1 << 22
-_MOST_SHARDS = 99_999
-"""Five digits in a name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """How documents are spread over files and in which order they lie."""
-
-    shards: int | None = None
-    """So many files, as even in tokens as whole documents allow; the validation documents lie in one all the same."""
-    shard_tokens: int | None = None
-    """Files of at most so many tokens, as few as there can be in this order; the validation documents' files too."""
-    val_fraction: float = 0.0
-    """A document whose key is below this fraction of 2**64 is for validation: its content decides, not its place."""
-    shuffle_seed: int | None = None
-
-    def check(self) -> None:
-        """Raise UsageError for what can't be meant; what depends on the documents is told by `arrange`."""
-        if self.shards is not None and self.shard_tokens is not None:
-            raise UsageError("either a number of shards or their size in tokens, not both")
-        if self.shards is not None and not 1 <= self.shards <= _MOST_SHARDS:
-            raise UsageError(f"{self.shards} shards can't be; 1 to {_MOST_SHARDS}")
-        if self.shard_tokens is not None and self.shard_tokens < 1:
-            raise UsageError(f"shards of {self.shard_tokens} tokens can't be; at least 1")
-        if not 0 <= self.val_fraction < 1:
-            raise UsageError(f"a fraction of {self.val_fraction:g} can't be set aside; from 0 to less than 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +114,6 @@ def arrange(
     return tuple(done)
 
 
-def val_path(out: str) -> str:
-    """Where the validation documents of OUT.bin go: OUT.val.bin."""
-    return f"{out.removesuffix('.bin')}.val.bin"
-
-
 def shard_path(path: str, shard: int, shards: int) -> str:
     """OUT-00000-of-00003.bin, as Hugging Face names shards; they count from 0."""
     return f"{path.removesuffix('.bin')}-{shard:05d}-of-{shards:05d}.bin"
@@ -183,8 +153,8 @@ def _targets(stream: Stream, out: str, arrangement: Arrangement) -> list[_Target
         cuts, named = even_cuts(ends, arrangement.shards), True
     elif arrangement.shard_tokens is not None:
         cuts, named = cuts_by_size(ends, arrangement.shard_tokens), True
-        if len(cuts) > _MOST_SHARDS:
-            raise UsageError(f"{len(cuts)} shards are too many; {_MOST_SHARDS} have names")
+        if len(cuts) > MOST_SHARDS:
+            raise UsageError(f"{len(cuts)} shards are too many; {MOST_SHARDS} have names")
     targets = []
     for shard, (first, last) in enumerate(zip([0, *cuts], cuts, strict=False)):
         start, stop = (int(ends[at - 1]) if at else 0 for at in (first, last))

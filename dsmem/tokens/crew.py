@@ -14,6 +14,7 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from selectors import EVENT_READ, DefaultSelector
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from dsmem.tokens.pieces import Piece
 
 if TYPE_CHECKING:
     from dsmem.tokens.encoding import Recipe, Report
+    from dsmem.tokens.vocabularies import Located
 
 _IN_FLIGHT = 2
 _PATIENCE_S = 5.0
@@ -50,6 +52,11 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    def expect(self, located: Located, engine: str, *, parse_special: bool) -> None:
+        """Let workers load what they will most likely be told to use, while the parent looks at it, too."""
+        for worker in self._workers:
+            worker.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
 
     def run(self, recipe: Recipe, pieces: Iterator[Piece], report: Report) -> Iterator[Record]:
         """Records as parts are finished, in no particular order.

@@ -18,8 +18,8 @@ Separator = Literal["line", "blank"]
 """What ends a document: the end of its line, or blank lines after it."""
 PART_BYTES = 32 << 20
 """One slice of an xxh3-tree, so that a worker hashes what it has just read."""
-BLOCK_BYTES = 4 << 20
-"""What is encoded at once: engines are slower on less, and gain nothing from more."""
+BLOCK_BYTES = 512 << 10
+"""What is read, parsed and encoded at once: it stays in the cache from one to the next (4 MiB took a third longer)."""
 MOST_DOCUMENT_BYTES = 128 << 20
 """Of a document in a file with others: its bytes and its text (up to four times that) must fit into memory together."""
 _SCAN_BYTES = 1 << 20

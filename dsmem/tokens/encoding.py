@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from dsmem import digest
 from dsmem.errors import BadDocument, EngineDiffers
 from dsmem.tokens import compressed, cutting, documents, engines, pieces
 from dsmem.tokens.compressed import Compression
@@ -27,6 +26,7 @@ from dsmem.tokens.feeding import LONG_BYTES, decoded, feed
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.parts import LongDocument, PartWriter, Record
 from dsmem.tokens.pieces import Piece
+from dsmem.tokens.slices import Slices
 from dsmem.tokens.vocabularies import Located
 
 VERIFY_EVERY = 16
@@ -143,12 +143,14 @@ class Encoder:
             start, end = piece.start, piece.end
             separator: cutting.Separator = "blank" if piece.kind == "blank" else "line"
             lines = Lines(piece.path, start, piece.first if piece.is_spool else None, piece.unit)
+            read = Slices(piece.start, piece.end)
             try:
                 if not piece.is_spool:
                     size_bytes = os.fstat(fd).st_size
                     start = cutting.boundary(fd, piece.start, size_bytes, separator)
                     end = cutting.boundary(fd, piece.end, size_bytes, separator)
-                blocks = cutting.blocks(fd, start, end, separator)
+                    read.look_at(fd, start)
+                blocks = read.watch(cutting.blocks(fd, start, end, separator))
                 if piece.kind == "jsonl":
                     yield from documents.json_lines(
                         blocks, start, path=piece.shown, text_field=recipe.text_field, lines=lines, faults=faults
@@ -160,7 +162,7 @@ class Encoder:
             except cutting.TooLong as exc:
                 raise BadDocument(f"{piece.shown}: {exc}", path=piece.shown) from exc
             if not piece.is_spool:
-                slices[str(piece.source)] = _slices(fd, piece.start, piece.end)
+                slices[str(piece.source)] = read.digests()
 
     def _files(
         self,
@@ -210,7 +212,9 @@ class Encoder:
                 faults.add_error(exc)
             if not piece.is_spool:
                 with Path(path).open("rb") as file:
-                    slices[str(index)] = _slices(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                    whole = Slices(0, os.fstat(file.fileno()).st_size)
+                    whole.look_at(file.fileno(), whole.end)
+                slices[str(index)] = whole.digests()
             if held_bytes >= BLOCK_BYTES:
                 flush()
         flush()
@@ -309,18 +313,6 @@ def _row_groups(piece: Piece, text_field: str) -> Iterator[Iterator[Any]]:
         yield file.iter_batches(
             batch_size=4096, row_groups=range(piece.start, piece.end), columns=[text_field], use_threads=False
         )
-
-
-def _slices(fd: int, start: int, end: int) -> list[str]:
-    """Digests of the slices of an xxh3-tree in a range that begins with one, which was read just now."""
-    found = []
-    for begin in range(start, end, digest.SLICE_BYTES):
-        hasher = digest.slice_digest()
-        stop = min(begin + digest.SLICE_BYTES, end)
-        for at in range(begin, stop, 1 << 20):
-            hasher.update(os.pread(fd, min(1 << 20, stop - at), at))
-        found.append(hasher.hexdigest())
-    return found
 
 
 def _exactly(read: Read, size: int) -> bytes:

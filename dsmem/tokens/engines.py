@@ -60,6 +60,12 @@ def reference_of(located: Located) -> EngineName:
     return _BY_KIND[located.kind][-1]
 
 
+def likely(located: Located, wanted: str) -> EngineName:
+    """The engine that `choose` will most often give."""
+    fitting = _BY_KIND[located.kind]
+    return next((name for name in fitting if name == wanted), fitting[0])
+
+
 def choose(vocabulary: Vocabulary, wanted: str, *, parse_special: bool) -> Engine:
     """The fastest engine that is exact for this tokenizer (`auto`), or the one asked for; raises UsageError."""
     if wanted not in ("auto", *get_args(EngineName)):

@@ -1,4 +1,4 @@
-"""Token files written from parts: joined by the kernel where the order is kept, else gathered in blocks.
+"""Token files written from parts: joined where the order is kept, else gathered in blocks.
 
 Whatever the size, a block of some MiB a thread is all that is held. Every writer returns the xxh3-tree digest of what
 it wrote, taken while it is hot in the page cache, and leaves the file synced.
@@ -6,7 +6,6 @@ it wrote, taken while it is hot in the page cache, and leaves the file synced.
 
 from __future__ import annotations
 
-import errno
 import math
 import os
 import threading
@@ -20,14 +19,13 @@ import numpy as np
 
 from dsmem import files, parallel, proc
 from dsmem.digest import DEFAULT_ALGORITHM, SLICE_BYTES, slice_digest, tree_digest
+from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
 from dsmem.progress import Progress
 from dsmem.tokens.parts import Part
 
 _BLOCK_BYTES = 1 << 20
 _GATHER_BYTES = 64 << 20
-_NOT_IN_THE_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-"""What copy_file_range answers where a file system can't do it."""
 Array = np.ndarray[Any, np.dtype[Any]]
 Count = Callable[[int], None]
 """Told of so many more bytes that are written; from any thread."""
@@ -81,17 +79,21 @@ def cut(whole: Stretch) -> Iterator[Stretch]:
 
 
 def join(path: str, found: Iterable[Stretch], count: Count) -> str:
-    """Write a file from stretches in order of `to`, by threads, in the kernel where it can; returns the digest."""
+    """Write a file from stretches in order of `to`, by threads; returns the digest.
+
+    Block by block, hashed on its way: copy_file_range takes as long, and what it wrote must be read for that.
+    """
     with Path(path).open("wb+", buffering=0) as file:
         fd = file.fileno()
         digests: list[bytes] = []
 
         def fill(number: int, together: Sequence[Stretch]) -> None:
+            hasher = slice_digest()
+            block = memoryview(bytearray(_BLOCK_BYTES))
             for one in together:
-                _copy(one, fd)
-            first, size_bytes = together[0].to, sum(one.size_bytes for one in together)
-            digests[number] = _slice_of(fd, first, size_bytes)
-            count(size_bytes)
+                _copy(one, fd, block, hasher)
+            digests[number] = hasher.digest()
+            count(sum(one.size_bytes for one in together))
 
         def tasks() -> Iterator[Callable[[], None]]:
             for number, together in enumerate(_by_slice(found)):
@@ -237,41 +239,14 @@ def _by_slice(found: Iterable[Stretch]) -> Iterator[list[Stretch]]:
         yield together
 
 
-def _copy(one: Stretch, fd: int) -> None:
+def _copy(one: Stretch, fd: int, block: memoryview, hasher: Hasher) -> None:
     with Path(one.path).open("rb", buffering=0) as source:
-        done = 0
-        try:
-            while done < one.size_bytes:
-                copied = os.copy_file_range(
-                    source.fileno(), fd, one.size_bytes - done, one.offset + done, one.to + done
-                )
-                if not copied:
-                    raise SourceChanged(f"{one.path} became shorter")
-                done += copied
-        except OSError as exc:
-            if exc.errno not in _NOT_IN_THE_KERNEL:
-                raise
-            _copy_by_hand(one, done, source.fileno(), fd)
-
-
-def _copy_by_hand(one: Stretch, done: int, source: int, fd: int) -> None:
-    block = memoryview(bytearray(_BLOCK_BYTES))
-    while done < one.size_bytes:
-        piece = block[: min(len(block), one.size_bytes - done)]
-        if files.pread_full(source, piece, one.offset + done) != len(piece):
-            raise SourceChanged(f"{one.path} became shorter")
-        files.pwrite_full(fd, piece, one.to + done)
-        done += len(piece)
-
-
-def _slice_of(fd: int, first: int, size_bytes: int) -> bytes:
-    hasher = slice_digest()
-    block = memoryview(bytearray(_BLOCK_BYTES))
-    for done in range(0, size_bytes, len(block)):
-        piece = block[: min(len(block), size_bytes - done)]
-        files.pread_full(fd, piece, first + done)
-        hasher.update(piece)
-    return hasher.digest()
+        for done in range(0, one.size_bytes, len(block)):
+            piece = block[: min(len(block), one.size_bytes - done)]
+            if files.pread_full(source.fileno(), piece, one.offset + done) != len(piece):
+                raise SourceChanged(f"{one.path} became shorter")
+            hasher.update(piece)
+            files.pwrite_full(fd, piece, one.to + done)
 
 
 def _write(fd: int, data: memoryview) -> None:

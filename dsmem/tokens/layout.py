@@ -39,3 +39,8 @@ class Beside:
         """The files that belong to `path`, which ends in `.bin` (else that is added to the names of the others)."""
         stem = path.removesuffix(".bin")
         return cls(path, f"{stem}.idx", f"{stem}.docs.npy", f"{stem}.json")
+
+
+def val_path(out: str) -> str:
+    """Where the validation documents of OUT.bin go: OUT.val.bin."""
+    return f"{out.removesuffix('.bin')}.val.bin"

@@ -1,4 +1,4 @@
-"""How text becomes tokens (`Options`), and what came of it (`Tokenized`)."""
+"""How text becomes tokens (`Options`), in which files they lie (`Arrangement`), and what came of it (`Tokenized`)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from dsmem.tokens.vocabularies import Vocabulary
 OnError = Literal["raise", "skip"]
 VERIFY_DOCUMENTS = 16
 """Of every 16th part (512 MiB of input): what the reference needs for them is a few percent of the time."""
+
+MOST_SHARDS = 99_999
+"""Five digits in a name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,30 @@ class Options:
             codecs.lookup(self.encoding)
         except LookupError as exc:
             raise UsageError(f"no encoding {self.encoding!r}") from exc
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """How documents are spread over files and in which order they lie."""
+
+    shards: int | None = None
+    """So many files, as even in tokens as whole documents allow; the validation documents lie in one all the same."""
+    shard_tokens: int | None = None
+    """Files of at most so many tokens, as few as there can be in this order; the validation documents' files too."""
+    val_fraction: float = 0.0
+    """A document whose key is below this fraction of 2**64 is for validation: its content decides, not its place."""
+    shuffle_seed: int | None = None
+
+    def check(self) -> None:
+        """Raise UsageError for what can't be meant; what depends on the documents is told when they are arranged."""
+        if self.shards is not None and self.shard_tokens is not None:
+            raise UsageError("either a number of shards or their size in tokens, not both")
+        if self.shards is not None and not 1 <= self.shards <= MOST_SHARDS:
+            raise UsageError(f"{self.shards} shards can't be; 1 to {MOST_SHARDS}")
+        if self.shard_tokens is not None and self.shard_tokens < 1:
+            raise UsageError(f"shards of {self.shard_tokens} tokens can't be; at least 1")
+        if not 0 <= self.val_fraction < 1:
+            raise UsageError(f"a fraction of {self.val_fraction:g} can't be set aside; from 0 to less than 1")
 
 
 def frame_of(vocabulary: Vocabulary, options: Options) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Literal
 
 import dsmem
 from dsmem import digest, proc, units
@@ -27,11 +27,12 @@ from dsmem.tokens import workdir
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.inputs import Format, Source, Wanted
-from dsmem.tokens.layout import TokenDtype
+from dsmem.tokens.layout import TokenDtype, val_path
 from dsmem.tokens.manifest import Input, Manifest, Place
 from dsmem.tokens.manifest import Tokenizer as About
 from dsmem.tokens.options import (
     VERIFY_DOCUMENTS,
+    Arrangement,
     OnError,
     Options,
     Output,
@@ -41,7 +42,7 @@ from dsmem.tokens.options import (
 )
 from dsmem.tokens.parts import Record, finished
 from dsmem.tokens.pieces import Cutting, Piece
-from dsmem.tokens.vocabularies import describe
+from dsmem.tokens.vocabularies import Located, describe, locate
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine
@@ -92,8 +93,6 @@ def tokenize(
 
     >>> dsmem.tokenize("corpus.jsonl", "train.bin", tokenizer="tokenizer.json")  # doctest: +SKIP
     """
-    from dsmem.tokens.arrange import Arrangement, val_path
-
     began = time.perf_counter()
     named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
     options = Options(
@@ -118,7 +117,10 @@ def tokenize(
         directory = stack.enter_context(workdir.locked(target))
         stack.callback(_remove_if_bare, directory)
         crew = stack.enter_context(Crew(processes)) if processes else None
-        run = _Run(sources, target, directory, options, cutting, bool(val_fraction), restart)
+        located = locate(options.tokenizer, lambda: directory)
+        if crew is not None:
+            crew.expect(located, options.engine, parse_special=parse_special)
+        run = _Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart)
         try:
             records = run.make_parts(crew, progress)
             outputs = run.put_together(records, arrangement, progress)
@@ -158,6 +160,7 @@ class _Run:
         target: str,
         directory: str,
         options: Options,
+        located: Located,
         cutting: Cutting,
         with_keys: bool,
         restart: bool,
@@ -175,6 +178,7 @@ class _Run:
             scratch=lambda: directory,
             bos_token=options.bos_token,
             eos_token=options.eos_token,
+            located=located,
         )
         self._head, self._tail = frame_of(self._vocabulary, options)
         self.dtype = dtype_of(self._vocabulary, options.dtype)
@@ -260,16 +264,18 @@ class _Run:
             else:
                 yield piece
 
-    def put_together(self, records: Sequence[Record], arrangement: object, progress: Progress) -> tuple[Output, ...]:
+    def put_together(
+        self, records: Sequence[Record], arrangement: Arrangement, progress: Progress
+    ) -> tuple[Output, ...]:
         """The output, from parts; raises SourceChanged."""
-        from dsmem.tokens.arrange import Arrangement, arrange
+        from dsmem.tokens.arrange import arrange
 
         manifest = self._manifest(records)
         arranged = arrange(
             [record.part(self._directory) for record in records],
             self._target,
             self.dtype,
-            cast(Arrangement, arrangement),
+            arrangement,
             staging=self._directory,
             manifest=manifest,
             progress=ignore,

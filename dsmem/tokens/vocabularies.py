@@ -78,25 +78,31 @@ class Vocabulary:
 
 
 def describe(
-    spec: str, *, scratch: Callable[[], str], bos_token: str | None = None, eos_token: str | None = None
+    spec: str,
+    *,
+    scratch: Callable[[], str],
+    bos_token: str | None = None,
+    eos_token: str | None = None,
+    located: Located | None = None,
 ) -> Vocabulary:
     """The tokenizer that `spec` means; `scratch()` is a directory for ranks that lie in no file.
 
-    `bos_id` and `eos_id` are None where none is known by a common name and none was given.
+    `located` is what `locate` found, where somebody has asked already. `bos_id` and `eos_id` are None where none is
+    known by a common name and none was given.
     Raises SourceMissing, BadSource, UsageError (a name that means nothing, a token that is not in the vocabulary).
     """
+    located = located or locate(spec, scratch)
     if spec == "bytes":
         ids = {END_OF_TEXT: BYTES_END}
         return Vocabulary(
             spec,
-            Located("bytes"),
+            located,
             "",
             BYTES_END + 1,
             BYTES_END,
             None if bos_token is None else _named(ids, bos_token, "--bos-token", spec),
             BYTES_END if eos_token is None else _named(ids, eos_token, "--eos-token", spec),
         )
-    located = _locate(spec, scratch)
     ids, (bos, eos), added = _ids(located)
     return Vocabulary(
         spec,
@@ -116,7 +122,10 @@ def _named(ids: dict[str, int], token: str, option: str, spec: str) -> int:
     return ids[token]
 
 
-def _locate(spec: str, scratch: Callable[[], str]) -> Located:
+def locate(spec: str, scratch: Callable[[], str]) -> Located:
+    """Where that tokenizer lies; nothing of it is read. Raises SourceMissing, UsageError."""
+    if spec == "bytes":
+        return Located("bytes")
     if spec.startswith("tiktoken:"):
         return _from_tiktoken(spec.removeprefix("tiktoken:"), scratch)
     if os.path.isdir(spec):

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from dsmem import helpers
 from dsmem.errors import DsmemError
 from dsmem.tokens import crew
 from dsmem.tokens.pieces import Piece
 
+if TYPE_CHECKING:
+    from dsmem.tokens.engines import Engine
+
+_log = logging.getLogger(__name__)
 _REPORT_BYTES = 16 << 20
 
 
@@ -30,22 +36,41 @@ def main(arguments: Sequence[str]) -> None:
     lines: SimpleQueue[bytes] = SimpleQueue()
     # The parent must never wait for us to read while we wait for it to read.
     threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    expected = lines.get()
+    if not expected:
+        return
+    engine = _engine(**json.loads(expected))
     said = lines.get()
     if not said:
         return  # nothing was left to do
     encoder: Encoder | None = None
     recipe = Recipe.load(json.loads(said))
+    if engine is not None and engine.name != recipe.engine:
+        engine = None
     report = _Report()
     while line := lines.get():
         piece = Piece.load(json.loads(line))
         try:
-            encoder = encoder or Encoder(recipe)
+            encoder = encoder or Encoder(recipe, engine)
             record = encoder.encode(piece, report)
         except (DsmemError, OSError, MemoryError) as exc:
             crew.say("failed", crew.described(exc))
             continue
         report.flush()
         crew.say("done", asdict(record))
+
+
+def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:
+    """What will most likely be asked for; None where it can't be loaded: the parent finds out why."""
+    from dsmem.tokens import engines
+    from dsmem.tokens.vocabularies import Located
+
+    place = Located(**located)
+    try:
+        return engines.load(place, engines.likely(place, engine), parse_special=parse_special)
+    except (engines.Unfit, DsmemError, OSError) as exc:
+        _log.info("not loaded ahead: %s", exc)
+        return None
 
 
 def _listen(lines: SimpleQueue[bytes]) -> None:

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenfiles import make_manifest, make_part, make_tokens, random_documents
 
+from dsmem import files
 from dsmem.digest import hash_file
 from dsmem.errors import NoSpace, SourceChanged, UsageError
 from dsmem.progress import ignore
@@ -182,26 +183,11 @@ def test_names(tmp_path: Path) -> None:
         assert beside <= {name[len(stem) + 1 :] for name in map(str, tmp_path.iterdir()) if name.startswith(f"{stem}.")}
 
 
-@pytest.mark.parametrize("error", [errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP])
-def test_where_the_kernel_cannot_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
-    calls = []
-
-    def refuse(source: int, target: int, size: int, here: int, there: int) -> int:
-        calls.append(size)
-        raise OSError(error, os.strerror(error))
-
-    documents = random_documents(50)
-    monkeypatch.setattr(os, "copy_file_range", refuse)
-    (one,) = make_tokens(tmp_path / "out.bin", documents)
-    assert calls
-    assert read(one.path, "uint16") == documents
-
-
 def test_an_error_of_the_disk_is_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: int) -> int:
+    def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(os, "copy_file_range", full)
+    monkeypatch.setattr(files, "pwrite_full", full)
     with pytest.raises(OSError, match="No space"):
         make_tokens(tmp_path / "out.bin", random_documents(5))
     assert not (tmp_path / "out.bin").exists()
