@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from dsmem import files
 from dsmem.errors import Ambiguous, InUse, NotPinned
 from dsmem.shm.listing import Entry, survey
-from dsmem.store import leases, objects, refs, sources
+from dsmem.store import areas, leases, objects, refs, sources
 from dsmem.store.draft import HIDDEN_PREFIX
 from dsmem.store.objects import TRASH_PREFIX
 from dsmem.store.root import Store, open_store, remove_empty
@@ -219,7 +219,8 @@ def _in_use(store: Store | None, entry: Entry) -> str | None:
     """Who keeps it from being removed; where that can't be seen, its lock tells whether anybody does."""
     if entry.holders:
         return f"in use by {', '.join(str(holder.pid) for holder in entry.holders)}"
-    if entry.holders is not None or store is None or leases.is_free(store, entry.name):
+    is_free = areas.is_free if entry.kind == areas.KIND else leases.is_free
+    if entry.holders is not None or store is None or is_free(store, entry.name):
         return None
     return "in use by a process that can't be seen from here"
 

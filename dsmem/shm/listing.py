@@ -16,7 +16,7 @@ from dsmem import proc
 from dsmem.errors import DamagedObject, NotPinned, SourceMissing, UsageError
 from dsmem.files import FileIdentity
 from dsmem.proc import Holder
-from dsmem.store import objects, refs, sources
+from dsmem.store import areas, objects, refs, sources
 from dsmem.store.objects import Object
 from dsmem.store.refs import Provenance, Ref
 from dsmem.store.root import SHARED_MEMORY, Store, default_root, open_store
@@ -117,11 +117,12 @@ _ORDERS: dict[str, Callable[[Entry], tuple[float, str]]] = {
 
 
 def survey(store: Store, *, source: str | None = None) -> tuple[Entry, ...]:
-    """Every object by name, the damaged ones too, without datasets; or those that were made from one real path."""
+    """Every object by name, damaged ones and shared caches too, without datasets; or those made from one real path."""
     led: dict[str, list[Ref]] = {}
     for ref in refs.all_refs(store):
         led.setdefault(ref.object, []).append(ref)
-    origins = [(found, _origins(found, led.get(found.name, ()))) for found in objects.scan(store)]
+    there = sorted([*objects.scan(store), *areas.scan(store)], key=lambda found: found.name)
+    origins = [(found, _origins(found, led.get(found.name, ()))) for found in there]
     if source is not None:
         origins = [(found, made) for found, made in origins if any(_is_from(one, source) for one in made)]
     held = objects.holders([found for found, _ in origins])

@@ -9,17 +9,18 @@ from contextlib import suppress
 
 from dsmem import files
 from dsmem.errors import UnsafeRoot
-from dsmem.store import directories, objects, refs
+from dsmem.store import areas, directories, objects, refs
 from dsmem.store.draft import HIDDEN_PREFIX
 from dsmem.store.refs import Ref
 from dsmem.store.root import Store
 
 TEMPORARY_AGE_S = 60.0
+_HIDDEN = (HIDDEN_PREFIX, objects.TRASH_PREFIX, areas.PREFIX)
 _log = logging.getLogger(__name__)
 
 
 def sweep(store: Store) -> list[Ref]:
-    """Remove locks nobody holds, drafts and trash nobody works on, refs to nothing; rebuild missing refs.
+    """Remove locks and areas nobody holds, drafts and trash nobody works on, refs to nothing; rebuild missing refs.
 
     Returns every ref there is then.
     """
@@ -30,7 +31,7 @@ def sweep(store: Store) -> list[Ref]:
 
 def _sweep_hidden(store: Store) -> None:
     with os.scandir(store.objects) as entries:
-        hidden = [entry for entry in entries if entry.name.startswith((HIDDEN_PREFIX, objects.TRASH_PREFIX))]
+        hidden = [entry for entry in entries if entry.name.startswith(_HIDDEN)]
     for entry in hidden:
         if entry.is_dir(follow_symlinks=False):
             _delete_if_abandoned(entry.path)

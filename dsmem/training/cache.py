@@ -1,8 +1,8 @@
 """A cache of decoded arrays, bounded in bytes, that threads share: it grows while that helps, and gives memory back.
 
-What is in it is private to the process: pinned and mapped arrays, which all processes share, never enter it. The limit
-moves between a floor and a ceiling. It grows when what was evicted is asked for again, shrinks when hardly anything is
-asked for twice, and falls to nothing while memory is short.
+Pinned and mapped arrays, which all processes share, never enter a cache. The limit moves between a floor and a ceiling.
+It grows when what was evicted is asked for again, shrinks when hardly anything is asked for twice, and falls to nothing
+while memory is short. `ArrayCache` is one process's own; `sharedcache` has one for all processes of a machine.
 """
 
 from __future__ import annotations
@@ -12,19 +12,20 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dsmem import proc
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_WINDOW = 256
+Key = tuple[Hashable, ...]
+"""The first field says whose the array is."""
+WINDOW = 256
 """Lookups between two looks at how it goes."""
 _RESERVE = 0.05
 """Of the machine's or the cgroup's memory: below this much available, memory is short."""
-_SHORT_CHECK_S = 0.5
-_HISTORY = 512
+SHORT_CHECK_S = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,35 @@ class CacheState:
     evicted: int
     given_back_bytes: int
     """Let go because memory was short."""
+
+
+class Cache(Protocol):
+    """What the readers of a process need of a cache. What `get` and `put` give is read-only."""
+
+    def get(self, key: Key) -> Array | None: ...
+    def put(self, key: Key, array: Array) -> Array: ...
+    def drop(self, owner: Hashable) -> None: ...
+    def clear(self) -> None: ...
+    def close(self) -> None: ...
+    def forked(self, shares: int = 1) -> Cache: ...
+    @property
+    def state(self) -> CacheState: ...
+
+
+def adapted(
+    limit_bytes: int, *, floor_bytes: int, ceiling_bytes: int, hit_rate: float, regretted: float, evicted: bool
+) -> int:
+    """The limit after a window of lookups: `regretted` of them asked for what had been there and had to go."""
+    if regretted > 0.05:
+        return min(limit_bytes + max(limit_bytes // 4, 1 << 20), ceiling_bytes)
+    if hit_rate < 0.02 and evicted:
+        return max(limit_bytes * 4 // 5, floor_bytes)
+    return limit_bytes
+
+
+def eased(limit_bytes: int, floor_bytes: int) -> int:
+    """The limit after a look that found memory short: half, and nothing once it is at the floor."""
+    return limit_bytes // 2 if limit_bytes > floor_bytes else 0
 
 
 def memory_is_short() -> bool:
@@ -68,17 +98,15 @@ class ArrayCache:
         self._is_short = is_short
         self._clock = clock
         self._lock = threading.Lock()
-        self._items: OrderedDict[tuple[Hashable, ...], Array] = OrderedDict()
-        self._ghosts: OrderedDict[tuple[Hashable, ...], int] = OrderedDict()
+        self._items: OrderedDict[Key, Array] = OrderedDict()
+        self._ghosts: OrderedDict[Key, int] = OrderedDict()
         self._size_bytes = 0
         self._ghost_bytes = 0
         self._hits = self._misses = self._evicted = self._given_back_bytes = 0
         self._window_hits = self._window_ghosts = self._window_lookups = 0
         self._checked = clock()
-        self._began = clock()
-        self._history: list[tuple[float, int]] = []
 
-    def get(self, key: tuple[Hashable, ...]) -> Array | None:
+    def get(self, key: Key) -> Array | None:
         """What was put there, unless it had to go."""
         with self._lock:
             found = self._items.get(key)
@@ -93,12 +121,12 @@ class ArrayCache:
                 if ghost_bytes is not None:
                     self._ghost_bytes -= ghost_bytes
                     self._window_ghosts += 1
-            if self._window_lookups >= _WINDOW:
+            if self._window_lookups >= WINDOW:
                 self._adapt()
         self._give_back_if_short()
         return found
 
-    def put(self, key: tuple[Hashable, ...], array: Array) -> Array:
+    def put(self, key: Key, array: Array) -> Array:
         """Keep an array that is the caller's no more; returns it, read-only. One over half the limit is not kept."""
         array.flags.writeable = False
         with self._lock:
@@ -125,6 +153,10 @@ class ArrayCache:
             self._items.clear()
             self._ghosts.clear()
             self._size_bytes = self._ghost_bytes = 0
+
+    def close(self) -> None:
+        """The same: nobody else knows it."""
+        self.clear()
 
     def forked(self, shares: int = 1) -> ArrayCache:
         """A cache with locks of its own and the same arrays, for a forked child, which gets one of so many shares."""
@@ -157,23 +189,18 @@ class ArrayCache:
                 given_back_bytes=self._given_back_bytes,
             )
 
-    @property
-    def history(self) -> tuple[tuple[float, int], ...]:
-        """(seconds since it was made, bytes held), taken at every look; thinned out where it grows long."""
-        return tuple(self._history)
-
     def _adapt(self) -> None:
         """Called with the lock held, once a window."""
-        hit_rate, regretted = self._window_hits / _WINDOW, self._window_ghosts / _WINDOW
-        if regretted > 0.05:
-            self._limit_bytes = min(self._limit_bytes + max(self._limit_bytes // 4, 1 << 20), self._ceiling_bytes)
-        elif hit_rate < 0.02 and self._evicted:
-            self._limit_bytes = max(self._limit_bytes * 4 // 5, self._floor_bytes)
-            self._trim(self._limit_bytes)
+        self._limit_bytes = adapted(
+            self._limit_bytes,
+            floor_bytes=self._floor_bytes,
+            ceiling_bytes=self._ceiling_bytes,
+            hit_rate=self._window_hits / WINDOW,
+            regretted=self._window_ghosts / WINDOW,
+            evicted=self._evicted > 0,
+        )
+        self._trim(self._limit_bytes)
         self._window_hits = self._window_ghosts = self._window_lookups = 0
-        self._history.append((self._clock() - self._began, self._size_bytes))
-        if len(self._history) > _HISTORY:
-            del self._history[1::2]
 
     def _trim(self, limit_bytes: int) -> None:
         """Called with the lock held."""
@@ -188,14 +215,14 @@ class ArrayCache:
 
     def _give_back_if_short(self) -> None:
         now = self._clock()
-        if now - self._checked < _SHORT_CHECK_S:
+        if now - self._checked < SHORT_CHECK_S:
             return
         self._checked = now
         short = self._is_short()  # reads /proc: not under the lock
         with self._lock:
             if short:
                 before = self._size_bytes
-                self._limit_bytes = self._limit_bytes // 2 if self._limit_bytes > self._floor_bytes else 0
+                self._limit_bytes = eased(self._limit_bytes, self._floor_bytes)
                 self._trim(self._limit_bytes)
                 self._given_back_bytes += before - self._size_bytes
             elif self._limit_bytes < self._floor_bytes:

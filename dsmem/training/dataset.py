@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, Literal, get_args
 
 import h5py
 import numpy as np
@@ -21,17 +21,19 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from dsmem import proc, units
-from dsmem.errors import BadSource, UsageError
+from dsmem.errors import BadSource, DsmemError, UsageError
 from dsmem.hdf5 import opening
-from dsmem.training import episodes, images, layouts, monitoring, placing
+from dsmem.training import episodes, images, layouts, monitoring, placing, sharedcache
 from dsmem.training.batches import Row, Samples
-from dsmem.training.cache import ArrayCache
+from dsmem.training.cache import ArrayCache, Cache
 from dsmem.training.episodes import Episode, EpisodeFile
 from dsmem.training.layouts import Layout, Names
 from dsmem.training.monitoring import Monitor, Report
 from dsmem.training.reading import FileReader, Readers, Ways
+from dsmem.training.sharedcache import SharedCache
 
 Sample = dict[str, Any]
+CacheScope = Literal["process", "shared"]
 DEFAULT_CACHE_SIZE = 100
 _CACHE_SHARE = 4
 """A quarter of the memory that is available when the dataset is made, unless cache_bytes says otherwise."""
@@ -48,6 +50,8 @@ class EpisodicDataset(Dataset[Sample]):
     and states of all first, then whole files, and the first frames of the rest into the cache). `cache_size`, also
     `memory_map_cache_size`: how many files that are not pinned are kept open, with what was decoded of them.
     `cache_bytes`: the ceiling of the cache of decoded chunks and frames, of all workers of this process together.
+    `cache_scope`: "process", a cache in each; "shared", one in shared memory for all processes of this machine that
+    read the same files with the same `cache_bytes`, workers and ranks: each frame is decoded and held once.
     `memory_limit`: of shared memory and cache together. Sizes: bytes, or '4GiB'. `cleanup_on_exit`: the objects are
     removed when the last process that holds them ends. `layout`: see `layouts.layout_of`; `mask`: robomimic's.
 
@@ -71,6 +75,7 @@ class EpisodicDataset(Dataset[Sample]):
         memory_mapping: bool = True,
         memory_map_cache_size: int | None = None,
         cache_bytes: int | str | None = None,
+        cache_scope: CacheScope = "process",
         memory_limit: int | str | None = None,
         cleanup_on_exit: bool = False,
         layout: Layout | str | Mapping[str, Names] | None = None,
@@ -88,7 +93,9 @@ class EpisodicDataset(Dataset[Sample]):
         items = next((one for one in (cache_size, memory_map_cache_size) if one is not None), DEFAULT_CACHE_SIZE)
         if items < 0 or chunk_size < 1:
             raise UsageError(f"cache_size={items}, {chunk_size=}: at least 0 and 1")
-        limit_bytes = _bytes(memory_limit)
+        if cache_scope not in get_args(CacheScope):
+            raise UsageError(f"{cache_scope=} means nothing; it is one of {', '.join(get_args(CacheScope))}")
+        limit_bytes, asked_bytes = _bytes(memory_limit), _bytes(cache_bytes)
         self.camera_names = tuple(camera_names)
         self.chunk_size = chunk_size
         self.transform = transform
@@ -106,7 +113,10 @@ class EpisodicDataset(Dataset[Sample]):
         for _ in placed.failures:
             self._monitor.failed("pinned")
         self._placed = placed
-        self._cache_bytes = _ceiling(_bytes(cache_bytes), limit_bytes, placed) if items else 0
+        self._cache_bytes = _ceiling(asked_bytes, limit_bytes, placed) if items else 0
+        self._cache_tag: bytes | None = None
+        if cache_scope == "shared" and self._cache_bytes:
+            self._cache_tag = sharedcache.tag_of([one.path for one in self._files], asked_bytes=asked_bytes)
         self._starting = threading.Lock()
         readers = self._start(None)
         if use_shared_memory and preload_critical_data:
@@ -165,7 +175,7 @@ class EpisodicDataset(Dataset[Sample]):
             return self._built(episode, step, rows, frame)
 
     def clear_cache(self) -> None:
-        """Let go of the decoded chunks and frames of this process; objects stay, and files stay open."""
+        """Let go of the decoded chunks and frames, of a shared cache those of all; objects stay, files stay open."""
         self._here().cache.clear()
 
     def performance_report(self) -> Report:
@@ -173,7 +183,8 @@ class EpisodicDataset(Dataset[Sample]):
         readers = self._here()
         self._note_cache(readers)
         failures = tuple(f"pinned: {path}: {reason}" for path, reason in self._placed.failures.items())
-        return self._monitor.report(readers.cache.history, failures + readers.reasons)
+        shared = readers.cache.state if isinstance(readers.cache, SharedCache) else None
+        return self._monitor.report(shared, failures + readers.reasons)
 
     def get_performance_report(self) -> dict[str, Any]:
         """The same as a dict of plain values, as `json.dumps` takes it."""
@@ -210,15 +221,28 @@ class EpisodicDataset(Dataset[Sample]):
         """Begin to read in this process. What a fork inherited is kept and left alone: its handles are the parent's."""
         info = get_worker_info()
         shares = 1 if info is None else max(info.num_workers, 1)
-        cache = ArrayCache(self._cache_bytes // shares) if inherited is None else inherited.cache.forked(shares)
         self._monitor.enter(None if info is None else info.id)
+        cache, without = self._cache(inherited, shares)
         self._local = threading.local()
         self._inherited: list[Readers] = [*getattr(self, "_inherited", ()), *([inherited] if inherited else [])]
         readers = Readers(self._files, self._ways, cache, self._monitor, self._placed.parts)
+        if without is not None:
+            readers.passed_over("cache", "shared memory", without)
         self._readers = readers
         self._reads = 0
         self._pid = os.getpid()
         return readers
+
+    def _cache(self, inherited: Readers | None, shares: int) -> tuple[Cache, Exception | None]:
+        """The cache of this process, and why it is not the shared one that was asked for."""
+        try:
+            if inherited is not None:
+                return inherited.cache.forked(shares), None
+            if self._cache_tag is not None:
+                return SharedCache.obtain(self._cache_tag, self._cache_bytes), None
+        except (DsmemError, OSError, ValueError) as exc:
+            return ArrayCache(self._cache_bytes // shares), exc
+        return ArrayCache(self._cache_bytes // shares), None
 
     def _here(self) -> Readers:
         readers = self._readers

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import os
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ import numpy as np
 import torch
 
 from dsmem import proc, units
+from dsmem.training.cache import CacheState
 
 Source = Literal["pinned", "mapped", "cache", "decoded", "h5py", "fallback"]
 SOURCES: tuple[Source, ...] = ("pinned", "mapped", "cache", "decoded", "h5py", "fallback")
@@ -25,7 +28,10 @@ PROCESSES = 128
 _READS, _BYTES, _FAILURES, _FIRST_BUCKET = 0, 1, 2, 3
 _BUCKETS = 96
 _LEAST_S = 1e-6
-_PID, _CACHE_BYTES, _CACHE_LIMIT = 0, 1, 2
+_SHOWN = 6
+_PID, _CACHE_BYTES, _CACHE_LIMIT, _NOTED, _EVERY, _FIRST_NOTE = range(6)
+"""Words of a process's state: _NOTED points of its history, one kept of _EVERY that were looked at."""
+_NOTES = 64
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +58,9 @@ class ProcessReport:
     """A page that n processes map counts as 1/n; None once it has ended."""
     cache_bytes: int
     cache_limit_bytes: int
+    """0 where the processes share one."""
+    cache_history: tuple[tuple[float, int], ...]
+    """(seconds since the dataset was made, bytes in the cache), thinned out as it grows long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +69,14 @@ class Report:
 
     sources: tuple[SourceReport, ...]
     processes: tuple[ProcessReport, ...]
-    cache_history: tuple[tuple[float, int], ...]
-    """(seconds, bytes) of this process's cache."""
+    shared_cache: CacheState | None
+    """The cache of all processes; its hits and misses are those of this process. None where each has its own."""
+    hits: int
+    """Reads that found their rows at hand: pinned, mapped or cached."""
+    misses: int
+    """Reads that had to decode, or to ask h5py or the fallback."""
     hit_rate: float | None
-    """Which share of all reads found its rows at hand: pinned, mapped or cached."""
+    """Hits as a share of all reads."""
     reasons: tuple[str, ...]
     """Why sources were passed over, in this process."""
 
@@ -74,12 +87,14 @@ class Monitor:
     def __init__(self, *, enabled: bool) -> None:
         self.enabled = enabled
         self._counts = _shared(PROCESSES, len(SOURCES), _FIRST_BUCKET + (_BUCKETS if enabled else 0))
-        self._states = _shared(PROCESSES, 3)
+        self._states = _shared(PROCESSES, _FIRST_NOTE + 2 * _NOTES)
+        self._began_ns = time.monotonic_ns()
         self._row = 0
         self._maker = os.getpid()
         self._begin()
 
     def _begin(self) -> None:
+        self._looked = 0
         self._mine: Any = self._counts.numpy()[self._row]
         self._state: Any = self._states.numpy()[self._row]
 
@@ -105,10 +120,23 @@ class Monitor:
         self._mine[SOURCES.index(source), _FAILURES] += 1
 
     def note_cache(self, size_bytes: int, limit_bytes: int) -> None:
-        """What this process's cache holds."""
-        self._state[_CACHE_BYTES], self._state[_CACHE_LIMIT] = size_bytes, limit_bytes
+        """What this process's cache, or the shared one, holds now."""
+        state = self._state
+        state[_CACHE_BYTES], state[_CACHE_LIMIT] = size_bytes, limit_bytes
+        every = max(int(state[_EVERY]), 1)
+        self._looked += 1
+        if self._looked % every:
+            return
+        notes = state[_FIRST_NOTE:].reshape(_NOTES, 2)
+        if state[_NOTED] == _NOTES:
+            notes[: _NOTES // 2] = notes[1::2].copy()
+            state[_NOTED], state[_EVERY] = _NOTES // 2, 2 * every
+            if self._looked % (2 * every):
+                return
+        notes[int(state[_NOTED])] = (time.monotonic_ns() - self._began_ns, size_bytes)
+        state[_NOTED] += 1
 
-    def report(self, history: tuple[tuple[float, int], ...], reasons: tuple[str, ...]) -> Report:
+    def report(self, shared_cache: CacheState | None, reasons: tuple[str, ...]) -> Report:
         """The sum over all processes."""
         counts: Any = self._counts.numpy().sum(axis=0)
         sources = tuple(
@@ -123,13 +151,16 @@ class Monitor:
             for source, row in zip(SOURCES, counts, strict=True)
         )
         total = sum(one.reads for one in sources)
-        at_hand = sum(one.reads for one in sources if one.source in ("pinned", "mapped", "cache"))
-        processes = tuple(
-            ProcessReport(int(pid), _pss_bytes(int(pid)), int(size), int(limit))
-            for pid, size, limit in self._states.numpy().tolist()
-            if pid
+        hits = sum(one.reads for one in sources if one.source in ("pinned", "mapped", "cache"))
+        return Report(
+            sources=sources,
+            processes=tuple(_process(row, shared_cache) for row in self._states.numpy() if row[_PID]),
+            shared_cache=shared_cache,
+            hits=hits,
+            misses=total - hits,
+            hit_rate=hits / total if total else None,
+            reasons=reasons,
         )
-        return Report(sources, processes, history, at_hand / total if total else None, reasons)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("_mine", "_state")}
@@ -140,13 +171,16 @@ class Monitor:
 
 
 def _shared(*shape: int) -> torch.Tensor:
-    made = torch.zeros(shape, dtype=torch.int64)
+    count = math.prod(shape)
     try:
-        shared: torch.Tensor = made.share_memory_()  # type: ignore[no-untyped-call]  # torch's is not annotated
+        # Not Tensor.share_memory_: it copies with OpenMP, which hangs in a fork of a process that has used it.
+        storage = torch.UntypedStorage._new_shared(8 * count)  # type: ignore[no-untyped-call]  # torch's is not annotated
     except (RuntimeError, OSError) as exc:  # no shared memory, or no descriptors, left
         _log.warning("counts of workers are lost: %s", exc)
-        return made
-    return shared
+        return torch.from_numpy(np.zeros(shape, np.int64))
+    made = torch.empty(0, dtype=torch.int64).set_(storage).view(shape)
+    made.numpy()[...] = 0
+    return made
 
 
 def _bucket(elapsed_s: float) -> int:
@@ -159,6 +193,17 @@ def _quantile(buckets: Any, share: float) -> float | None:
         return None
     where = int(np.searchsorted(np.cumsum(buckets), share * total))
     return float(_LEAST_S * 2 ** ((where + 0.5) / 4))
+
+
+def _process(row: Any, shared_cache: CacheState | None) -> ProcessReport:
+    notes = row[_FIRST_NOTE : _FIRST_NOTE + 2 * int(row[_NOTED])].reshape(-1, 2).tolist()
+    return ProcessReport(
+        pid=int(row[_PID]),
+        pss_bytes=_pss_bytes(int(row[_PID])),
+        cache_bytes=int(row[_CACHE_BYTES]) if shared_cache is None else 0,
+        cache_limit_bytes=int(row[_CACHE_LIMIT]) if shared_cache is None else 0,
+        cache_history=tuple((elapsed_ns / 1e9, size_bytes) for elapsed_ns, size_bytes in notes),
+    )
 
 
 def _pss_bytes(pid: int) -> int | None:
@@ -177,10 +222,27 @@ def lines(report: Report) -> list[str]:
             size = units.format_bytes(one.size_bytes)
             shown.append(f"{one.source:<10}{one.reads:>10}{size:>12}{p50:>10}{p99:>10}{one.failures:>10}")
     if report.hit_rate is not None:
-        shown.append(f"at hand (pinned, mapped or cached): {100 * report.hit_rate:.1f} %")
+        share = f"{100 * report.hit_rate:.1f} %"
+        shown.append(f"at hand (pinned, mapped or cached): {report.hits} hits, {report.misses} misses, {share}")
+    shared = report.shared_cache
+    if shared is not None:
+        size, limit = units.format_bytes(shared.size_bytes), units.format_bytes(shared.limit_bytes)
+        back = units.format_bytes(shared.given_back_bytes)
+        shown.append(f"shared cache: {size} of {limit}, {shared.evicted} items evicted, {back} given back")
+        shown += _over_time(sorted(note for process in report.processes for note in process.cache_history))
     for process in report.processes:
         pss = "ended" if process.pss_bytes is None else f"PSS {units.format_bytes(process.pss_bytes)}"
         cache, limit = units.format_bytes(process.cache_bytes), units.format_bytes(process.cache_limit_bytes)
-        shown.append(f"process {process.pid}: {pss}, cache {cache} of {limit}")
+        shown.append(f"process {process.pid}: {pss}" + ("" if shared is not None else f", cache {cache} of {limit}"))
+        if shared is None:
+            shown += _over_time(process.cache_history)
     shown += [f"passed over: {reason}" for reason in report.reasons]
     return shown
+
+
+def _over_time(history: Sequence[tuple[float, int]]) -> list[str]:
+    """At most _SHOWN points of a history, the last one among them."""
+    step = -(-len(history) // _SHOWN) or 1
+    points = history[::-step][::-1]
+    said = ", ".join(f"{units.format_bytes(size)} at {units.format_duration(elapsed)}" for elapsed, size in points)
+    return [f"  cache over time: {said}"] if said else []

@@ -19,7 +19,7 @@ import numpy as np
 from dsmem import proc
 from dsmem.errors import BadSource, NotPinned
 from dsmem.training import images
-from dsmem.training.cache import Array, ArrayCache
+from dsmem.training.cache import Array, Cache
 from dsmem.training.episodes import EpisodeFile, Stored
 from dsmem.training.monitoring import Monitor, Source
 from dsmem.training.sources import FileRows, H5Rows, PinnedRows, Unserved
@@ -48,7 +48,7 @@ class Readers:
     """All files of a dataset as one process reads them; threads share it."""
 
     def __init__(
-        self, files: Sequence[EpisodeFile], ways: Ways, cache: ArrayCache, monitor: Monitor, parts: Mapping[str, str]
+        self, files: Sequence[EpisodeFile], ways: Ways, cache: Cache, monitor: Monitor, parts: Mapping[str, str]
     ) -> None:
         self.cache = cache
         self._files = files
@@ -92,7 +92,7 @@ class Readers:
                 for reader in table.values():
                     reader.close()
                 table.clear()
-        self.cache.clear()
+        self.cache.close()
 
     def passed_over(self, source: Source, path: str, exc: BaseException) -> None:
         """Count a failure, and say its reason once."""
@@ -122,7 +122,7 @@ class FileReader:
     """
 
     def __init__(
-        self, number: int, file: EpisodeFile, ways: Ways, cache: ArrayCache, notes: Notes, part: str | None
+        self, number: int, file: EpisodeFile, ways: Ways, cache: Cache, notes: Notes, part: str | None
     ) -> None:
         self._number = number
         self._about = file

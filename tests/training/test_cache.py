@@ -62,7 +62,6 @@ def test_it_grows_while_that_helps_and_shrinks_when_nothing_comes_back() -> None
                 cache.put(("a", number), block(number, size))
     grown = cache.state
     assert grown.limit_bytes >= 48 << 20 and grown.hits > 0
-    assert len(cache.history) > 0
     for number in range(48, 8000):  # nothing twice
         if cache.get(("a", number)) is None:
             cache.put(("a", number), block(number, 64 * KIB))

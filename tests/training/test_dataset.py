@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from dsmem.training import (
     reading,
 )
 from dsmem.training.batches import collate
+from dsmem.training.cache import ArrayCache
 
 STORAGE: dict[str, dict[str, Any]] = {
     "contiguous": {},
@@ -312,12 +314,28 @@ def test_the_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert by_source["cache"]["reads"] == by_source["decoded"]["reads"] == 2 * len(dataset)
     assert by_source["decoded"]["size_bytes"] == 2 * len(dataset) * 12 * 16 * 3
     assert 0 < by_source["decoded"]["p50_s"] <= by_source["decoded"]["p99_s"]
-    assert report["processes"][0]["pid"] == os.getpid() and report["processes"][0]["pss_bytes"] > 0
+    assert (report["hits"], report["misses"]) == (6 * len(dataset), 2 * len(dataset))
+    (process,) = report["processes"]
+    assert process["pid"] == os.getpid() and process["pss_bytes"] > 0
+    times, sizes = zip(*process["cache_history"], strict=True)
+    assert sizes[0] < sizes[-1] <= process["cache_bytes"] and list(times) == sorted(times)
     dataset.print_performance_report()
     shown = capsys.readouterr().out
-    assert "decoded" in shown and "PSS" in shown
+    for said in ("decoded", "PSS", "p50", "p99", f"{report['misses']} misses", "cache over time"):
+        assert said in shown
     dataset.clear_cache()
     assert dataset.get_performance_report()["processes"][0]["cache_bytes"] == 0
+
+
+def test_a_long_history_is_thinned_out(tmp_path: Path) -> None:
+    dataset = EpisodicDataset(made(tmp_path, {}), CAMERAS, use_shared_memory=False)
+    for size in range(10_000):
+        dataset._monitor.note_cache(size, 10_000)
+    (process,) = dataset.performance_report().processes
+    times, sizes = zip(*process.cache_history, strict=True)
+    assert 32 <= len(sizes) <= 65 and sizes[-1] > 9_700 and sizes[0] < 500
+    assert list(times) == sorted(times) and list(sizes[:-1]) == sorted(sizes[:-1])
+    assert len({later - earlier for earlier, later in pairwise(sizes[:-1])}) == 1
 
 
 def test_few_files_open(tmp_path: Path) -> None:
@@ -327,7 +345,8 @@ def test_few_files_open(tmp_path: Path) -> None:
     dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, memory_map_cache_size=2)
     check_aloha(dataset, paths)
     assert len(os.listdir("/proc/self/fd")) - before <= 2 * 2 + 2
-    assert {key[0] for key in dataset._here().cache._items} <= {3, 4}
+    cache = dataset._here().cache
+    assert isinstance(cache, ArrayCache) and {key[0] for key in cache._items} <= {3, 4}
 
 
 def test_old_names_and_misuse(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import pytest
 import torch
 from episodes import CAMERAS, GZIP, write_aloha
@@ -56,6 +57,28 @@ def test_workers(paths: list[Path], context: str, shared: bool) -> None:
     assert sum(one.failures for one in report.sources) == 0
 
 
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_share_a_cache(tmp_path: Path, context: str) -> None:
+    """What one worker has decoded, no other decodes again: nor in the next epoch, in another order."""
+    files = [write_aloha(tmp_path / f"e{number}.h5", steps=20, seed=number, **GZIP) for number in range(2)]
+    options = {"use_shared_memory": False, "cache_scope": "shared", "cache_bytes": "8MiB", "chunk_size": 3}
+    loader, dataset = create_optimized_dataloader(
+        files, CAMERAS, 4, num_workers=2, dataset_kwargs=options, multiprocessing_context=context
+    )
+    for _ in range(3):
+        for batch in loader:
+            for row, (episode, step) in enumerate(zip(batch["episode"].tolist(), batch["step"].tolist(), strict=True)):
+                with h5py.File(files[episode]) as file:
+                    assert torch.equal(
+                        batch["images"]["top"][row], torch.from_numpy(file["observations/images/top"][step])
+                    )
+    report = dataset.performance_report()
+    reads = {one.source: one.reads for one in report.sources}
+    assert reads["decoded"] == 2 * len(dataset) and reads["cache"] == 2 * 2 * len(dataset)
+    assert report.shared_cache is not None and report.shared_cache.items == 2 * len(dataset)
+    assert len(report.processes) == 3 and not any(one.failures for one in report.sources)
+
+
 def test_what_the_loader_is_given(paths: list[Path]) -> None:
     class Mine(EpisodicDataset):
         pass
@@ -89,7 +112,7 @@ def test_misuse(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
 RANK = """
 import json, os, sys
 import torch.distributed as dist
-from dsmem.training import create_optimized_dataloader
+from dsmem.training import EpisodicDataset, create_optimized_dataloader
 out, *paths = sys.argv[1:]
 dist.init_process_group("gloo")
 loader, dataset = create_optimized_dataloader(
@@ -99,8 +122,14 @@ epochs = []
 for epoch in range(2):
     loader.set_epoch(epoch)
     epochs.append([p for b in loader for p in zip(b["episode"].tolist(), b["step"].tolist())])
+both = EpisodicDataset(paths, ["top"], use_shared_memory=False, cache_scope="shared")
+for turn in range(2):  # the second rank finds what the first has decoded
+    if turn == dist.get_rank():
+        [both[index] for index in range(len(both))]
+    dist.barrier()
+cached = {one.source: one.reads for one in both.performance_report().sources}
 report = {"epochs": epochs, "objects": dataset.pinned_objects, "sources": [
-    one.source for one in dataset.performance_report().sources if one.reads]}
+    one.source for one in dataset.performance_report().sources if one.reads], "cached": cached}
 gathered = [None, None]
 dist.all_gather_object(gathered, report)
 if dist.get_rank() == 0:
@@ -134,6 +163,8 @@ def test_torchrun(paths: list[Path], tmp_path: Path) -> None:
     assert first["epochs"][0] != first["epochs"][1]
     assert first["objects"] == second["objects"]
     assert first["sources"] == second["sources"] == ["pinned"]
+    assert (first["cached"]["decoded"], first["cached"]["cache"]) == (5, 0)
+    assert (second["cached"]["decoded"], second["cached"]["cache"]) == (0, 5)
     assert [one.name for one in _objects()] == sorted(first["objects"])
 
 
