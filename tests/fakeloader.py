@@ -40,7 +40,7 @@ def publish(store: Store, spec: Spec, progress: Progress) -> Published:
         time.sleep(60)
     name = f"{kind}-object"
     Path(store.object_path(name)).write_text(spec.path)
-    return Published(name, 10, 1000, spec.identity())
+    return Published(name, 10, 1000, spec.identity(), 1)
 
 
 def _of_file(store: Store, spec: Spec) -> Published:
@@ -53,7 +53,7 @@ def _of_file(store: Store, spec: Spec) -> Published:
         raise BadSource("the file says bad")
     name = f"file-{identity.mtime_ns}"
     Path(store.object_path(name)).write_text(text)
-    return Published(name, len(text.splitlines()), identity.size_bytes, identity)
+    return Published(name, len(text.splitlines()), identity.size_bytes, identity, 1)
 
 
 if __name__ == "__main__":

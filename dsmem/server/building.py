@@ -68,7 +68,7 @@ def published(store: Store, spec: Spec, *, progress: Progress = ignore) -> Publi
             tables = work.write()
             if spec.local_paths() and spec.identity() != identity:
                 raise SourceChanged(f"{spec.label} changed while it was read; nothing was published")
-        facts = generations.Facts(revision, spec, tables, work.files).as_dict()
+        facts = generations.Facts(revision, spec, tables, work.files, before.generation + 1).as_dict()
         content = f"{_DIGEST}:{_content(tables)}"
         return Filled(content, content, lambda made: draft.seal(made, kind=KIND, facts=facts))
 
@@ -76,8 +76,8 @@ def published(store: Store, spec: Spec, *, progress: Progress = ignore) -> Publi
     name = obtained.ref.object
     anchor = directories.read_anchor(store.object_path(name))
     obtained.lease.map.close()
-    rows = sum(table.rows for table in generations.Facts.from_dict(anchor.facts).tables.values())
-    return Published(name, rows, sum(anchor.sizes.values()), identity)
+    facts = generations.Facts.from_dict(anchor.facts)
+    return Published(name, facts.rows, sum(anchor.sizes.values()), identity, facts.generation)
 
 
 class _Work:

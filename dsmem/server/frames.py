@@ -30,6 +30,11 @@ class Decoder:
         self._data = bytearray()
         self._limit_bytes = limit_bytes
 
+    @property
+    def empty(self) -> bool:
+        """Whether nothing of a frame has come."""
+        return not self._data
+
     def feed(self, part: bytes) -> dict[str, Any] | None:
         """The next message once it is whole; raises BadFrame as soon as it can't become one."""
         self._data += part

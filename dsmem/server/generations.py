@@ -30,11 +30,19 @@ class Facts:
     """Directory below the object → what lies there; '' = the object itself, which then holds no other."""
     files: Mapping[str, list[list[Fact]]] = field(default_factory=dict)
     """Directory → the source files of each shard, where a shard is of whole files."""
+    generation: int = 1
+    """How often the rows of this request have changed, from 1 on: one more than that of what it took the place of."""
+
+    @property
+    def rows(self) -> int:
+        """Of all splits."""
+        return sum(table.rows for table in self.tables.values())
 
     def as_dict(self) -> dict[str, object]:
         """For JSON."""
         tables = {key: asdict(table) for key, table in self.tables.items()}
-        return {"revision": self.revision, "spec": self.spec.as_dict(), "tables": tables, "files": dict(self.files)}
+        about = {"revision": self.revision, "spec": self.spec.as_dict(), "generation": self.generation}
+        return {**about, "tables": tables, "files": dict(self.files)}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Facts:
@@ -42,7 +50,8 @@ class Facts:
         try:
             tables = {key: _table(one) for key, one in record["tables"].items()}
             files = {key: [[_fact(one) for one in some] for some in groups] for key, groups in record["files"].items()}
-            return cls(str(record["revision"]), Spec.from_dict(record["spec"]), tables, files)
+            generation = int(record.get("generation", 1))
+            return cls(str(record["revision"]), Spec.from_dict(record["spec"]), tables, files, generation)
         except (KeyError, TypeError, AttributeError) as exc:
             raise ValueError("its anchor is not the one of a table") from exc
 
@@ -53,6 +62,11 @@ class Older:
 
     path: str = ""
     facts: Facts | None = None
+
+    @property
+    def generation(self) -> int:
+        """Its number; 0 where there is none."""
+        return self.facts.generation if self.facts is not None else 0
 
     def files(self, key: str) -> list[list[Fact]]:
         """The source files of each shard in a directory; [] where nothing can be taken over."""

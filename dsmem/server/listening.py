@@ -1,7 +1,8 @@
 """The daemon's end of the control socket: many clients, none of whom can hold it up.
 
 Each connection carries one request and its answer. A request must be whole after 5 s; bytes that are no frame, and
-other users, are shown the door. Nothing here blocks.
+other users, are shown the door. Nothing here blocks. `GET /metrics` of HTTP is a request, too: what gathers metrics
+speaks nothing else (curl --unix-socket, Telegraf).
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ REQUEST_S = 5.0
 ANSWER_S = 5.0
 _BACKLOG = 128
 _PART_BYTES = 1 << 16
+_HTTP, _HTTP_BYTES = b"GET ", 16 << 10
+_METRICS = b"GET /metrics "
 _log = logging.getLogger(__name__)
 
 Handle = Callable[[dict[str, Any], "Connection"], None]
@@ -40,6 +43,8 @@ class Connection:
         self.deadline = time.monotonic() + REQUEST_S
         self._decoder = Decoder(frames.REQUEST_BYTES)
         self._outgoing = b""
+        self._http = b""
+        """What has come of a request that is one of HTTP."""
 
     @property
     def gone(self) -> bool:
@@ -50,7 +55,7 @@ class Connection:
         """Send the answer and end."""
         if self.gone:
             return
-        self._outgoing = frames.encode(message)
+        self._outgoing = _http_answer(message) if self._http else frames.encode(message)
         self.deadline = time.monotonic() + ANSWER_S
         self._listener.selector.modify(self.peer, selectors.EVENT_WRITE, self.ready)
         self._write()
@@ -73,7 +78,7 @@ class Connection:
             self._listener.drop(self)
             return
         try:
-            message = self._decoder.feed(part)
+            message = self._http_request(part) if self._is_http(part) else self._decoder.feed(part)
         except BadFrame as exc:
             _log.warning("a client sent no request: %s", exc)
             self.answer({"ok": False, "kind": "UsageError", "error": f"not a request: {exc}"})
@@ -81,6 +86,20 @@ class Connection:
         if message is not None:
             self.asked = True
             self._listener.handle(message, self)
+
+    def _is_http(self, part: bytes) -> bool:
+        """As a frame it would be a GiB."""
+        return bool(self._http) or (self._decoder.empty and part.startswith(_HTTP))
+
+    def _http_request(self, part: bytes) -> dict[str, Any] | None:
+        self._http += part
+        if b"\r\n\r\n" in self._http:
+            if self._http.startswith(_METRICS):
+                return {"op": "metrics"}
+            raise BadFrame("only /metrics is there")
+        if len(self._http) > _HTTP_BYTES:
+            raise BadFrame(f"more than {_HTTP_BYTES} bytes of HTTP")
+        return None
 
     def _write(self) -> None:
         try:
@@ -169,3 +188,11 @@ class Listener:
         if silent is not None:
             self.drop(silent)
         return silent is not None
+
+
+def _http_answer(message: Mapping[str, object]) -> bytes:
+    good = message.get("ok") is True
+    body = str(message["text"] if good else message.get("error")).encode()
+    kind = "text/plain; version=0.0.4; charset=utf-8"
+    head = f"HTTP/1.1 {'200 OK' if good else '404 Not Found'}\r\nContent-Type: {kind}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body

@@ -1,11 +1,23 @@
-"""A server's state in the text format of Prometheus (exposition_formats.md, version 0.0.4)."""
+"""A server's state as metrics of Prometheus, by prometheus_client: names, help and escaping are in one place.
+
+`prometheus` is what the command line prints, also without a server; `of_server` what the daemon answers on its socket,
+where nothing is looked for in /proc but the daemon itself.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from prometheus_client import ProcessCollector, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from dsmem.server import status
 
 if TYPE_CHECKING:
+    from prometheus_client.core import Metric
+
     from dsmem.server.status import DatasetStatus, Status
 
 _STATES = ("starting", "loading", "ready", "degraded", "stopped")
@@ -13,59 +25,79 @@ _STATES = ("starting", "loading", "ready", "degraded", "stopped")
 
 def prometheus(found: Status) -> str:
     """Text for a node exporter's textfile collector; ends with a line feed."""
-    lines: list[str] = []
+    return _text([*_server(found), *_datasets(found), *_holders(found.datasets), *_clients(found)])
 
-    def metric(name: str, kind: str, help: str, samples: Sequence[tuple[dict[str, str], float]]) -> None:
-        if not samples:
-            return
-        lines.append(f"# HELP dsmem_{name} {help}")
-        lines.append(f"# TYPE dsmem_{name} {kind}")
-        lines.extend(f"dsmem_{name}{_labels(labels)} {_number(value)}" for labels, value in samples)
 
-    def each(value: str) -> list[tuple[dict[str, str], float]]:
-        return [({"dataset": one.name}, float(_value(one, value))) for one in found.datasets]
+def of_server(facts: Mapping[str, Any]) -> str:
+    """The same of a running server, by what it knows itself, and what its own process takes."""
+    found = status.of_facts(facts)
+    return _text([*_server(found), *_datasets(found), *ProcessCollector(registry=None).collect()])
 
-    metric("server_up", "gauge", "1 when a dataset server runs.", [({}, float(found.running))])
-    states = [({"state": state}, float(found.status == state)) for state in _STATES]
-    metric("server_state", "gauge", "1 for the state that the server is in.", states)
+
+class _Collected(Collector):
+    """Metrics that are there already."""
+
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterable[Metric]:
+        return self._metrics
+
+
+def _text(metrics: Iterable[Metric]) -> str:
+    return generate_latest(_Collected(one for one in metrics if one.samples)).decode()
+
+
+def _server(found: Status) -> Iterator[Metric]:
+    yield GaugeMetricFamily("dsmem_server_up", "1 when a dataset server runs.", float(found.running))
+    states = GaugeMetricFamily("dsmem_server_state", "1 for the state that the server is in.", labels=["state"])
+    for state in _STATES:
+        states.add_metric([state], float(found.status == state))
+    yield states
     if found.uptime_s is not None:
-        metric("server_uptime_seconds", "gauge", "Since the server started.", [({}, found.uptime_s)])
-        metric("server_requests_total", "counter", "Requests on the control socket.", [({}, float(found.requests))])
-    metric("dataset_ready", "gauge", "1 when the dataset can be opened.", each("ready"))
-    metric("dataset_rows", "gauge", "Rows of all splits.", each("rows"))
-    metric("dataset_size_bytes", "gauge", "Bytes in the store.", each("size_bytes"))
-    metric("dataset_generation", "gauge", "Generations since the server started.", each("generation"))
-    metric("dataset_clients", "gauge", "Processes that hold it.", each("clients"))
+        yield GaugeMetricFamily("dsmem_server_uptime_seconds", "Since the server started.", found.uptime_s)
+        yield CounterMetricFamily("dsmem_server_requests", "Requests on the control socket.", found.requests)
+
+
+def _datasets(found: Status) -> Iterator[Metric]:
+    shown = {one.name: one for one in found.datasets}
+    ready = {name: one.state in ("ready", "published") for name, one in shown.items()}
+    yield _gauge("dataset_ready", "1 when the dataset can be opened.", ready)
+    yield _gauge("dataset_rows", "Rows of all splits.", {name: one.rows for name, one in shown.items()})
+    yield _gauge("dataset_size_bytes", "Bytes in the store.", {name: one.size_bytes for name, one in shown.items()})
+    generations = {name: one.generation for name, one in shown.items()}
+    yield _gauge("dataset_generation", "How often its rows have changed, from 1 on.", generations)
     for name, help, counts in (
-        ("dataset_loads_total", "Times that it was loaded.", found.loads),
-        ("dataset_load_failures_total", "Times that loading failed.", found.failures),
+        ("dataset_loads", "Times that it was loaded.", found.loads),
+        ("dataset_load_failures", "Times that loading failed.", found.failures),
     ):
-        metric(name, "counter", help, [({"dataset": one}, float(count)) for one, count in (counts or {}).items()])
-    about = [({"pid": str(one.pid), "command": one.command}, one) for one in found.clients]
-    pss = [(labels, float(one.pss_bytes)) for labels, one in about if one.pss_bytes is not None]
-    metric("client_pss_bytes", "gauge", "Proportional share of memory of a client.", pss)
-    own = [(labels, float(one.anonymous_bytes)) for labels, one in about if one.anonymous_bytes is not None]
-    metric("client_anonymous_bytes", "gauge", "Memory of a client that is its own.", own)
-    return "\n".join(lines) + "\n"
+        counter = CounterMetricFamily(f"dsmem_{name}", help, labels=["dataset"])
+        for dataset, count in (counts or {}).items():
+            counter.add_metric([dataset], count)
+        yield counter
 
 
-def _value(one: DatasetStatus, name: str) -> int:
-    if name == "ready":
-        return one.state in ("ready", "published")
-    if name == "clients":
-        return len(one.clients)
-    value: int = getattr(one, name)
-    return value
+def _holders(datasets: Iterable[DatasetStatus]) -> Iterator[Metric]:
+    yield _gauge("dataset_clients", "Processes that hold it.", {one.name: len(one.clients) for one in datasets})
 
 
-def _labels(labels: dict[str, str]) -> str:
-    if not labels:
-        return ""
-    escaped = (
-        (key, text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")) for key, text in labels.items()
+def _clients(found: Status) -> Iterator[Metric]:
+    pss = GaugeMetricFamily(
+        "dsmem_client_pss_bytes", "Proportional share of memory of a client.", labels=["pid", "command"]
     )
-    return "{" + ",".join(f'{key}="{text}"' for key, text in escaped) + "}"
+    own = GaugeMetricFamily(
+        "dsmem_client_anonymous_bytes", "Memory of a client that is its own.", labels=["pid", "command"]
+    )
+    for one in found.clients:
+        for family, value in ((pss, one.pss_bytes), (own, one.anonymous_bytes)):
+            if value is not None:
+                family.add_metric([str(one.pid), one.command], value)
+    yield pss
+    yield own
 
 
-def _number(value: float) -> str:
-    return str(int(value)) if value == int(value) else repr(value)
+def _gauge(name: str, help: str, values: Mapping[str, float]) -> Metric:
+    family = GaugeMetricFamily(f"dsmem_{name}", help, labels=["dataset"])
+    for dataset, value in values.items():
+        family.add_metric([dataset], float(value))
+    return family

@@ -24,19 +24,23 @@ class Published:
     size_bytes: int
     identity: FileIdentity
     """Of the source when it was read."""
+    generation: int
+    """How often its rows have changed, from 1 on."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         facts = {"object": self.object, "rows": self.rows, "size_bytes": self.size_bytes}
-        return {**facts, "identity": self.identity.as_list()}
+        return {**facts, "generation": self.generation, "identity": self.identity.as_list()}
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Published:
         """The inverse of `as_dict`; raises ValueError."""
         name, rows, size_bytes = record.get("object"), record.get("rows"), record.get("size_bytes")
-        if not isinstance(name, str) or "/" in name or type(rows) is not int or type(size_bytes) is not int:
+        generation = record.get("generation")
+        if not isinstance(name, str) or "/" in name or not all(type(n) is int for n in (rows, size_bytes, generation)):
             raise ValueError("not a published table")
-        return cls(name, rows, size_bytes, FileIdentity.from_list(record.get("identity")))
+        assert isinstance(rows, int) and isinstance(size_bytes, int) and isinstance(generation, int)
+        return cls(name, rows, size_bytes, FileIdentity.from_list(record.get("identity")), generation)
 
 
 @dataclass(slots=True)
@@ -54,7 +58,7 @@ class Record:
     rows: int = 0
     size_bytes: int = 0
     generation: int = 0
-    """Counted since the server started."""
+    """Of its rows, from 1 on; kept with the table."""
     error: str = ""
     """Why the last attempt failed; '' after one that worked."""
     done_bytes: int = 0

@@ -1,8 +1,8 @@
 """What clients may ask of the daemon, and those who wait for a dataset that is still loading.
 
-`op` is one of ping, status, wait (dataset, timeout_s), add (spec, name; without one the server finds one), remove
-(dataset), refresh (dataset; without one, all), stop. Every answer has `ok`; what went wrong has `kind`, the name of an
-error of dsmem, and `error`, its message.
+`op` is one of ping, status, metrics (as text), wait (dataset, timeout_s), add (spec, name; without one the server finds
+one), remove (dataset), refresh (dataset; without one, all), stop. Every answer has `ok`; what went wrong has `kind`,
+the name of an error of dsmem, and `error`, its message.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ class Requests:
         self._handlers: dict[str, Callable[[dict[str, Any], Connection], None]] = {
             "ping": self._ping,
             "status": self._status,
+            "metrics": self._metrics,
             "wait": self._wait,
             "add": self._add,
             "remove": self._remove,
@@ -113,6 +114,11 @@ class Requests:
 
     def _status(self, message: dict[str, Any], client: Connection) -> None:
         client.answer({"ok": True, **self._facts()})
+
+    def _metrics(self, message: dict[str, Any], client: Connection) -> None:
+        from dsmem.server import metrics  # 60 ms, once: not before anybody asks
+
+        client.answer({"ok": True, "text": metrics.of_server(self._facts())})
 
     def _wait(self, message: dict[str, Any], client: Connection) -> None:
         if isinstance(message.get("dataset"), str):

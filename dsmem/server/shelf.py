@@ -211,10 +211,9 @@ class Shelf:
             return
         with self._guard:
             if found.object != record.object:
-                record.generation += 1
                 record.since_s = time.time()
             record.object, record.rows, record.size_bytes = found.object, found.rows, found.size_bytes
-            record.identity = found.identity
+            record.identity, record.generation = found.identity, found.generation
             record.state, record.refreshing, record.error = "ready", False, ""
             record.loads += 1
         _log.info("%s is ready: %s, %d rows, %d bytes", record.name, found.object, found.rows, found.size_bytes)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from dsmem import files, proc
 from dsmem.errors import DamagedObject, NoServer, NotPinned, ServerTimeout, UnsafeRoot
@@ -15,6 +15,9 @@ from dsmem.server.places import Places
 from dsmem.server.records import ServerState
 from dsmem.store import refs
 from dsmem.store.root import Store, open_store
+
+if TYPE_CHECKING:
+    from dsmem.server.generations import Facts
 
 RUNNING, DEAD, STOPPED = 0, 1, 3
 """Exit codes of `status` by the Linux Standard Base (iniscrptact): running; dead, and a pid file is there; stopped."""
@@ -45,7 +48,7 @@ class DatasetStatus:
     rows: int
     size_bytes: int
     generation: int
-    """Counted since the server started."""
+    """How often its rows have changed, from 1 on; kept with the table. 0 = there is none."""
     object: str
     clients: tuple[int, ...]
     """Pids of the processes that hold it."""
@@ -118,15 +121,17 @@ def status(
     )
 
 
-def _running(facts: Mapping[str, Any], *, memory: bool) -> Status:
-    store = Store(facts["root"])
+def of_facts(
+    facts: Mapping[str, Any],
+    *,
+    held: Mapping[str, Mapping[int, str]] | None = None,
+) -> Status:
+    """A running server as it tells of itself; `held`: object → the processes that hold it."""
     told = facts["datasets"]
-    names = [one["object"] for one in told]
-    held = holders(store, names)
     datasets = tuple(
         DatasetStatus(
             **{name: one[name] for name in _TOLD},
-            clients=tuple(sorted(held.get(one["object"], {}))),
+            clients=tuple(sorted((held or {}).get(one["object"], {}))),
         )
         for one in told
     )
@@ -143,11 +148,17 @@ def _running(facts: Mapping[str, Any], *, memory: bool) -> Status:
         log=facts["log"],
         exit_code=RUNNING,
         settings=tuple((name, value, origin) for name, value, origin in facts["settings"]),
-        clients=_clients(store, datasets, memory=memory),
         requests=facts["requests"],
         loads={one["name"]: one["loads"] for one in told},
         failures={one["name"]: one["failures"] for one in told},
     )
+
+
+def _running(facts: Mapping[str, Any], *, memory: bool) -> Status:
+    store = Store(facts["root"])
+    held = holders(store, [one["object"] for one in facts["datasets"]])
+    found = of_facts(facts, held=held)
+    return replace(found, clients=_clients(store, found.datasets, memory=memory)) if memory else found
 
 
 _TOLD = (
@@ -168,14 +179,15 @@ def _known(store: Store) -> tuple[DatasetStatus, ...]:
     for name, spec in known.items():
         ref = led[name]
         there = ref is not None and os.path.lexists(store.object_path(ref.object))
+        facts = _facts(store.object_path(ref.object)) if there and ref is not None else None
         found.append(
             DatasetStatus(
                 name=name,
                 source=spec.label,
                 state="published" if there else "absent",
-                rows=_rows(store.object_path(ref.object)) if there and ref is not None else 0,
+                rows=facts.rows if facts is not None else 0,
                 size_bytes=sizes.get(ref.object, 0) if there and ref is not None else 0,
-                generation=0,
+                generation=facts.generation if facts is not None else 0,
                 object=ref.object if there and ref is not None else "",
                 clients=tuple(sorted(held.get(ref.object, {}))) if ref is not None else (),
             )
@@ -183,15 +195,15 @@ def _known(store: Store) -> tuple[DatasetStatus, ...]:
     return tuple(found)
 
 
-def _rows(path: str) -> int:
-    """Of all splits; 0 when the object can't say."""
+def _facts(path: str) -> Facts | None:
+    """What a table says of itself; None when it can't."""
     from dsmem.server.generations import Facts
     from dsmem.store import directories
 
     try:
-        return sum(table.rows for table in Facts.from_dict(directories.read_anchor(path).facts).tables.values())
+        return Facts.from_dict(directories.read_anchor(path).facts)
     except (DamagedObject, NotPinned, ValueError):
-        return 0
+        return None
 
 
 def _pid_of(where: Places) -> tuple[int, bool]:

@@ -112,7 +112,7 @@ def test_status_of_none(exit_code: int, hint: str, dsmem: Dsmem, fake: Fake) -> 
     assert ran.exit_code == exit_code and ran.out.startswith("running\tno\nstatus\tstopped\npid\tnone\n")
     assert ran.err.startswith(f"hint: {hint}")
     assert dsmem("server", "status", "--json").exit_code == exit_code
-    assert dsmem("server", "status", "--prometheus").out.splitlines()[2] == "dsmem_server_up 0"
+    assert dsmem("server", "status", "--prometheus").out.splitlines()[2] == "dsmem_server_up 0.0"
 
 
 def test_ls(dsmem: Dsmem, fake: Fake) -> None:

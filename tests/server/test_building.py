@@ -166,6 +166,18 @@ def test_touched_files_of_the_same_rows_are_the_same_object(tmp_path: Path) -> N
     assert ref.provenance.identity == spec.identity()
 
 
+def test_generations_are_counted_with_the_table(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", rows(0, 30))
+    store, spec = make_store(), Spec.parse(str(path))
+    assert building.published(store, spec).generation == 1
+    write_jsonl(path, rows(0, 31))
+    assert building.published(store, spec).generation == 2
+    assert building.published(store, spec).generation == 2  # nothing has changed
+    write_jsonl(path, rows(0, 32))
+    assert building.published(store, spec).generation == 3
+    assert building.published(store, Spec.parse(str(path), sample_limit=3)).generation == 1  # another dataset
+
+
 def test_a_failure_leaves_what_was_there(tmp_path: Path, hf_cache: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows(0, 30))
     spec = Spec.parse(str(path))

@@ -128,7 +128,7 @@ def test_a_socket_of_another_user_is_not_believed(where: Places) -> None:
 
 
 GARBAGE = [
-    b"GET / HTTP/1.1\r\n\r\n",
+    b"POST / HTTP/1.1\r\n\r\n",
     b"\xff\xff\xff\xff",
     (frames.REQUEST_BYTES + 1).to_bytes(4, "big"),
     b"\x00\x00\x00\x00",

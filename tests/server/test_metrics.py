@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import mmap
 import os
-import re
 import signal
+import socket
 import sys
+from http.client import HTTPResponse
 from pathlib import Path
+from typing import Any
 
 import children
 from daemons import Plans, eventually
+from prometheus_client.parser import text_string_to_metric_families
 
-from dsmem.server import building, catalogue, lifecycle, metrics, places
+from dsmem.server import building, catalogue, control, lifecycle, metrics, places
 from dsmem.server.places import Places
 from dsmem.server.spec import Spec
 from dsmem.server.status import DEAD, RUNNING, STOPPED, Client, DatasetStatus, Status, status
 from dsmem.server.unit import unit
 from dsmem.store import leases
 from dsmem.store.root import make_store
-
-SAMPLE = re.compile(r'[a-z_]+(\{[a-z]+="(?:[^"\\\n]|\\.)*"(,[a-z]+="(?:[^"\\\n]|\\.)*")*\})? -?[0-9.e+-]+')
 
 
 def record(**changes: object) -> Status:
@@ -44,27 +45,63 @@ def record(**changes: object) -> Status:
     return Status(**{**made, **changes})  # type: ignore[arg-type]
 
 
+def parsed(text: str) -> dict[str, dict[str, Any]]:
+    """Family → its type and samples by their labels, as prometheus_client reads them."""
+    return {
+        family.name: {
+            "type": family.type,
+            "help": family.documentation,
+            **{" ".join(one.labels[key] for key in sorted(one.labels)): one.value for one in family.samples},
+        }
+        for family in text_string_to_metric_families(text)
+    }
+
+
 def test_prometheus_text() -> None:
     text = metrics.prometheus(record())
     assert text.endswith("\n")
-    samples = [line for line in text.splitlines() if not line.startswith("#")]
-    assert all(SAMPLE.fullmatch(line) for line in samples)
-    assert r'dsmem_dataset_rows{dataset="a\"b\\c\nd"} 5' in samples
-    assert 'dsmem_server_state{state="degraded"} 1' in samples and 'dsmem_server_state{state="ready"} 0' in samples
-    assert "dsmem_server_uptime_seconds 1.5" in samples
-    assert r'dsmem_dataset_clients{dataset="a\"b\\c\nd"} 2' in samples
-    assert 'dsmem_dataset_load_failures_total{dataset="a"} 1' in samples
-    assert 'dsmem_client_pss_bytes{pid="41",command="python x"} 100' in samples
-    assert not any("gone" in line for line in samples)
-    named = {line.split("{")[0].split(" ")[0] for line in samples}
-    assert named == {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE")}
+    found = parsed(text)
+    assert all(one["help"] and one["type"] in ("gauge", "counter") for one in found.values())
+    assert found["dsmem_dataset_rows"]['a"b\\c\nd'] == 5
+    assert found["dsmem_dataset_generation"]['a"b\\c\nd'] == 2 and found["dsmem_dataset_clients"]['a"b\\c\nd'] == 2
+    assert found["dsmem_server_state"]["degraded"] == 1 and found["dsmem_server_state"]["ready"] == 0
+    assert found["dsmem_server_uptime_seconds"][""] == 1.5 and found["dsmem_server_requests"][""] == 3
+    assert found["dsmem_dataset_load_failures"]["a"] == 1 and "dsmem_dataset_load_failures_total" in text
+    assert found["dsmem_client_pss_bytes"]["python x 41"] == 100
+    assert "gone" not in text
 
 
 def test_prometheus_of_nothing() -> None:
     stopped = record(running=False, status="stopped", datasets=(), clients=(), uptime_s=None, loads=None, failures=None)
-    lines = metrics.prometheus(stopped).splitlines()
-    assert "dsmem_server_up 0" in lines and 'dsmem_server_state{state="stopped"} 1' in lines
-    assert not any("uptime" in line or "dataset" in line for line in lines if not line.startswith("#"))
+    found = parsed(metrics.prometheus(stopped))
+    assert found.keys() == {"dsmem_server_up", "dsmem_server_state"}
+    assert found["dsmem_server_up"][""] == 0 and found["dsmem_server_state"]["stopped"] == 1
+
+
+def test_prometheus_by_http_on_the_socket(plan: Plans, where: Places) -> None:
+    """The server answers what curl --unix-socket asks, with what its own process takes."""
+    pid = lifecycle.ensure_started(plan=plan(a="ok:")).pid
+    eventually(lambda: control.ask({"op": "status"}, where=where)["datasets"][0]["state"] == "ready")
+
+    def get(path: str) -> tuple[int, str, str]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(where.socket)
+            connection.sendall(f"GET {path} HTTP/1.1\r\nHost: here\r\n".encode())
+            connection.sendall(b"Accept: */*\r\n\r\n")
+            answer = HTTPResponse(connection)
+            answer.begin()
+            return answer.status, answer.headers["Content-Type"], answer.read().decode()
+
+    status, kind, text = get("/metrics")
+    assert status == 200 and kind.startswith("text/plain; version=0.0.4")
+    found = parsed(text)
+    assert found["dsmem_dataset_ready"]["a"] == 1 and found["dsmem_dataset_loads"]["a"] == 1
+    started = os.stat(f"/proc/{pid}").st_ctime
+    assert abs(found["process_start_time_seconds"][""] - started) < 60 and found["process_open_fds"][""] > 3
+    assert "dsmem_dataset_clients" not in text  # that would be a search through /proc
+    assert get("/")[0] == 404
+    assert lifecycle.answering(where) == pid
+    assert parsed(control.ask({"op": "metrics"}, where=where)["text"])["dsmem_server_up"][""] == 1
 
 
 def test_exit_codes_of_the_lsb(plan: Plans, where: Places) -> None:
