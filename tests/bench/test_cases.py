@@ -33,15 +33,16 @@ ROLES = {
     "read": ["dsmem", "dsmem", "recipe", "limit"],
     "tokens": ["dsmem", "recipe", "limit"],
     "ckpt": ["dsmem", "recipe", "recipe", "limit"],
-    "tokenize": ["dsmem", "dsmem", "recipe", "limit"],
+    "tokenize": ["dsmem", "dsmem", "recipe", "limit", "limit"],
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
     "training": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
     ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
     ("dataset", 1): ["dsmem", "dsmem", "recipe", "limit"],
-    ("training", 0): ["dsmem", "dsmem", "recipe", "limit"],
-    ("training", 1): ["dsmem", "dsmem", "recipe", "limit"],
+    ("training", 0): ["dsmem"] * 3 + ["recipe", "limit"],
+    ("training", 1): ["dsmem"] * 3 + ["recipe", "limit"],
+    ("training", 2): ["dsmem", "dsmem", "recipe", "limit"],
 }
 COMPARISONS = {
     "ckpt": 5,
@@ -54,7 +55,7 @@ COMPARISONS = {
     "read": 2,
     "tokenize": 1,
     "dataset": 2,
-    "training": 3,
+    "training": 4,
 }
 
 
