@@ -21,6 +21,8 @@ from dsmem.bench.results import Compared, Measured, Quantity, Role
 from dsmem.errors import DsmemError
 
 _SAMPLING_S = 0.004
+_ENOUGH = 100
+"""Samples, to tell of one in a hundred."""
 
 
 class ResultsDiffer(DsmemError, AssertionError):
@@ -44,8 +46,13 @@ class Contender:
     """Samples a turn."""
     operations: int = 1
     """How many operations a run does: a sample is the time of one."""
+    part: int = 1
+    """A run works on one part of so many of the data, what it does to all being too slow: a sample is so many times as
+    long. Say so in the name."""
     amount: Callable[[Any], int] | None = None
     """The sample of a memory comparison, from the result of `run`."""
+    samples: Callable[[Any], Sequence[float]] | None = None
+    """Seconds, from the result of a `run` that has taken the times itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,12 @@ def _turn(contender: Contender, *, repeat: int) -> tuple[list[float], object]:
             began = time.perf_counter()
             result = contender.run(subject)
             elapsed_s = time.perf_counter() - began
-            samples.append(elapsed_s / contender.operations if contender.amount is None else contender.amount(result))
+            if contender.samples is not None:
+                samples += contender.samples(result)
+            elif contender.amount is not None:
+                samples.append(contender.amount(result))
+            else:
+                samples.append(contender.part * elapsed_s / contender.operations)
         answer = None if contender.answer is None else contender.answer(result)
         del result, subject  # before `around` takes away what they lie in
     return samples, answer
@@ -140,6 +152,7 @@ def _summed_up(
                 median_s=median if timed else None,
                 min_s=min(taken) if timed else None,
                 max_s=max(taken) if timed else None,
+                p99_s=_p99(taken) if timed else None,
                 median_bytes=None if timed else round(median),
                 min_bytes=None if timed else round(min(taken)),
                 max_bytes=None if timed else round(max(taken)),
@@ -151,6 +164,11 @@ def _summed_up(
             )
         )
     return Compared(comparison.title, comparison.quantity, comparison.size_bytes, runs, tuple(measured))
+
+
+def _p99(samples: Sequence[float]) -> float | None:
+    """99 of 100 are not above it; None where there are too few to say."""
+    return statistics.quantiles(samples, n=100)[98] if len(samples) >= _ENOUGH else None
 
 
 class _Peak:

@@ -68,25 +68,29 @@ def run(
             if size.why is not None:
                 used, asked = units.format_bytes(size.size_bytes), units.format_bytes(size.asked_bytes)
                 note(f"{used} instead of {asked}: {size.why}")
+            needs_file = any(case.takes_file for case in cases)
+            made_bytes = size.size_bytes if needs_file else sizes.LEAST_BYTES
             if say is not None:
-                say(f"making a file of {units.format_bytes(size.size_bytes)}")
-            source = sources.make_training_file(place.files / "train.h5", size.size_bytes)
+                say(f"making a file of {units.format_bytes(made_bytes)}")
+            source = sources.make_training_file(place.files / "train.h5", made_bytes)
+            data_bytes = source.data_bytes if needs_file else size.size_bytes
         else:
             source = _users_file(file)
-            size = Size(source.data_bytes, source.data_bytes)
+            data_bytes = source.data_bytes
+            size = Size(data_bytes, data_bytes)
             _require(cases, place, size)
         bench = Workbench(place, source, size.size_bytes, 1 if hurried else runs, note, found)
         end = began + _DEADLINE_S if hurried else float("inf")
         results = []
         for index, case in enumerate(cases):
-            expected_s = [_expected_s(one, speeds, source.data_bytes, runs) for one in cases[index:]]
+            expected_s = [_expected_s(one, speeds, data_bytes, runs) for one in cases[index:]]
             now = time.monotonic()
             deadline = now + (end - now) * expected_s[0] / sum(expected_s)
             results.append(_run_case(case, bench, runs, deadline, show, say, note))
     return Report(
         schema=SCHEMA,
         machine=facts,
-        size_bytes=source.data_bytes,
+        size_bytes=data_bytes,
         asked_bytes=size.asked_bytes,
         runs=runs,
         file=file,

@@ -124,6 +124,13 @@ def test_several_operations_and_several_samples_a_run(monkeypatch: pytest.Monkey
     assert (found.samples, found.median_s, found.bytes_per_s) == (6, 2, None)
 
 
+def test_who_does_a_part_of_the_work_takes_so_many_times_as_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    make = scripted(monkeypatch, ours=[1.0] * 3, plain=[2.0] * 3)
+    slow = Contender("plain", "recipe", make("plain", "recipe").run, part=8)
+    ours, recipe = measure(Comparison("part", 160, [make("ours", "dsmem"), slow]), runs=2).measured
+    assert (recipe.median_s, recipe.bytes_per_s, ours.ratio_to_recipe) == (16, 10, 16)
+
+
 def test_memory_is_counted_once() -> None:
     def holding(name: str, role: Role, size_bytes: int) -> Contender:
         return Contender(name, role, lambda _: size_bytes, amount=int)

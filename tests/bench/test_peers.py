@@ -129,7 +129,7 @@ class Material:
     def measure(self, other: Peer) -> None:
         """As the case does; raises ResultsDiffer where the peer's ids are not those of the reference."""
         contender = tokenize.beside(other, self.text, self.parts, self.tokenizer, self.files)
-        measure(Comparison("", 1, [contender], expected={"": tokenize.digest(self.right)}), runs=1)
+        measure(Comparison("", 1, [contender], expected={contender.question: tokenize.digest(self.right)}), runs=1)
         assert list(self.files.iterdir()) == []
 
 
@@ -174,7 +174,7 @@ def test_both_peers_beside_dsmem(tmp_path: Path) -> None:
     report = runs.run(["tokenize"], size_bytes=2 << 20, runs=1, peers=stubbed(tmp_path))
     (compared,) = report.cases[0].compared
     named = {one.name: one for one in compared.measured}
-    for name in ("datatrove 3.4", "preprocess_data, megatron-core 5.6"):
+    for name in ("datatrove 3.4: the first 1/8", "preprocess_data, megatron-core 5.6: the first 1/8"):
         assert named[name].role == "recipe" and (named[name].median_s or 0) > 0
     assert "dsmem tokenize, as a process" in named
     assert report.notes == ()
