@@ -82,12 +82,18 @@ def read_own(path: str, limit_bytes: int) -> bytes:
     return data
 
 
-def write_atomic(path: str, data: bytes) -> None:
-    """Replace `path` whole, mode 0600: readers see the old bytes or the new ones. Killed: a `.tmp-*` stays."""
+def write_atomic(path: str, data: bytes, *, public: bool = False) -> None:
+    """Replace `path` whole: readers see the old bytes or the new ones. Killed: a `.tmp-*` stays.
+
+    Its mode is 0600; `public`: that of the file which it replaces, or of any new file.
+    """
     temporary = f"{os.path.dirname(path)}/.tmp-{os.getpid()}-{os.urandom(8).hex()}"
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(temporary, flags, 0o666 if public else 0o600)
     try:
         with os.fdopen(fd, "wb") as file:
+            if public and os.path.exists(path):
+                os.fchmod(fd, stat.S_IMODE(os.stat(path).st_mode))
             file.write(data)
         os.replace(temporary, path)
     except BaseException:

@@ -25,7 +25,7 @@ from episodes import CAMERAS, GZIP, check_aloha, write_aloha
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 import dsmem
-from dsmem import checkpoint, training
+from dsmem import checkpoint, training, tune
 from dsmem.config import schema
 
 
@@ -441,6 +441,29 @@ def test_print_performance_report(robots: list[Path], capsys: pytest.CaptureFixt
     assert "pinned" in shown and "p99" in shown and f"process {os.getpid()}: PSS" in shown
     pinned = next(one for one in dataset.get_performance_report()["sources"] if one["source"] == "pinned")
     assert pinned["reads"] == 4 * len(dataset) and pinned["p99_s"] > 0
+
+
+def test_auto_optimize_dataset(robots: list[Path]) -> None:
+    """`auto_optimize_dataset(...) -> (config, analysis)`, `DatasetOptimizer` → the same, in `dsmem.tune`."""
+    config, analysis = tune.auto_optimize_dataset(dataset_paths=robots, camera_names=CAMERAS, batch_size=2)
+    assert set(config["optimization"]).isdisjoint({"dataset_path_list", "camera_names", "use_shared_memory"})
+    sharing = config["shared_memory"]["enabled"]
+    check_aloha(training.EpisodicDataset(robots, CAMERAS, sharing, **config["optimization"]), robots)
+    assert analysis["system"]["cpus"] >= 1 and analysis["recommendation"]["reasons"]
+    optimizer = tune.DatasetOptimizer(robots, CAMERAS, 2)
+    assert optimizer.analyze_system().memory_bytes > 0 and optimizer.analyze_datasets().episodes == 2
+    assert optimizer.optimize().settings.as_config().keys() == config.keys() and "because" in optimizer.report()
+
+
+def test_presets_and_yaml(robots: list[Path], tmp_path: Path) -> None:
+    """Presets small, medium, large, xlarge; `memory_mapping`, `shared_memory`, `dataloader` as YAML."""
+    path = tmp_path / "dsmem.yaml"
+    for name in ("small", "medium", "large", "xlarge"):
+        run("tune", "--preset", name, "-o", str(path))
+        assert tune.read_config(path) == tune.PRESETS[name].as_config()
+    run("tune", *map(str, robots), "--batch-size", "2", "-o", str(path))
+    found = schema.read(str(path))
+    assert found.memory_mapping.enabled and found.dataloader.prefetch_factor >= 1
 
 
 def test_train_with_shm() -> None:

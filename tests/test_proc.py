@@ -520,3 +520,26 @@ def test_huge_pages(
         (directory / "shmem_enabled").write_text(text + "\n")
     options = {"rw": ""} | ({"huge": option} if option else {})
     assert proc.huge_pages(proc.Mount("/m", fstype, "m", options), sys=tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("nvidia", "amd", "environ", "expected"),
+    [
+        (0, 0, {}, 0),
+        (4, 0, {}, 4),
+        (4, 0, {"CUDA_VISIBLE_DEVICES": "1,3"}, 2),
+        (4, 0, {"CUDA_VISIBLE_DEVICES": ""}, 0),
+        (4, 0, {"CUDA_VISIBLE_DEVICES": "0,-1,2"}, 1),
+        (1, 0, {"CUDA_VISIBLE_DEVICES": "GPU-1,GPU-2"}, 1),
+        (0, 2, {"CUDA_VISIBLE_DEVICES": "0"}, 2),
+        (0, 2, {"HIP_VISIBLE_DEVICES": "0"}, 1),
+    ],
+)
+def test_visible_gpus(tmp_path: Path, nvidia: int, amd: int, environ: dict[str, str], expected: int) -> None:
+    for number in range(nvidia):
+        (tmp_path / f"proc/driver/nvidia/gpus/0000:0{number}:00.0").mkdir(parents=True)
+    for number in range(amd + 1):  # node 0 is the CPU
+        node = tmp_path / f"sys/class/kfd/kfd/topology/nodes/{number}"
+        node.mkdir(parents=True)
+        (node / "properties").write_text(f"cpu_cores_count 8\nsimd_count {256 if number else 0}\n")
+    assert proc.visible_gpus(proc=tmp_path / "proc", sys=tmp_path / "sys", environ=environ) == expected

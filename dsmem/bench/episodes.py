@@ -1,4 +1,4 @@
-"""Episodes to measure with, the Dataset that people write over them, and processes that hold them.
+"""The Dataset that people write over episodes, and processes that hold them.
 
 Importing this imports torch: only the case that measures training does.
 """
@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Literal
 
 import h5py
@@ -20,55 +19,14 @@ import torch
 from torch.utils.data import Dataset
 
 from dsmem import proc
+from dsmem.bench.episode_sets import ACTIONS, CAMERAS, make
 from dsmem.training import EpisodicDataset
 
-CAMERAS = ("top", "left_wrist", "right_wrist")
-FRAME = (480, 640, 3)
-"""As ALOHA records them."""
 CHUNK_SIZE = 100
 """Actions of a sample, as ACT takes them."""
-_DIFFERENT = 6
-"""So many frames are made and compressed, and repeat: making a set takes no time to compress it."""
-_ACTIONS = 14
+__all__ = ["CAMERAS", "CHUNK_SIZE", "Holders", "InMemory", "PlainEpisodes", "holders", "make"]
 Way = Literal["dsmem", "preload"]
 _PATIENCE_S = 120.0
-
-
-def make(directory: Path, size_bytes: int, *, files: int) -> tuple[list[str], int]:
-    """Gzip-4 episodes in the layout of ALOHA, three cameras, a frame a chunk; their paths and bytes of data."""
-    step_bytes = len(CAMERAS) * int(np.prod(FRAME)) + 2 * 4 * _ACTIONS
-    steps = max(size_bytes // step_bytes // files, 2)
-    random = np.random.default_rng(0)
-    across = np.linspace(0, 8 * np.pi, FRAME[1])
-    smooth = (20 * np.sin(across)[: FRAME[0], None] * np.cos(across)[None] + 128)[..., None]
-    frames = (smooth + random.normal(0, 1.5, (_DIFFERENT, *FRAME))).clip(0, 255).astype(np.uint8)
-    compressed = _compressed(directory / "frames.h5", frames)
-    paths = []
-    for number in range(files):
-        path = directory / f"episode_{number}.hdf5"
-        paths.append(str(path))
-        with h5py.File(path, "w") as file:
-            file["action"] = random.standard_normal((steps, _ACTIONS)).astype(np.float32)
-            file["observations/qpos"] = random.standard_normal((steps, _ACTIONS)).astype(np.float32)
-            for camera, name in enumerate(CAMERAS):
-                images = _dataset(file, f"observations/images/{name}", steps)
-                for step in range(steps):
-                    images.id.write_direct_chunk((step, 0, 0, 0), compressed[(number + camera + step) % _DIFFERENT])
-    return paths, files * steps * step_bytes
-
-
-def _dataset(file: Any, name: str, steps: int) -> Any:
-    options = {"chunks": (1, *FRAME), "compression": "gzip", "compression_opts": 4}
-    return file.create_dataset(name, (steps, *FRAME), np.uint8, **options)
-
-
-def _compressed(path: Path, frames: np.ndarray[Any, Any]) -> list[bytes]:
-    with h5py.File(path, "w") as file:
-        images = _dataset(file, "x", len(frames))
-        images[...] = frames
-        found = [images.id.read_direct_chunk((step, 0, 0, 0))[1] for step in range(len(frames))]
-    path.unlink()
-    return found
 
 
 class PlainEpisodes(Dataset[dict[str, Any]]):
@@ -91,7 +49,7 @@ class PlainEpisodes(Dataset[dict[str, Any]]):
             state = file["observations/qpos"][step]
             images = {name: file[f"observations/images/{name}"][step] for name in CAMERAS}
             taken = file["action"][step : step + CHUNK_SIZE]
-        action = np.zeros((CHUNK_SIZE, _ACTIONS), np.float32)
+        action = np.zeros((CHUNK_SIZE, ACTIONS), np.float32)
         action[: len(taken)] = taken
         return {
             "images": {name: torch.from_numpy(image) for name, image in images.items()},
@@ -114,7 +72,7 @@ class InMemory(PlainEpisodes):
         number, step = self.places[index]
         arrays = self.arrays[number]
         taken = arrays["action"][step : step + CHUNK_SIZE]
-        action = np.zeros((CHUNK_SIZE, _ACTIONS), np.float32)
+        action = np.zeros((CHUNK_SIZE, ACTIONS), np.float32)
         action[: len(taken)] = taken
         return {
             "images": {name: torch.from_numpy(arrays[f"observations/images/{name}"][step]) for name in CAMERAS},

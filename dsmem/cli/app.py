@@ -14,11 +14,11 @@ import typer
 
 import dsmem
 from dsmem import settings
-from dsmem.cli import bench, ckpt, commands, demo, errors, hash, logs, pin, server, shm, tokenize, tokens
+from dsmem.cli import bench, ckpt, commands, demo, errors, hash, logs, pin, server, shm, tokenize, tokens, tune
 from dsmem.cli.output import note
 
 # The order of `dsmem --help`: what one types first comes first.
-ORDER = ("pin", "server", "tokenize", "shm", "tokens", "ckpt", "hash", "demo", "bench")
+ORDER = ("pin", "server", "tokenize", "tune", "shm", "tokens", "ckpt", "hash", "demo", "bench")
 
 
 class Root(commands.Group):
@@ -63,6 +63,7 @@ app.add_typer(shm.app)
 app.add_typer(tokens.app)
 app.add_typer(ckpt.app)
 commands.add(app, tokenize.tokenize, examples=tokenize.EXAMPLES)
+commands.add(app, tune.tune, examples=tune.EXAMPLES)
 commands.add(app, demo.demo, examples=demo.EXAMPLES)
 commands.add(app, bench.bench, examples=bench.EXAMPLES)
 

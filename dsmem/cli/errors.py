@@ -148,6 +148,11 @@ def _hint_untrusted(error: UntrustedPickle, typed: Typed) -> str | None:
     return f"only if you trust who made it: {typed.again('--trusted')}"
 
 
+def _hint_episodes(error: BrokenEpisodes, typed: Typed) -> str | None:
+    first = next((failure.path for failure in error.failures), None)
+    return None if first is None else f"see what a file holds: dsmem pin --explain {quote(first)}"
+
+
 def _hint_os(error: OSError, typed: Typed) -> str | None:
     return "see what is full: dsmem shm doctor" if error.errno in _FULL else None
 
@@ -162,7 +167,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     Ambiguous: Rule(USAGE, lambda error, typed: "see every name and its files: dsmem shm ls"),
     SourceMissing: Rule(NOT_FOUND),
     BadSource: Rule(ERROR),
-    BrokenEpisodes: Rule(ERROR),
+    BrokenEpisodes: Rule(ERROR, _hint_episodes),
     SourceChanged: Rule(ERROR, lambda error, typed: f"once the file is at rest: {typed.again()}"),
     SourceBusy: Rule(
         IN_USE,
@@ -213,6 +218,9 @@ def explain(error: BaseException, typed: Typed) -> Explanation:
             particulars = error.candidates
         elif isinstance(error, CheckpointReadError):
             particulars = [_told(failure) for failure in error.failures]
+        elif isinstance(error, BrokenEpisodes):
+            message, *lines = message.splitlines()
+            particulars = [line.strip() for line in lines]
     elif isinstance(error, OSError):
         if error.errno in _FULL:
             exit_code = NO_SPACE

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from dsmem import units
 from dsmem.config import nodes
 from dsmem.config.nodes import Node
 from dsmem.errors import UsageError
@@ -24,6 +25,8 @@ class MemoryMapping:
     enabled: bool = True
     cache_size: int = 100
     """Items."""
+    cache_bytes: int | None = None
+    """The ceiling of the cache of decoded data; None = a share of the memory that is available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +35,8 @@ class SharedMemory:
 
     enabled: bool = True
     preload_critical_data: bool = True
+    memory_limit: int | None = None
+    """Bytes, also written '40GiB', of shared memory and cache together; None = what fits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Access:
     sample_limit: int | None = None
     """Rows of each dataset; None = all."""
     data_dir: str | None = None
+    overflow_dir: str | None = None
     pid_file: str | None = None
     log_file: str | None = None
 
@@ -166,6 +172,17 @@ def _count(least: int) -> _Check:
     return check
 
 
+def _size(node: Node, place: _Place) -> int:
+    if isinstance(node.value, str):
+        try:
+            return units.parse_bytes(node.value)
+        except UsageError as exc:
+            raise place.error(node.line, f"{place.key}: {exc}") from exc
+    if type(node.value) is not int or node.value < 0:
+        raise place.error(node.line, f"{place.key} is a size, such as 40GiB, not {node.value!r}")
+    return node.value
+
+
 def _seconds(node: Node, place: _Place) -> float:
     if isinstance(node.value, bool) or not isinstance(node.value, int | float) or not 0 <= node.value < 1e9:
         raise place.error(node.line, f"{place.key} is a number of seconds, not {node.value!r}")
@@ -204,13 +221,14 @@ _SECTIONS: Mapping[str, _Check] = {
             auto_start=_yes,
             sample_limit=_or_none(_count(1)),
             data_dir=_or_none(_text),
+            overflow_dir=_or_none(_text),
             pid_file=_or_none(_text),
             log_file=_or_none(_text),
         ),
         datasets=_entries,
     ),
-    "memory_mapping": _section(MemoryMapping, enabled=_yes, cache_size=_count(0)),
-    "shared_memory": _section(SharedMemory, enabled=_yes, preload_critical_data=_yes),
+    "memory_mapping": _section(MemoryMapping, enabled=_yes, cache_size=_count(0), cache_bytes=_or_none(_size)),
+    "shared_memory": _section(SharedMemory, enabled=_yes, preload_critical_data=_yes, memory_limit=_or_none(_size)),
     "dataloader": _section(
         Dataloader, num_workers=_count(0), pin_memory=_yes, persistent_workers=_yes, prefetch_factor=_count(1)
     ),

@@ -6,6 +6,7 @@ Every reader takes its roots (`proc`, `sys`) as parameters, so that tests can sh
 from __future__ import annotations
 
 from dsmem.proc.cgroup import CgroupMemory, cgroup_charged, cgroup_cpus, cgroup_memory, usable_cpus
+from dsmem.proc.gpus import visible_gpus
 from dsmem.proc.maps import Holder, Holders, holders
 from dsmem.proc.memory import (
     Memory,
@@ -45,4 +46,5 @@ __all__ = [
     "shmem_enabled",
     "sysctl",
     "usable_cpus",
+    "visible_gpus",
 ]

@@ -1,0 +1,84 @@
+"""One setting tried for real, in a process of its own as a training script would be: `python -m dsmem.tune.trial`.
+
+It reads a request, a line of JSON, from stdin, opens the loader, answers with a line on stdout, and then makes a pass
+over all batches for each further line. It ends with its stdin. What it pins stays in the store: its parent removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import zlib
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+
+def main() -> None:
+    """Serve one parent."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not be taken for an answer
+    request = json.loads(sys.stdin.readline())
+    from dsmem.errors import DsmemError
+
+    try:
+        serve(request, answers)
+    except (DsmemError, OSError, RuntimeError, MemoryError) as exc:
+        _answer(answers, {"error": f"{type(exc).__name__}: {exc}"})
+        sys.exit(1)
+
+
+def serve(request: dict[str, Any], answers: TextIO) -> None:
+    """Open what is asked for, then a pass a line."""
+    import torch
+
+    from dsmem.training import create_optimized_dataloader
+
+    torch.set_num_threads(1)  # what copies a batch to a GPU is one thread
+    began = time.perf_counter()
+    loader, dataset = create_optimized_dataloader(
+        request["paths"],
+        request["cameras"],
+        request["batch_size"],
+        dataset_kwargs=request["dataset"],
+        **request["loader"],
+    )
+    opened_s = time.perf_counter() - began
+    _answer(answers, {"opened_s": opened_s, "batches": len(loader), "objects": list(dataset.pinned_objects)})
+    taken: dict[tuple[Any, ...], torch.Tensor] = {}
+    for line in sys.stdin:
+        began = time.perf_counter()
+        batches, mark = 0, 0
+        for batch in loader:
+            batches += 1
+            for tensor in _tensors(batch):
+                # Every byte is read once, as by a copy to the GPU.
+                taken.setdefault((tensor.shape, tensor.dtype), torch.empty_like(tensor)).copy_(tensor)
+            if line.startswith("check"):
+                mark += sum(_mark(batch, at) for at in range(len(batch["step"])))
+        elapsed_s = time.perf_counter() - began
+        _answer(answers, {"batch_s": elapsed_s / batches, "mark": mark % (1 << 32)})
+
+
+def _tensors(batch: dict[str, Any]) -> Iterator[Any]:
+    yield from batch["images"].values()
+    yield from (batch["state"], batch["action"])
+
+
+def _mark(batch: dict[str, Any], at: int) -> int:
+    """A number that tells a sample from others, and adds up to the same in any order."""
+    where = (int(batch["episode"][at]), int(batch["step"][at]))
+    mark = zlib.crc32(repr(where).encode())
+    for tensor in _tensors(batch):
+        mark = zlib.crc32(tensor[at].contiguous().numpy().tobytes(), mark)
+    return mark
+
+
+def _answer(answers: TextIO, what: dict[str, Any]) -> None:
+    answers.write(json.dumps(what) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    main()
