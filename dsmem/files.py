@@ -14,6 +14,8 @@ from dataclasses import dataclass
 
 from dsmem.errors import UnsafeRoot
 
+_SYNC_FILE_RANGE_WRITE = 2
+
 _TIMESTAMP_GRAIN_S = 0.05
 """Kernels stamp files with a clock that ticks every 1–10 ms: an edit within one tick leaves mtime as it was."""
 
@@ -101,6 +103,70 @@ def write_atomic(path: str, data: bytes, *, public: bool = False) -> None:
         raise
 
 
+class NewFile:
+    """A file beside its place that gets its name when it is whole. Killed before that, nothing is left of it.
+
+    Where the file system has no unnamed files (O_TMPFILE) it has a hidden name meanwhile, which a kill leaves.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = os.path.abspath(path)
+        self._directory, self._name = os.path.split(self.path)
+        self._hidden: str | None = None
+        flags = os.O_RDWR | os.O_CLOEXEC
+        try:
+            self.fd = os.open(self._directory, os.O_TMPFILE | flags, 0o666)
+        except OSError as exc:
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+            self._hidden = self._beside()
+            self.fd = os.open(self._hidden, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags, 0o666)
+
+    def publish(self, *, replace: bool = False) -> None:
+        """Write it to the disk and give it its name; raises FileExistsError unless it may replace what is there."""
+        os.fsync(self.fd)
+        if not replace:
+            self._link(self.path)
+        else:
+            named = self._hidden or self._beside()
+            if self._hidden is None:
+                self._link(named)
+            try:
+                os.replace(named, self.path)
+            except BaseException:
+                unlink_if_there(named)
+                raise
+            self._hidden = None
+        sync(self._directory)
+
+    def close(self) -> None:
+        """Give up what has no name yet."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+        if self._hidden is not None:
+            unlink_if_there(self._hidden)
+            self._hidden = None
+
+    def _link(self, path: str) -> None:
+        directory = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            # An unnamed file is linked through /proc; without dst_dir_fd Python's os.link fails with EXDEV.
+            source = self._hidden or f"/proc/self/fd/{self.fd}"
+            os.link(source, os.path.basename(path), dst_dir_fd=directory, follow_symlinks=self._hidden is None)
+        finally:
+            os.close(directory)
+
+    def _beside(self) -> str:
+        return f"{self._directory}/.{self._name}.{os.getpid()}-{os.urandom(8).hex()}.part"
+
+    def __enter__(self) -> NewFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 def sync(path: str) -> None:
     """Wait until a file, or a directory's names, is on the disk."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -153,3 +219,13 @@ def pwrite_full(fd: int, buffer: memoryview, offset: int) -> None:
     done = os.pwrite(fd, buffer, offset)
     while done < len(buffer):
         done += os.pwrite(fd, buffer[done:], offset + done)
+
+
+def start_writing_out(fd: int, offset: int, size_bytes: int) -> None:
+    """Let the kernel begin to write these bytes to the disk, without waiting: a later fsync, which tells of errors, is
+    sooner done. Where the C library has no such call nothing happens."""
+    import ctypes
+
+    sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+    if sync_file_range is not None:
+        sync_file_range(fd, ctypes.c_int64(offset), ctypes.c_int64(size_bytes), _SYNC_FILE_RANGE_WRITE)

@@ -93,7 +93,9 @@ def join(path: str, found: Iterable[Stretch], count: Count) -> str:
             for one in together:
                 _copy(one, fd, block, hasher)
             digests[number] = hasher.digest()
-            count(sum(one.size_bytes for one in together))
+            size_bytes = sum(one.size_bytes for one in together)
+            files.start_writing_out(fd, together[0].to, size_bytes)
+            count(size_bytes)
 
         def tasks() -> Iterator[Callable[[], None]]:
             for number, together in enumerate(_by_slice(found)):
