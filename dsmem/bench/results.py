@@ -33,6 +33,8 @@ class Measured:
     """Memory as a multiple of the data."""
     peak_bytes: int | None
     """PSS of the process at its peak, without shared memory, plus what shared memory grew by; above what was before."""
+    p99_s: float | None = None
+    """Of a hundred samples at least."""
 
 
 @dataclass(frozen=True, slots=True)
