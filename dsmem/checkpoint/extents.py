@@ -41,6 +41,20 @@ class Done:
     verified: int = 0
     failures: tuple[ReadFailure, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """Of all extents."""
+        return sum(one.size_bytes for one in self.extents)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a read failed at, and what there is to say of its pace."""
+
+    failures: Sequence[ReadFailure]
+    slower: str | None
+    """Where one worker alone was faster."""
+
 
 def read(
     directory: Directory,
@@ -48,9 +62,9 @@ def read(
     *,
     workers: int,
     counting: Counting,
-    commit: Callable[[int], None] = lambda size_bytes: None,
-) -> list[ReadFailure]:
-    """Read all of them; returns what failed. `commit` gets the bytes of each task, in the calling thread."""
+    commit: Callable[[str, int], None] = lambda file, size_bytes: None,
+) -> Result:
+    """Read all of them. `commit` gets the file and the bytes of each task, in the calling thread."""
     failures: list[ReadFailure] = []
 
     def handle(done: Done) -> list[Task[Done]]:
@@ -58,14 +72,15 @@ def read(
         for extent in done.extents:
             counting.file_bytes[extent.file] += extent.size_bytes
             counting.size_bytes += extent.size_bytes
-        commit(sum(extent.size_bytes for extent in done.extents))
         file = done.extents[0].file
+        commit(file, done.size_bytes)
         counting.busy_s[file] = counting.busy_s.get(file, 0.0) + done.elapsed_s
         counting.verified += done.verified
         return []
 
-    Pool[Done](workers).run([partial(_read, directory, some) for some in _together(extents)], handle)
-    return failures
+    pool = Pool[Done](workers, lambda done: done.size_bytes)
+    pool.run([partial(_read, directory, some) for some in _together(extents)], handle)
+    return Result(failures, pool.pace.slower())
 
 
 def _together(extents: Sequence[Extent]) -> list[list[Extent]]:

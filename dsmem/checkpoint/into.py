@@ -202,8 +202,14 @@ def _read_extents(
         network=size_bytes >= _SEQUENTIAL_BELOW and is_network(source.found.directory),
     )
     with Directory(source.found.directory, io=io) as directory:
-        failures = extents.read(directory, wanted, workers=choice.workers, counting=Counting(), commit=commit)
-    reading.raise_failures(failures, [name for one in wanted for name in one.names])
+        result = extents.read(
+            directory,
+            wanted,
+            workers=choice.workers,
+            counting=Counting(),
+            commit=lambda file, size_bytes: commit(size_bytes),
+        )
+    reading.raise_failures(result.failures, [name for one in wanted for name in one.names])
 
 
 def fitting(source: Source) -> tuple[dict[str, str], list[Refusal]]:

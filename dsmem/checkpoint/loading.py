@@ -5,11 +5,12 @@ from __future__ import annotations
 import fnmatch
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from dsmem.checkpoint import dcp, extents, formats, listing, reading, safetensors_files, torch_files
+from dsmem.checkpoint import dcp, extents, formats, listing, memory, reading, safetensors_files, torch_files
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.direct import Verify
 from dsmem.checkpoint.extents import Extent
@@ -20,6 +21,7 @@ from dsmem.checkpoint.report import Counting, ReadReport
 from dsmem.checkpoint.torch_files import NeedsTorch, TorchFile
 from dsmem.checkpoint.workers import Workers
 from dsmem.errors import BadSource, ReadFailure, UntrustedPickle
+from dsmem.progress import Progress, ignore
 
 Tensors = dict[str, torch.Tensor]
 Report = Callable[[ReadReport], None]
@@ -36,21 +38,25 @@ def load(
     sequential_below: int = 32 << 20,
     trusted: bool = False,
     progress: FilesProgress | None = None,
+    bytes_progress: Progress = ignore,
     report: Report = lambda report: None,
 ) -> Tensors:
     """Every tensor of a DCP directory, of safetensors or of torch files, by name; `only`: globs of names.
 
     What is no tensor is left out. Nested dicts of a torch file give names joined by dots; tensors that share a storage
-    in the file share it here. The tensors are the caller's own memory. Raises SourceMissing, BadSource, Ambiguous,
-    UntrustedPickle, CheckpointReadError (with all that failed).
+    in the file share it here. The tensors are the caller's own memory. `progress` gets files done and files in all,
+    `bytes_progress` bytes. Raises SourceMissing, BadSource, Ambiguous, UntrustedPickle, CheckpointReadError (with all
+    that failed).
     """
     choosing.check(workers)
     found = formats.detect(path)
     chosen = chooser(only)
     if found.format == "dcp":
-        loaded = _load_dcp(found, chosen, workers, io, verify, sequential_below, trusted, progress, report)
+        loaded = _load_dcp(
+            found, chosen, workers, io, verify, sequential_below, trusted, progress, bytes_progress, report
+        )
     else:
-        plain = _Plain(found, chosen, workers, io, verify, sequential_below, trusted, progress, report)
+        plain = _Plain(found, chosen, workers, io, verify, sequential_below, trusted, progress, bytes_progress, report)
         loaded = plain.load()
     if torch.device(device).type == "cpu":
         return loaded
@@ -74,6 +80,7 @@ def _load_dcp(
     sequential_below: int,
     trusted: bool,
     progress: FilesProgress | None,
+    bytes_progress: Progress,
     report: Report,
 ) -> Tensors:
     from dsmem.checkpoint.reader import ParallelFileSystemReader
@@ -84,13 +91,28 @@ def _load_dcp(
     metadata = reader.read_metadata()
     listed, _, _ = listing.of_metadata(metadata, os.path.join(found.directory, formats.METADATA))
     entries = [entry for entry in listed if chosen(entry.name)]
-    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
+    tensors = {entry.name: memory.empty(entry.shape, entry.dtype) for entry in entries}
+    counted = _Counted(bytes_progress, sum(entry.size_bytes for entry in entries))
     try:
-        dcp.read(reader, metadata, entries, tensors, files_progress=progress)
+        dcp.read(reader, metadata, entries, tensors, files_progress=progress, commit=counted.add)
     finally:
         if reader.last_report is not None:
             report(reader.last_report)
     return tensors
+
+
+class _Counted:
+    """Bytes that are done, told to who wants to know."""
+
+    def __init__(self, progress: Progress, total_bytes: int) -> None:
+        self._progress = progress
+        self._total_bytes = total_bytes
+        self._done_bytes = 0
+
+    def add(self, size_bytes: int) -> None:
+        """So many more are done."""
+        self._done_bytes += size_bytes
+        self._progress(self._done_bytes, self._total_bytes)
 
 
 class _Plain:
@@ -106,6 +128,7 @@ class _Plain:
         sequential_below: int,
         trusted: bool,
         progress: FilesProgress | None,
+        bytes_progress: Progress,
         report: Report,
     ) -> None:
         self._found = found
@@ -116,6 +139,8 @@ class _Plain:
         self._sequential_below = sequential_below
         self._trusted = trusted
         self._progress = progress
+        self._bytes_progress = bytes_progress
+        self._files_done = 0
         self._report = report
         self._tensors: Tensors = {}
         self._extents: list[Extent] = []
@@ -125,19 +150,24 @@ class _Plain:
 
     def load(self) -> Tensors:
         began = time.perf_counter()
-        find = self._safetensors if self._found.format == "safetensors" else self._torch
-        for name in self._found.files:
-            find(name)
-        self._check_index()
         if self._progress is not None:
             self._progress(0, len(self._found.files))
-        failures = self._read(began)
-        reading.raise_failures(failures, self._tensors)
-        if self._progress is not None:
-            self._progress(len(self._found.files), len(self._found.files))
+        find = self._safetensors if self._found.format == "safetensors" else self._torch
+        for name in self._found.files:
+            before = len(self._extents)
+            find(name)
+            if len(self._extents) == before:
+                self._file_is_done()
+        self._check_index()
+        reading.raise_failures(self._read(began), self._tensors)
         return self._tensors
 
-    def _read(self, began: float) -> list[ReadFailure]:
+    def _file_is_done(self) -> None:
+        self._files_done += 1
+        if self._progress is not None:
+            self._progress(self._files_done, len(self._found.files))
+
+    def _read(self, began: float) -> Sequence[ReadFailure]:
         size_bytes = sum(one.size_bytes for one in self._extents)
         choice = choosing.choose(
             self._workers,
@@ -147,17 +177,25 @@ class _Plain:
             sequential_below=self._sequential_below,
             network=size_bytes >= self._sequential_below and is_network(self._found.directory),
         )
+        left = Counter[str]()
+        for one in self._extents:
+            left[one.file] += one.size_bytes
+        counted = _Counted(self._bytes_progress, size_bytes)
+
+        def commit(file: str, done_bytes: int) -> None:
+            left[file] -= done_bytes
+            counted.add(done_bytes)
+            if not left[file]:
+                self._file_is_done()
+
         counting = self._counting
         with Directory(self._found.directory, io=self._io) as directory:
-            failures = extents.read(directory, self._extents, workers=choice.workers, counting=counting)
+            result = extents.read(directory, self._extents, workers=choice.workers, counting=counting, commit=commit)
             ways = directory.ways
         counting.direct = len(self._tensors) - len(self._left)
-        self._report(
-            counting.report(
-                elapsed_s=time.perf_counter() - began, workers=choice.workers, why_workers=choice.why, io=ways
-            )
-        )
-        return failures
+        elapsed_s = time.perf_counter() - began
+        self._report(counting.report(elapsed_s=elapsed_s, choice=choice, pace=result.slower, io=ways))
+        return result.failures
 
     def _wanted(self, file: str, name: str) -> bool:
         weight_map = self._found.weight_map
@@ -166,7 +204,7 @@ class _Plain:
     def _safetensors(self, file: str) -> None:
         for entry in safetensors_files.entries(self._found.directory, file):
             if self._wanted(file, entry.name):
-                tensor = self._tensors[entry.name] = torch.empty(entry.shape, dtype=entry.dtype)
+                tensor = self._tensors[entry.name] = memory.empty(entry.shape, entry.dtype)
                 (part,) = entry.parts
                 self._counting.items[file] += 1
                 self._counting.unverifiable += self._verify == "crc"
@@ -191,7 +229,7 @@ class _Plain:
         storages: dict[str, torch.UntypedStorage] = {}
         for key, names in users.items():
             place = looked.storages[key]
-            storage = storages[key] = torch.UntypedStorage(place.size_bytes)  # type: ignore[no-untyped-call]  # torch's own
+            storage = storages[key] = memory.storage(place.size_bytes)
             if self._verify == "crc" and not place.crc:
                 self._counting.unverifiable += 1
             crc = place.crc if self._verify == "crc" else None

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from dsmem.checkpoint.pace import Pace
 from dsmem.checkpoint.scratch import Scratch
 
 Outcome = TypeVar("Outcome")
@@ -22,10 +23,16 @@ _AHEAD = 2
 
 
 class Pool(Generic[Outcome]):
-    """Runs tasks with `workers` threads, or in the calling thread if that is one."""
+    """Runs tasks with `workers` threads, or in the calling thread if that is one.
 
-    def __init__(self, workers: int) -> None:
+    With `size_of`, the bytes that an outcome stands for, it finds out whether several workers are worth it (`pace`).
+    """
+
+    def __init__(self, workers: int, size_of: Callable[[Outcome], int] | None = None) -> None:
         self._workers = workers
+        self._size_of = size_of
+        self.pace = Pace(workers)
+        """Of the last run."""
         self.stopping = False
         """Nobody wants what is still to be done: a task of many parts looks at this between them."""
 
@@ -50,6 +57,8 @@ class Pool(Generic[Outcome]):
         changed = threading.Condition()
         running = len(waiting)
         unhandled = 0
+        pace, size_of = Pace(self._workers), self._size_of
+        self.pace = pace
         entered = [threading.Event() for _ in range(self._workers)]
         ended = [threading.Event() for _ in range(self._workers)]
 
@@ -60,21 +69,27 @@ class Pool(Generic[Outcome]):
             finally:
                 ended[number].set()
 
+        def may_take() -> bool:
+            return bool(waiting) and unhandled < _AHEAD * self._workers and pace.admits
+
         def take_tasks() -> None:
             nonlocal unhandled
             scratch = Scratch()
             while True:
                 with changed:
-                    while not self.stopping and running and (not waiting or unhandled >= _AHEAD * self._workers):
+                    while not self.stopping and running and not may_take():
                         changed.wait()
                     if self.stopping or not running:
                         return
                     task = waiting.popleft()
                     unhandled += 1
+                    pace.begin()
                 try:
                     outcome: Outcome | BaseException = task(scratch)
                 except BaseException as exc:  # noqa: BLE001 - raised in the caller, below
                     outcome = exc
+                with changed:
+                    pace.end(size_of(outcome) if size_of and not isinstance(outcome, BaseException) else None)
                 outcomes.put(outcome)
 
         threads = [

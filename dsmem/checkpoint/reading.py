@@ -120,12 +120,13 @@ class _Reading:
         self._processes: ProcessPoolExecutor | None = None
         self._direct: Direct | None = None
         self._pool: Pool[Outcome] = Pool(1)
+        self._slower: str | None = None
 
     def run(self) -> None:
         options = self._options
         budget = options.memory_budget or workers.available_bytes()
         self._choose(budget)
-        pool = self._pool = Pool(self._choice.workers)
+        pool = self._pool = Pool(self._choice.workers, lambda outcome: outcome.size_bytes)
         with ExitStack() as stack:
             if self._hooks.local:
                 directory = stack.enter_context(Directory(os.fspath(self._path), io=options.io))
@@ -138,7 +139,10 @@ class _Reading:
             for wave in self._waves(budget):
                 with _collector_paused():
                     tasks = self._tasks(wave)
-                pool.run(tasks, self._handle)
+                try:
+                    pool.run(tasks, self._handle)
+                finally:
+                    self._slower = self._slower or pool.pace.slower()
                 if self._hooks.local:
                     self._ways = self._directory.ways
                 if options.fail_fast and self._failures:
@@ -157,6 +161,7 @@ class _Reading:
             budget_bytes=budget,
             sequential_below=options.sequential_below,
             network=network,
+            small_bytes=sum(item.length for item in self._items if item.length <= SMALL_BYTES),
             parallel=options.parallel,
         )
 
@@ -367,9 +372,7 @@ class _Reading:
 
     def report(self, elapsed_s: float) -> ReadReport:
         self._counting.failed = len(self._failed)
-        return self._counting.report(
-            elapsed_s=elapsed_s, workers=self._choice.workers, why_workers=self._choice.why, io=self._ways
-        )
+        return self._counting.report(elapsed_s=elapsed_s, choice=self._choice, pace=self._slower, io=self._ways)
 
     def raise_failures(self) -> None:
         raise_failures(self._failures, self._complete)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from dsmem.checkpoint.items import Outcome
+from dsmem.checkpoint.workers import Choice
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,8 @@ class ReadReport:
     unverifiable: int
     """Saved without checksums."""
     files: tuple[FileReport, ...]
+    advice: str | None = None
+    """What would have been faster: told where more workers than one were slower than one."""
 
     @property
     def bytes_per_s(self) -> float:
@@ -76,8 +79,8 @@ class Counting:
         self.verified += outcome.verified
         self.unverifiable += outcome.unverifiable
 
-    def report(self, *, elapsed_s: float, workers: int, why_workers: str, io: str) -> ReadReport:
-        """The report."""
+    def report(self, *, elapsed_s: float, choice: Choice, pace: str | None, io: str) -> ReadReport:
+        """The report; `pace`: what was seen of workers that were too many."""
         files = tuple(
             FileReport(name, self.items[name], self.file_bytes[name], self.busy_s.get(name, 0.0))
             for name in sorted(self.items)
@@ -85,8 +88,8 @@ class Counting:
         return ReadReport(
             size_bytes=self.size_bytes,
             elapsed_s=elapsed_s,
-            workers=workers,
-            why_workers=why_workers,
+            workers=choice.workers,
+            why_workers=choice.why,
             io=io,
             direct=self.direct,
             bounced=self.bounced,
@@ -97,4 +100,5 @@ class Counting:
             verified=self.verified,
             unverifiable=self.unverifiable,
             files=files,
+            advice=pace or choice.advice,
         )

@@ -24,6 +24,8 @@ class Choice:
 
     workers: int
     why: str
+    advice: str | None = None
+    """What would be faster than what was asked for, as far as that is known before."""
 
 
 def check(workers: Workers) -> None:
@@ -40,18 +42,30 @@ def choose(
     budget_bytes: int,
     sequential_below: int,
     network: bool,
+    small_bytes: int = 0,
     parallel: bool = True,
 ) -> Choice:
-    """For a read of so many bytes; `largest_copy_bytes`: what a worker holds for the largest item of the stock code."""
+    """For a read of so many bytes, of which `small_bytes` are of tensors that are read in groups.
+
+    `largest_copy_bytes`: what a worker holds for the largest item of the stock code.
+    """
     if not parallel:
         return Choice(1, "parallel reading is switched off")
-    if workers != "auto":
-        return Choice(workers, "as asked")
+    # Giving each small tensor its bytes is Python's work, which threads do in turns.
+    large_bytes = size_bytes if network else size_bytes - small_bytes
+    one = None
     if size_bytes < sequential_below:
-        return Choice(1, f"less than {units.format_bytes(sequential_below)}")
+        one = f"less than {units.format_bytes(sequential_below)}"
+    elif large_bytes < sequential_below:
+        one = f"less than {units.format_bytes(sequential_below)} but for small tensors"
+    if workers != "auto":
+        slow = one is not None and workers > 1 and not network
+        return Choice(workers, "as asked", f"--workers 1 is faster here: it is {one}" if slow else None)
+    if one is not None:
+        return Choice(1, one)
     cpus = proc.usable_cpus()
     bounds = [
-        (math.ceil(size_bytes / BYTES_PER_WORKER), f"one for {units.format_bytes(BYTES_PER_WORKER)}"),
+        (math.ceil(large_bytes / BYTES_PER_WORKER), f"one for {units.format_bytes(BYTES_PER_WORKER)}"),
         (max(1, budget_bytes // (MEMORY_PER_WORKER + largest_copy_bytes)), "memory"),
     ]
     if network:

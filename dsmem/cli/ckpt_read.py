@@ -68,7 +68,8 @@ def read(
             workers=workers or "auto",
             io=io,
             trusted=trusted,
-            progress=shown,
+            progress=shown.files,
+            bytes_progress=shown.bytes,
             report=reports.append,
         )
     (report,) = reports
@@ -100,6 +101,7 @@ def _told(report: ReadReport, takes: Fit) -> list[tuple[str, str]]:
     counts = [(getattr(report, name), told) for name, told in ways.items()]
     return [
         ("workers", f"{report.workers} ({report.why_workers})"),
+        *([("advice", report.advice)] if report.advice else []),
         ("io", report.io),
         ("ways", ", ".join(f"{number:,} {told}" for number, told in counts if number) or "nothing to read"),
         *[("torch", f"{number:,} for: {why}") for why, number in report.why.items()],

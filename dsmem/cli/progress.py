@@ -8,9 +8,9 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dsmem import settings
 from dsmem.progress import Progress, ignore
@@ -30,27 +30,42 @@ def bar(label: str, paths: Sequence[str]) -> Iterator[Bar]:
 
 
 @contextmanager
-def files(label: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar for work that tells files done and files in all, from one thread."""
-    if not sys.stderr.isatty() or settings.read().no_progress:
-        yield lambda done, total: None
-        return
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-
-    described = TextColumn("{task.description}")
-    drawn: list[rich.progress.Progress] = []
-
-    def show(done: int, total: int) -> None:
-        if not drawn:
-            columns = (described, BarColumn(), MofNCompleteColumn(), TextColumn("files"), TimeElapsedColumn())
-            drawn.append(_started(label, columns))
-        drawn[0].update(drawn[0].task_ids[0], completed=done, total=total)
-
+def files(label: str) -> Iterator[Files]:
+    """A bar over the bytes of several files that are read at once, with the number of those that are done."""
+    shown = Files(label, enabled=sys.stderr.isatty() and not settings.read().no_progress)
     try:
-        yield show
+        yield shown
     finally:
-        for one in drawn:
-            one.stop()
+        shown.close()
+
+
+class Files:
+    """Progress from one thread: `files` takes files done and in all, `bytes` bytes done and in all."""
+
+    def __init__(self, label: str, *, enabled: bool) -> None:
+        self._label = label
+        self._enabled = enabled
+        self._drawn: rich.progress.Progress | None = None
+
+    def files(self, done: int, total: int) -> None:
+        """So many files are done."""
+        self._update(description=f"{self._label}, {done} of {total} file{'s' if total != 1 else ''}")
+
+    def bytes(self, done_bytes: int, total_bytes: int, /) -> None:
+        """So many bytes are done."""
+        self._update(completed=done_bytes, total=total_bytes)
+
+    def _update(self, **changes: Any) -> None:
+        if not self._enabled:
+            return
+        if self._drawn is None:
+            self._drawn = _draw(self._label)
+        self._drawn.update(self._drawn.task_ids[0], **changes)
+
+    def close(self) -> None:
+        """Takes the bar off the screen for good."""
+        if self._drawn is not None:
+            self._drawn.stop()
 
 
 class Bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -15,10 +16,11 @@ import torch
 from checkpoints import DTYPES, Evil, Tensors, flip, noise, same, save
 
 from dsmem import checkpoint
-from dsmem.checkpoint import ReadReport
+from dsmem.checkpoint import ReadReport, memory
 from dsmem.errors import Ambiguous, BadSource, CheckpointReadError, SourceMissing, UntrustedPickle
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
+_MAPPING = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) (?:.*\n)+?VmFlags: (.*)$", re.MULTILINE)
 SAFE = [dtype for dtype in DTYPES if dtype not in (torch.complex32, torch.complex128)]
 
 
@@ -84,6 +86,41 @@ def test_every_format(tmp_path: Path, kind: str, verify: Any) -> None:
     assert report.size_bytes >= sum(tensor.nbytes for tensor in state.values())
     some = checkpoint.load(str(path), only=["large", "*bool*"])
     assert set(some) == {"large", "torch.bool.0", "torch.bool.2"} and same(some["large"], state["large"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_progress_moves(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """File by file, and within a large one by bytes."""
+    monkeypatch.setattr("dsmem.checkpoint.extents.PIECE_BYTES", 1 << 20)
+    state = {f"x{number}": noise((700, 500), seed=number) for number in range(9)}
+    path = made(kind, tmp_path, state)
+    files: list[tuple[int, int]] = []
+    sizes: list[tuple[int, int]] = []
+    checkpoint.load(path, workers=1, progress=lambda *at: files.append(at), bytes_progress=lambda *at: sizes.append(at))
+    count = {"dcp": 2, "sharded": 3, "sharded bin": 3}.get(kind, 1)
+    assert files == [(done, count) for done in range(count + 1)]
+    if kind != "legacy":  # which torch loads in one piece
+        total = sum(tensor.nbytes for tensor in state.values())
+        assert {one[1] for one in sizes} == {total} and sizes[-1][0] == total
+        assert [one[0] for one in sizes] == sorted({one[0] for one in sizes}) and len(sizes) >= 9
+
+
+def test_new_memory_asks_for_huge_pages() -> None:
+    """The tensor's pages alone: what lies beside it may be anybody's."""
+    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
+        pytest.skip("a kernel without huge pages")
+    tensor = memory.empty((9 << 20,), torch.uint8)
+    storage = memory.storage(9 << 20)
+    for address in (tensor.data_ptr(), storage.data_ptr()):
+        begin, end = -(-address // 4096) * 4096, (address + (9 << 20)) // 4096 * 4096
+        advised = [
+            (int(low, 16), int(high, 16))
+            for low, high, flags in _MAPPING.findall(Path("/proc/self/smaps").read_text())
+            if "hg" in flags.split()
+        ]
+        assert any(low <= begin and end <= high for low, high in advised)
+    small = memory.empty((3,), torch.float32)
+    assert small.shape == (3,) and not any(low <= small.data_ptr() < high for low, high in advised)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "legacy"])

@@ -97,6 +97,8 @@ def test_read_to_a_pipe(pt: str, dsmem: Dsmem) -> None:
     assert ran.out.splitlines()[0].split("\t") == ["file", "items", "size_bytes", "busy_s"]
     assert ran.out.splitlines()[1].startswith("weights.pt\t2\t")
     assert "workers: 2 (as asked)" in ran.err and "io: pread" in ran.err
+    assert "advice: --workers 1 is faster here: it is less than 32.0 MiB" in ran.err
+    assert "advice" not in dsmem("ckpt", "read", pt, "--workers", "1").err
 
 
 def test_read_a_part_as_json(dcp: str, dsmem: Dsmem) -> None:

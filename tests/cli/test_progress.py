@@ -65,6 +65,21 @@ def test_makes_room_for_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         assert len(screen.text()) > len(before)
 
 
+def test_files_that_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = _stderr(monkeypatch)
+    with progress.files("reading") as shown:
+        shown.files(0, 3)
+        shown.bytes(1 << 20, 4 << 20)
+        shown.files(1, 3)
+    assert "reading, 1 of 3 files" in plain(screen.text())
+    assert "1.0/4.0 MiB" in plain(screen.text())
+    assert screen.text().endswith("\x1b[2K")
+    quiet = _stderr(monkeypatch, terminal=False)
+    with progress.files("reading") as shown:
+        shown.bytes(1, 2)
+    assert quiet.text() == ""
+
+
 @pytest.mark.parametrize("reason", ["pipe", "variable"])
 def test_not_drawn(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = _stderr(monkeypatch, terminal=reason == "variable")
