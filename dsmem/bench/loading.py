@@ -13,15 +13,26 @@ from typing import Any
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from dsmem.training import EpisodicDataset
-from dsmem.training.batches import collate
+from dsmem.training import EpisodicDataset, EpisodicLoader
+from dsmem.training.batches import Samples, collate
 
 _FORGET = -1
 """An index that is no sample."""
 
 
-class _Forgetful(Dataset[Any]):
+class Episodes(EpisodicDataset):
     """A dataset whose cache is cleared, in the process that is asked, by a batch of _FORGET."""
+
+    def __getitems__(self, indices: Sequence[int]) -> Samples:
+        if indices[0] != _FORGET:
+            return super().__getitems__(indices)
+        found = super().__getitems__([0])  # a worker has to answer with something
+        self.clear_cache()
+        return found
+
+
+class _Started(Dataset[Any]):
+    """Any other dataset: it has nothing to forget."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -29,18 +40,8 @@ class _Forgetful(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        if indices[0] == _FORGET:
-            if isinstance(self.dataset, EpisodicDataset):
-                self.dataset.clear_cache()
-            return []
-        if isinstance(self.dataset, EpisodicDataset):
-            return self.dataset.__getitems__(indices)
-        return [self.dataset[index] for index in indices]
-
-
-def _collated(samples: list[Any]) -> Any:
-    return collate(samples) if samples else None  # as create_optimized_dataloader has it; of others, torch's own
+    def __getitem__(self, index: int) -> Any:
+        return self.dataset[0 if index == _FORGET else index]
 
 
 class _Batches:
@@ -68,12 +69,11 @@ class Loader:
             # Not forked: a process of many threads that forks may leave its children a lock that nobody frees.
             options = {"persistent_workers": True, "multiprocessing_context": "spawn"}
         self._batches = _Batches(len(dataset), batch, workers)
-        self._loader: DataLoader[Any] = DataLoader(
-            _Forgetful(dataset),
-            batch_sampler=self._batches,
-            num_workers=workers,
-            collate_fn=_collated,
-            **options,
+        options.update(batch_sampler=self._batches, num_workers=workers)
+        self._loader: DataLoader[Any] = (
+            EpisodicLoader(dataset, collate_fn=collate, **options)  # as create_optimized_dataloader has it
+            if isinstance(dataset, Episodes)
+            else DataLoader(_Started(dataset), **options)
         )
 
     def __len__(self) -> int:

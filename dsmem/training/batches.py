@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch.utils.data import default_collate, get_worker_info
 
+from dsmem.training.lending import Batch, Lender, shared_bytes
+
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -21,14 +23,17 @@ class Block:
 
     tensor: torch.Tensor
     array: Array
+    lent: int | None = None
+    """The lender's block that it lies in."""
 
 
 class Samples(list[Any]):
-    """The samples of a batch; `blocks` has the frames of all, by camera."""
+    """The samples of a batch; `blocks` has the frames of all, by camera, in memory of the lender where there is one."""
 
-    def __init__(self, samples: list[Any]) -> None:
+    def __init__(self, samples: list[Any], lender: Lender | None = None) -> None:
         super().__init__(samples)
         self.blocks: dict[str, Block] = {}
+        self.lender = lender
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +44,29 @@ class Row:
     number: int
     count: int
     """Of samples in the batch."""
+    lender: Lender | None = None
 
     def filled(self, camera: str, frame: Array) -> torch.Tensor:
         """A copy of a frame, in its row; a frame unlike the first one of its camera is copied apart."""
         block = self.blocks.get(camera)
         if block is None:
-            block = self.blocks[camera] = _block((self.count, *frame.shape), frame.dtype)
+            block = self.blocks[camera] = _block((self.count, *frame.shape), frame.dtype, self.lender)
         if block.array.shape[1:] != frame.shape or block.array.dtype != frame.dtype:
             return torch.from_numpy(np.array(frame))
         block.array[self.number] = frame
         return block.tensor[self.number]
 
 
-def _block(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Block:
+def _block(shape: tuple[int, ...], dtype: np.dtype[Any], lender: Lender | None) -> Block:
     if get_worker_info() is None:
         array = np.empty(shape, dtype)
         return Block(torch.from_numpy(array), array)
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    # What torch's default_collate does in a worker: else sending the batch to the main process copies it once more.
-    storage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]  # torch's is not annotated
-    flat = torch.empty(0, dtype=torch.uint8).set_(storage)
-    tensor = flat.view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
-    return Block(tensor, tensor.numpy())
+    taken = lender.take(size_bytes) if lender is not None else None
+    # Shared, as torch's default_collate does it: else sending the batch to the main process copies it once more.
+    number, flat = taken or (None, shared_bytes(size_bytes))
+    tensor = flat[:size_bytes].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
+    return Block(tensor, tensor.numpy(), number)
 
 
 def collate(samples: list[Any]) -> Any:
@@ -68,7 +74,12 @@ def collate(samples: list[Any]) -> Any:
     if not isinstance(samples, Samples) or not all(_is_in_place(samples, *one) for one in enumerate(samples)):
         return default_collate(samples)
     rest = [{name: value for name, value in one.items() if name != "images"} for one in samples]
-    return {"images": {camera: block.tensor for camera, block in samples.blocks.items()}, **default_collate(rest)}
+    blocks = samples.blocks
+    batch = Batch({"images": {camera: block.tensor for camera, block in blocks.items()}, **default_collate(rest)})
+    if samples.lender is not None:
+        lend = samples.lender.lend
+        batch.loans = tuple(None if block.lent is None else lend(block.lent) for block in blocks.values())
+    return batch
 
 
 def _is_in_place(samples: Samples, number: int, sample: Any) -> bool:

@@ -28,6 +28,7 @@ from dsmem.training.batches import Row, Samples
 from dsmem.training.cache import ArrayCache, Cache
 from dsmem.training.episodes import Episode, EpisodeFile
 from dsmem.training.layouts import Layout, Names
+from dsmem.training.lending import Lender
 from dsmem.training.monitoring import Monitor, Report
 from dsmem.training.reading import FileReader, Readers, Ways
 from dsmem.training.sharedcache import SharedCache
@@ -61,6 +62,8 @@ class EpisodicDataset(Dataset[Sample]):
 
     _readers: Readers | None
     """What this process reads with; None until it does."""
+    lender: Lender | None = None
+    """Memory for batches; set in the workers of a loader that gives it back."""
 
     def __init__(
         self,
@@ -134,9 +137,9 @@ class EpisodicDataset(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> Samples:
         """The samples of a batch, in its order; they are read in the order in which they lie in the files."""
         places = [self._place(index) for index in indices]
-        samples = Samples([None] * len(places))
+        samples = Samples([None] * len(places), self.lender)
         for where in sorted(range(len(places)), key=places.__getitem__):
-            samples[where] = self._sample(*places[where], Row(samples.blocks, where, len(places)))
+            samples[where] = self._sample(*places[where], Row(samples.blocks, where, len(places), self.lender))
         return samples
 
     def get_language_instruction(self) -> str:

@@ -2,26 +2,71 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import distributed
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, get_worker_info
 
 from dsmem.errors import UsageError
 from dsmem.training.batches import collate
 from dsmem.training.dataset import EpisodicDataset
+from dsmem.training.lending import Borrower, Borrowing, Lender
+
+_HELD = 4
+"""Batches of a worker beside those it has prefetched: one that it fills, those that the caller holds."""
+_log = logging.getLogger(__name__)
 
 
 class EpisodicLoader(DataLoader[Any]):
-    """torch's DataLoader with `set_epoch`: call it before each epoch of a distributed run."""
+    """torch's DataLoader with `set_epoch`: call it before each epoch of a distributed run.
+
+    With `collate` and workers their batches come in memory that is used again once nothing of a batch is left.
+    """
+
+    _borrower: Borrower | None = None
+
+    def __init__(self, dataset: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(dataset, *args, **kwargs)
+        if self.num_workers and self.collate_fn is collate and isinstance(dataset, EpisodicDataset):
+            batches = (self.prefetch_factor or 2) + _HELD
+            try:
+                lender = Lender(self.num_workers, batches * len(dataset.camera_names))
+            except (RuntimeError, OSError) as exc:  # no shared memory, or no descriptors, left
+                _log.warning("each batch gets new memory: %s", exc)
+                return
+            # In its workers alone: with another loader's collate, nobody would say what is in use.
+            self.worker_init_fn = partial(_with_lender, lender, self.worker_init_fn)
+            self._borrower = Borrower(lender)
+
+    def __iter__(self) -> Any:
+        """As torch's; with persistent workers it drops what is left of an epoch that was broken off."""
+        borrower = self._borrower
+        if borrower is None:
+            return super().__iter__()
+        borrower.give_back()
+        # Without persistent workers others may be at it that have not read what came for them.
+        before = borrower.out() if self.persistent_workers else set()
+        inner = super().__iter__()
+        borrower.lost(before)
+        return Borrowing(inner, borrower)
 
     def set_epoch(self, epoch: int) -> None:
         """Shuffle this epoch unlike the others, in all ranks alike; without a distributed sampler it does nothing."""
         if isinstance(self.sampler, DistributedSampler):
             self.sampler.set_epoch(epoch)
+
+
+def _with_lender(lender: Lender, then: Callable[[int], None] | None, worker: int) -> None:
+    info = get_worker_info()
+    assert info is not None and isinstance(info.dataset, EpisodicDataset)
+    info.dataset.lender = lender
+    if then is not None:
+        then(worker)
 
 
 def create_optimized_dataloader(

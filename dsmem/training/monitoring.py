@@ -19,6 +19,7 @@ import torch
 
 from dsmem import proc, units
 from dsmem.training.cache import CacheState
+from dsmem.training.lending import shared_integers
 
 Source = Literal["pinned", "mapped", "cache", "decoded", "h5py", "fallback"]
 SOURCES: tuple[Source, ...] = ("pinned", "mapped", "cache", "decoded", "h5py", "fallback")
@@ -171,16 +172,11 @@ class Monitor:
 
 
 def _shared(*shape: int) -> torch.Tensor:
-    count = math.prod(shape)
     try:
-        # Not Tensor.share_memory_: it copies with OpenMP, which hangs in a fork of a process that has used it.
-        storage = torch.UntypedStorage._new_shared(8 * count)  # type: ignore[no-untyped-call]  # torch's is not annotated
+        return shared_integers(*shape)
     except (RuntimeError, OSError) as exc:  # no shared memory, or no descriptors, left
         _log.warning("counts of workers are lost: %s", exc)
         return torch.from_numpy(np.zeros(shape, np.int64))
-    made = torch.empty(0, dtype=torch.int64).set_(storage).view(shape)
-    made.numpy()[...] = 0
-    return made
 
 
 def _bucket(elapsed_s: float) -> int:

@@ -48,17 +48,16 @@ def compare(bench: Workbench) -> Generator[Comparison]:
 
 
 def _datasets(paths: list[str]) -> list[tuple[str, Role, Callable[[], Any]]]:
-    from dsmem.bench import episodes
-    from dsmem.training import EpisodicDataset
+    from dsmem.bench import episodes, loading
 
-    ours = partial(EpisodicDataset, paths, episodes.CAMERAS, chunk_size=episodes.CHUNK_SIZE)
+    ours = partial(loading.Episodes, paths, episodes.CAMERAS, chunk_size=episodes.CHUNK_SIZE)
     unpinned = partial(ours, use_shared_memory=False, cache_bytes="64GiB")
     return [
         ("EpisodicDataset, pinned", "dsmem", ours),
         ("EpisodicDataset, one cache for all", "dsmem", partial(unpinned, cache_scope="shared")),
         ("EpisodicDataset, cache of each worker", "dsmem", unpinned),
         ("h5py in __getitem__", "recipe", partial(episodes.PlainEpisodes, paths)),
-        ("arrays in memory", "limit", partial(episodes.InMemory, paths)),
+        ("arrays in memory of each worker, plain DataLoader", "limit", partial(episodes.InMemory, paths)),
     ]
 
 
