@@ -119,7 +119,9 @@ def _hint_unsafe_root(error: UnsafeRoot, typed: Typed) -> str:
     return "use a directory of your own: export DSMEM_ROOT=$(mktemp -d /dev/shm/dsmem-$(id -u)-XXXXXX)"
 
 
-def _hint_unsupported(error: Unsupported, typed: Typed) -> str:
+def _hint_unsupported(error: Unsupported, typed: Typed) -> str | None:
+    if typed.command == "dsmem tune":
+        return None
     if typed.command == "dsmem ckpt convert":
         return f"write the rest: {typed.again('--skip-unsupported')}"
     flags = sorted({f"--allow {refusal.allow}" for refusal in error.refusals if refusal.allow})

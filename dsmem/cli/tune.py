@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from dsmem.cli import tuned
+from dsmem.cli import progress, tuned
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Output
-from dsmem.errors import UsageError
+from dsmem.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
-    from dsmem.tune.settings import Settings
+    from dsmem.tune import Analysis, Rechunked, Settings
 
 EXAMPLES = (
     "dsmem tune episodes/ --batch-size 8",
     "dsmem tune 'episodes/*.hdf5' --gpus 4 -o dsmem.yaml",
+    "dsmem tune episode_0.hdf5 --rechunk fitting.hdf5",
     "dsmem tune --preset large -o dsmem.yaml",
 )
 
@@ -53,6 +56,11 @@ def tune(
         str | None,
         typer.Option("-o", "--output", metavar="FILE", help="Put the settings into this dsmem.yaml; all else stays."),
     ] = None,
+    rechunk: Annotated[
+        str | None,
+        typer.Option("--rechunk", metavar="OUT", help="Write the file in chunks that fit; of several, a directory."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="With --rechunk: replace what is there.")] = False,
     json: Json = False,
 ) -> None:
     """Find out how episode files are best read here.
@@ -73,8 +81,10 @@ def tune(
     from dsmem.pinning.gather import gather
     from dsmem.tune import DatasetOptimizer
 
+    files = gather(paths)
+    targets = _targets(files, rechunk, force)
     optimizer = DatasetOptimizer(
-        gather(paths),
+        files,
         camera,
         batch_size,
         gpus=gpus,
@@ -85,14 +95,49 @@ def tune(
     found = optimizer.optimize(preset_name=preset)
     if output is not None:
         _write(found.settings, output)
+    rewritten = _rechunked(files, targets, found, mask=mask, force=force)
     if json:
-        out.json({**found.as_dict(), "written": output})
+        out.json({**found.as_dict(), "written": output, "rechunked": rewritten})
     elif out.terminal:
         tuned.show(out, found)
     else:
         tuned.show_rows(out, found)
+    for one in rewritten:
+        tuned.show_rechunked(out, one)
     if output is not None:
         out.result(f"written to {output}")
+
+
+def _targets(files: Sequence[str], rechunk: str | None, force: bool) -> list[str]:
+    """Where each file goes; raises UsageError, OutputExists before any work is done."""
+    if rechunk is None:
+        return []
+    directory = os.path.isdir(rechunk) or rechunk.endswith("/")
+    if len(files) > 1 and not directory:
+        raise UsageError(f"--rechunk {rechunk}: of {len(files)} files it must be a directory; end it with /")
+    targets = [os.path.join(rechunk, os.path.basename(path)) if directory else rechunk for path in files]
+    if len(set(targets)) < len(targets):
+        raise UsageError(f"--rechunk {rechunk}: some of the files have the same name")
+    for target in targets:
+        if not force and os.path.lexists(target):
+            raise OutputExists(f"{target} is there already", path=target)
+    return targets
+
+
+def _rechunked(
+    files: Sequence[str], targets: Sequence[str], found: Analysis, *, mask: str | None, force: bool
+) -> list[Rechunked]:
+    if not targets:
+        return []
+    from dsmem.tune import rechunk
+
+    os.makedirs(os.path.dirname(os.path.abspath(targets[0])), exist_ok=True)
+    done: list[Rechunked] = []
+    with progress.bar("rechunking", files) as bar:
+        for path, target in zip(files, targets, strict=True):
+            follow = bar.follow(path)
+            done.append(rechunk(path, target, found.data.cameras, mask=mask, force=force, progress=follow))
+    return done
 
 
 def _take_preset(out: Output, name: str, output: str | None) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dsmem.tune.estimating import Estimate
     from dsmem.tune.facts import Storage
     from dsmem.tune.optimizer import Analysis
+    from dsmem.tune.rechunking import Rechunked
     from dsmem.tune.settings import Settings
 
 
@@ -71,6 +72,19 @@ def show(out: Output, found: Analysis) -> None:
             f"would of {reporting.shape(change.better)}"
         )
     out.result(f"data of this size: preset {recommended.size_class}; {found.speeds.samples} samples measured")
+
+
+def show_rechunked(out: Output, one: Rechunked) -> None:
+    """A sentence about a file that was, or was not, written anew."""
+    for path, why in one.left.items():
+        out.warning(f"{one.source}: /{path} stays as it is: {why}")
+    if one.destination is None:
+        out.result(f"{one.source}: nothing to rechunk, nothing written")
+        return
+    before, after = units.format_bytes(one.before_bytes), units.format_bytes(one.after_bytes)
+    count = f"{len(one.datasets)} dataset{'s' if len(one.datasets) > 1 else ''}"
+    took = units.format_duration(one.elapsed_s)
+    out.result(f"{one.destination}: {count} rechunked, {before} before, {after} now, equal; {took}")
 
 
 def settings(one: Settings) -> list[tuple[str, str]]:

@@ -12,15 +12,18 @@ from dsmem import lazy
 if TYPE_CHECKING:
     from dsmem.tune.configuring import read_config, write_config
     from dsmem.tune.optimizer import Analysis, DatasetOptimizer, auto_optimize_dataset
+    from dsmem.tune.rechunking import Rechunked, rechunk
     from dsmem.tune.settings import PRESETS, Settings
 
 _HOMES = {
     "Analysis": "dsmem.tune.optimizer",
     "DatasetOptimizer": "dsmem.tune.optimizer",
     "PRESETS": "dsmem.tune.settings",
+    "Rechunked": "dsmem.tune.rechunking",
     "Settings": "dsmem.tune.settings",
     "auto_optimize_dataset": "dsmem.tune.optimizer",
     "read_config": "dsmem.tune.configuring",
+    "rechunk": "dsmem.tune.rechunking",
     "write_config": "dsmem.tune.configuring",
 }
 
@@ -28,9 +31,11 @@ __all__ = [
     "PRESETS",
     "Analysis",
     "DatasetOptimizer",
+    "Rechunked",
     "Settings",
     "auto_optimize_dataset",
     "read_config",
+    "rechunk",
     "write_config",
 ]
 

@@ -228,6 +228,12 @@ def _stored(file: EpisodeFile) -> Iterator[tuple[Item, _About]]:
         os.close(fd)
 
 
+def datasets_of(file: EpisodeFile) -> Iterator[tuple[str, Role]]:
+    """Path and role of each dataset of a file that is trained on."""
+    for about in _listed(file):
+        yield about.stored.path, about.role
+
+
 def _listed(file: EpisodeFile) -> Iterator[_About]:
     seen: set[str] = set()
     for episode in file.episodes:

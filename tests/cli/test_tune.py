@@ -7,9 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
-from episodes import GZIP, write_aloha
+from episodes import CAMERAS, GZIP, check_aloha, write_aloha
 
 from .conftest import Dsmem
 
@@ -52,6 +53,7 @@ def test_as_json(robots: Path, dsmem: Dsmem, tmp_path: Path) -> None:
     found = json.loads(dsmem("tune", str(robots), "--json", "-o", str(output), "--preset", "medium").out)
     assert set(found) == {
         "schema", "system", "data", "speeds", "workload", "recommendation", "preset", "config", "written",
+        "rechunked",
     }  # fmt: skip
     assert found["schema"] == 1 and found["written"] == str(output)
     assert set(found["recommendation"]) == {
@@ -129,6 +131,36 @@ def test_what_to_change_in_the_files(tmp_path: Path, dsmem: Dsmem) -> None:
     assert "warning: observations/images/top: a read of chunks 1×2×2×1 costs" in ran.err
     facts = [line.split("\t") for line in dsmem("tune", str(path)).out.splitlines()]
     assert ["change", "observations/images/top", "better", "40×12×16×3"] in facts
+
+
+def test_rechunk(tmp_path: Path, dsmem: Dsmem) -> None:
+    from dsmem.training import EpisodicDataset
+
+    ragged: dict[str, Any] = {"compression": "gzip", "chunks": (1, 2, 2, 1)}
+    paths = [write_aloha(tmp_path / f"{name}.hdf5", steps=20, **ragged) for name in "ab"]
+    paths.append(write_aloha(tmp_path / "good.hdf5"))
+    ran = dsmem("tune", str(paths[0]), "--rechunk", str(tmp_path / "out.h5"), terminal=True)
+    assert ran.exit_code == 0 and "out.h5: 2 datasets rechunked" in ran.out.splitlines()[-1]
+    check_aloha(EpisodicDataset([tmp_path / "out.h5"], CAMERAS), [paths[0]])
+    again = dsmem("tune", str(paths[0]), "--rechunk", str(tmp_path / "out.h5"))
+    assert (again.exit_code, again.out) == (1, "") and "--force" in again.err
+    assert dsmem("tune", *map(str, paths), "--rechunk", str(tmp_path / "other.h5")).exit_code == 2
+    found = json.loads(dsmem("tune", *map(str, paths), "--rechunk", f"{tmp_path}/all/", "--json").out)["rechunked"]
+    assert [one["destination"] and Path(one["destination"]).name for one in found] == ["a.hdf5", "b.hdf5", None]
+    assert set(found[0]) == {
+        "source", "destination", "datasets", "left", "before_bytes", "after_bytes", "elapsed_s",
+    }  # fmt: skip
+    assert sorted(os.listdir(tmp_path / "all")) == ["a.hdf5", "b.hdf5"]
+
+
+def test_rechunk_refuses_by_name(tmp_path: Path, dsmem: Dsmem) -> None:
+    import h5py
+
+    path = write_aloha(tmp_path / "e.hdf5", steps=20, compression="gzip", chunks=(1, 2, 2, 1))
+    with h5py.File(path, "a") as file:
+        file["elsewhere"] = h5py.ExternalLink("other.h5", "/x")
+    ran = dsmem("tune", str(path), "--rechunk", str(tmp_path / "out.h5"))
+    assert ran.exit_code == 1 and "  /elsewhere: an external link" in ran.err and not (tmp_path / "out.h5").exists()
 
 
 @pytest.mark.parametrize("name", ["\x1b[2J"])
