@@ -38,6 +38,8 @@ class Settings:
     """DSMEM_CONFIG: the configuration file; None = none."""
     data_dir: str | None = None
     """DSMEM_DATA_DIR: the directory for the server's Arrow data; None = the store."""
+    overflow_dir: str | None = None
+    """DSMEM_OVERFLOW_DIR: where tables go for which shared memory has no room; None = they fail."""
     pid_file: str | None = None
     """DSMEM_PID_FILE."""
     log_file: str | None = None
@@ -59,6 +61,7 @@ class Settings:
 _SERVER_VARIABLES: Mapping[str, tuple[str, ...]] = {
     "config": ("DSMEM_CONFIG",),
     "data_dir": ("DSMEM_DATA_DIR", "SHARED_DATASET_MMAP_FILE"),
+    "overflow_dir": ("DSMEM_OVERFLOW_DIR",),
     "pid_file": ("DSMEM_PID_FILE", "SHARED_DATASET_PID_FILE"),
     "log_file": ("DSMEM_LOG_FILE",),
     "timeout_s": ("DSMEM_TIMEOUT", "SHARED_DATASET_TIMEOUT"),
@@ -91,6 +94,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
         no_progress=_flag(environ, "DSMEM_NO_PROGRESS"),
         config=text.get("config"),
         data_dir=text.get("data_dir"),
+        overflow_dir=text.get("overflow_dir"),
         pid_file=text.get("pid_file"),
         log_file=text.get("log_file"),
         timeout_s=seconds(text["timeout_s"], said["timeout_s"]) if "timeout_s" in said else None,

@@ -39,6 +39,10 @@ DataDir = Annotated[
     str | None,
     typer.Option("--data-dir", "--mmap-file", metavar="DIR", help="Keep the data there instead of in the store."),
 ]
+OverflowDir = Annotated[
+    str | None,
+    typer.Option("--overflow-dir", metavar="DIR", help="Keep there, on a disk, what has no room in shared memory."),
+]
 PidFile = Annotated[str | None, typer.Option("--pid-file", metavar="FILE", help="Write the pid there.")]
 LogFile = Annotated[str | None, typer.Option("--log-file", metavar="FILE", help="Log there.")]
 Timeout = Annotated[
@@ -55,6 +59,7 @@ class Serving:
     dataset: Datasets = None
     sample_limit: SampleLimit = None
     data_dir: DataDir = None
+    overflow_dir: OverflowDir = None
     pid_file: PidFile = None
     log_file: LogFile = None
     log_level: Level = None
@@ -65,6 +70,7 @@ class Serving:
             config=self.config,
             sample_limit=self.sample_limit,
             data_dir=self.data_dir,
+            overflow_dir=self.overflow_dir,
             pid_file=self.pid_file,
             log_file=self.log_file,
             timeout=timeout,
@@ -99,6 +105,7 @@ def chosen(
     config: str | None = None,
     sample_limit: int | None = None,
     data_dir: str | None = None,
+    overflow_dir: str | None = None,
     pid_file: str | None = None,
     log_file: str | None = None,
     timeout: str | None = None,
@@ -108,6 +115,7 @@ def chosen(
         Flags(
             config=config,
             data_dir=data_dir,
+            overflow_dir=overflow_dir,
             pid_file=pid_file,
             log_file=log_file,
             timeout_s=None if timeout is None else settings.seconds(timeout, "--timeout"),

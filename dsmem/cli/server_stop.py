@@ -32,7 +32,8 @@ def stop(
     found = chosen(config=config, data_dir=data_dir, pid_file=pid_file, timeout=timeout)
     where = places.find(found)
     stopped = lifecycle.stop(where, timeout_s=max(min(found.timeout_s.value, 600.0), 1.0))
-    where = replace(where, data_root=stopped.facts.get("root", where.data_root))
+    if stopped.facts:
+        where = replace(where, data_root=stopped.facts["root"], overflow_root=stopped.facts["overflow_root"])
     freed = lifecycle.release(where) if release else None
     left = status(where)
     left_bytes = sum(one.size_bytes for one in left.datasets)

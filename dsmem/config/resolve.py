@@ -34,6 +34,7 @@ class Flags:
 
     config: str | None = None
     data_dir: str | None = None
+    overflow_dir: str | None = None
     pid_file: str | None = None
     log_file: str | None = None
     timeout_s: float | None = None
@@ -48,6 +49,8 @@ class ServerSettings:
     config: Sourced[str | None]
     data_dir: Sourced[str | None]
     """The directory that holds the Arrow data; None = the store."""
+    overflow_dir: Sourced[str | None]
+    """The directory for the tables that have no room there; None = they fail."""
     pid_file: Sourced[str | None]
     log_file: Sourced[str | None]
     timeout_s: Sourced[float]
@@ -82,6 +85,7 @@ def resolve(flags: Flags = Flags(), *, environ: Mapping[str, str] = os.environ) 
     return ServerSettings(
         config=config,
         data_dir=_path(pick("--data-dir", "data_dir", "shared_memory.data_dir", None)),
+        overflow_dir=_path(pick("--overflow-dir", "overflow_dir", "shared_memory.overflow_dir", None)),
         pid_file=_path(pick("--pid-file", "pid_file", "shared_memory.pid_file", None)),
         log_file=_path(pick("--log-file", "log_file", "shared_memory.log_file", None)),
         timeout_s=pick("--timeout", "timeout_s", "shared_memory.server_timeout", DEFAULT_TIMEOUT_S),

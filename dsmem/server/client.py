@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dsmem import settings
 from dsmem.errors import Ambiguous, DamagedObject, InUse, LoadFailed, NoServer, NotPinned, ServerTimeout, UsageError
-from dsmem.server import attaching, catalogue
+from dsmem.server import attaching, catalogue, overflow
 from dsmem.server.attaching import Missing
 from dsmem.server.spec import Spec
 from dsmem.store.root import Store, open_store
@@ -175,10 +175,17 @@ def _refined(name: str, named: Spec, asked: Spec) -> Spec | None:
 def _from_store(store: Store | None, wanted: _Wanted) -> Dataset | DatasetDict | Missing:
     if wanted.spec is None:
         return Missing(wanted.why, expected=True)
-    if store is None:
-        return Missing(f"{wanted.spec.label} is not in the store: there is none", expected=True)
+    found: Dataset | DatasetDict | Missing
+    found = Missing(f"{wanted.spec.label} is not in the store: there is none", expected=True)
     try:
-        return attaching.attach(store, wanted.spec)
+        if store is not None:
+            found = attaching.attach(store, wanted.spec)
+        if isinstance(found, Missing):
+            other = overflow.second(store)
+            elsewhere = attaching.attach(other, wanted.spec) if other is not None else found
+            if not isinstance(elsewhere, Missing) or not elsewhere.expected:
+                return elsewhere
+        return found
     except (DamagedObject, InUse) as exc:
         return Missing(str(exc), expected=False)
 

@@ -19,7 +19,7 @@ from functools import partial
 
 from dsmem import files
 from dsmem.errors import DsmemError, UnsafeRoot, UsageError
-from dsmem.server import catalogue, control, frames, logs, places
+from dsmem.server import catalogue, control, frames, logs, overflow, places
 from dsmem.server.listening import Listener
 from dsmem.server.places import Daemon, Places
 from dsmem.server.plan import Plan
@@ -50,7 +50,7 @@ def serve(plan: Plan, *, ready: Callable[[], None] = lambda: None, stderr: int |
     `stderr` is where children write. Raises AlreadyRuns, UnsafeRoot, UsageError, OSError.
     """
     with ExitStack() as held:
-        for root in {plan.places.root, plan.places.data_root}:
+        for root in {plan.places.root, *plan.places.data_roots}:
             held.callback(os.close, occupy(make_store(root)))
         places.make_directory(plan.places.directory)
         lock = held.enter_context(_locked(plan.places))
@@ -73,9 +73,13 @@ class _Server:
             end.setblocking(False)
         selector.register(self._wake, selectors.EVENT_READ, self._woken)
         self._requests = Requests(facts=self._facts, stop=self._stop, root=self._where.data_root)
+        overflow_root = self._where.overflow_root
+        if overflow_root is not None:
+            overflow.note(make_store(self._where.data_root), overflow_root)
         self._shelf = Shelf(
             make_store(self._where.data_root),
             selector,
+            second=make_store(overflow_root) if overflow_root is not None else None,
             loader=plan.loader,
             stderr=stderr,
             settled=self._requests.settled,
@@ -83,7 +87,7 @@ class _Server:
         self._requests.serve(self._shelf)
         self._listener = Listener(self._where, selector, self._requests.handle)
         self._watcher = Watcher(
-            self._where.data_root,
+            self._where.data_roots,
             snapshot=self._shelf.snapshot,
             changed=partial(self._changed, self._shelf.refresh),
             gone=partial(self._changed, self._shelf.gone),
@@ -149,6 +153,7 @@ class _Server:
         return {
             "pid": os.getpid(),
             "root": self._where.data_root,
+            "overflow_root": self._where.overflow_root,
             "socket": self._where.socket,
             "pid_file": self._where.pid,
             "log": self._where.log,

@@ -294,12 +294,11 @@ def release(where: Places) -> Released:
     from dsmem.server import catalogue
     from dsmem.store import objects
 
-    store = open_store(where.data_root)
-    if store is None:
-        return Released((), 0, ())
-    meant = {(spec.source, spec.selection) for spec in catalogue.read(store).values()}
+    stores = [store for store in map(open_store, where.data_roots) if store is not None]
+    known = next((catalogue.read(store) for store in stores if store.root == where.data_root), {})
+    meant = {(spec.source, spec.selection) for spec in known.values()}
     freed, held, freed_bytes = [], [], 0
-    for found in list(objects.scan(store)):
+    for store, found in [(one, found) for one in stores for found in objects.scan(one)]:
         if found.provenance is None or (found.provenance.source, found.provenance.selection) not in meant:
             continue
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from dsmem import helpers
 from dsmem.progress import Progress
-from dsmem.server import frames
+from dsmem.server import frames, overflow
 from dsmem.server.records import Published
 from dsmem.server.spec import Spec
 from dsmem.store.root import Store, make_store
@@ -48,7 +48,9 @@ def run(arguments: Sequence[str], work: Publish = publish) -> int:
             tell({"kind": "progress", "done_bytes": done_bytes, "total_bytes": total_bytes})
 
     try:
-        found = work(make_store(request["root"]), Spec.from_dict(request["spec"]), progress)
+        spec = Spec.from_dict(request["spec"])
+        store = make_store(request["root"])
+        found = overflow.placed(store, request["overflow"], spec, lambda store: work(store, spec, progress))
     except Exception as exc:  # noqa: BLE001 - the edge of this process: the daemon is told, the traceback is logged
         traceback.print_exc()
         tell({"kind": "failed", "error": f"{type(exc).__name__}: {exc}"})

@@ -33,6 +33,7 @@ class Loading:
         self,
         spec: Spec,
         root: str,
+        overflow: str | None,
         selector: selectors.BaseSelector,
         *,
         told: Callable[[dict[str, Any]], None],
@@ -47,7 +48,7 @@ class Loading:
         os.set_blocking(self._pipe, False)
         request = os.memfd_create("dsmem-request")
         try:
-            os.write(request, json.dumps({"spec": spec.as_dict(), "root": root}).encode())
+            os.write(request, json.dumps({"spec": spec.as_dict(), "root": root, "overflow": overflow}).encode())
             os.lseek(request, 0, os.SEEK_SET)
             self.process = subprocess.Popen(
                 helpers.command(module, request, theirs),

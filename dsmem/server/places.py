@@ -32,10 +32,18 @@ class Places:
     """The store whose server it is."""
     data_root: str
     """The store that holds its tables: the same one unless a data directory was named."""
+    overflow_root: str | None
+    """The store for the tables that have no room there; None = they fail."""
     directory: str
     """Of the lock and the socket."""
     pid: str
     log: str
+
+    @property
+    def data_roots(self) -> tuple[str, ...]:
+        """The stores that hold its tables."""
+        second = self.overflow_root
+        return (self.data_root,) if second is None or second == self.data_root else (self.data_root, second)
 
     @property
     def lock(self) -> str:
@@ -59,9 +67,9 @@ def find(chosen: ServerSettings, *, environ: Mapping[str, str] = os.environ) -> 
     `$XDG_RUNTIME_DIR/dsmem`, else `server/` in the store; a store of its own (DSMEM_ROOT) has a directory of its own.
     """
     root = default_root()
-    data = chosen.data_dir
-    if data.value is not None and os.path.lexists(data.value) and not os.path.isdir(data.value):
-        raise UsageError(f"{data.value} ({data.origin}) is a file; the data is a directory of Arrow files")
+    for data in (chosen.data_dir, chosen.overflow_dir):
+        if data.value is not None and os.path.lexists(data.value) and not os.path.isdir(data.value):
+            raise UsageError(f"{data.value} ({data.origin}) is a file; the data is a directory of Arrow files")
     usual = root == f"{SHARED_MEMORY}/dsmem-{os.geteuid()}"
     mark = "" if usual else hashlib.blake2b(os.fsencode(os.path.realpath(root)), digest_size=4).hexdigest()
     runtime = settings.runtime_directory(environ)
@@ -70,6 +78,7 @@ def find(chosen: ServerSettings, *, environ: Mapping[str, str] = os.environ) -> 
     return Places(
         root=root,
         data_root=chosen.data_dir.value or root,
+        overflow_root=chosen.overflow_dir.value,
         directory=directory,
         pid=chosen.pid_file.value or f"{directory}/{PID}",
         log=chosen.log_file.value or str(log),

@@ -26,10 +26,12 @@ class Published:
     """Of the source when it was read."""
     generation: int
     """How often its rows have changed, from 1 on."""
+    root: str = ""
+    """Of the second store, where it is there; '' = the first."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        facts = {"object": self.object, "rows": self.rows, "size_bytes": self.size_bytes}
+        facts = {"object": self.object, "root": self.root, "rows": self.rows, "size_bytes": self.size_bytes}
         return {**facts, "generation": self.generation, "identity": self.identity.as_list()}
 
     @classmethod
@@ -37,10 +39,13 @@ class Published:
         """The inverse of `as_dict`; raises ValueError."""
         name, rows, size_bytes = record.get("object"), record.get("rows"), record.get("size_bytes")
         generation = record.get("generation")
-        if not isinstance(name, str) or "/" in name or not all(type(n) is int for n in (rows, size_bytes, generation)):
+        root = record.get("root", "")
+        if not isinstance(name, str) or "/" in name or not isinstance(root, str):
+            raise ValueError("not a published table")
+        if not all(type(n) is int for n in (rows, size_bytes, generation)):
             raise ValueError("not a published table")
         assert isinstance(rows, int) and isinstance(size_bytes, int) and isinstance(generation, int)
-        return cls(name, rows, size_bytes, FileIdentity.from_list(record.get("identity")), generation)
+        return cls(name, rows, size_bytes, FileIdentity.from_list(record.get("identity")), generation, root)
 
 
 @dataclass(slots=True)
@@ -55,6 +60,8 @@ class Record:
     refreshing: bool = False
     object: str = ""
     """In the store; '' until it is ready."""
+    root: str = ""
+    """Of the store that it is in."""
     rows: int = 0
     size_bytes: int = 0
     generation: int = 0
@@ -79,6 +86,7 @@ class Record:
             "state": self.state,
             "refreshing": self.refreshing,
             "object": self.object,
+            "root": self.root,
             "rows": self.rows,
             "size_bytes": self.size_bytes,
             "generation": self.generation,

@@ -83,7 +83,7 @@ class Requests:
                 error = LoadFailed(f"{record.name} could not be loaded: {record.error}", dataset=record.name)
                 one.client.answer(control.report(error))
             else:
-                one.client.answer({"ok": True, "root": self._root, "dataset": record.as_dict()})
+                one.client.answer({"ok": True, "root": record.root or self._root, "dataset": record.as_dict()})
 
     def next_deadline(self) -> float:
         """When `expire` is due, by the monotonic clock."""

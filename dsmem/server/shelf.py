@@ -14,12 +14,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from dsmem.server import catalogue
+from dsmem.server import catalogue, overflow
 from dsmem.server.loading import Loading
 from dsmem.server.records import Published, Record
 from dsmem.server.spec import Spec
 from dsmem.server.watching import Watched
-from dsmem.store import refs
 from dsmem.store.root import Store, make_store
 
 AT_ONCE = 4
@@ -35,12 +34,14 @@ class Shelf:
         store: Store,
         selector: selectors.BaseSelector,
         *,
+        second: Store | None = None,
         loader: str,
         stderr: int | None,
         settled: Callable[[Record], None],
     ) -> None:
         self._store, self._selector, self._loader, self._stderr = store, selector, loader, stderr
         self._settled = settled
+        self._second = second
         self._records: dict[str, Record] = {}
         self._loading: dict[str, Loading] = {}
         self._again: set[str] = set()
@@ -67,7 +68,7 @@ class Shelf:
         """Serve what is planned, and what the catalogue names and the store still has."""
         named = dict(planned)
         for name, spec in catalogue.read(self._store).items():
-            if name not in named and _is_published(self._store, spec):
+            if name not in named and any(overflow.has(store, spec) for store in self._stores()):
                 self._put(name, spec)
         for name, spec in planned:
             self._put(name, spec)
@@ -85,7 +86,7 @@ class Shelf:
     def gone(self, name: str) -> None:
         """Its object is no longer in the store: whoever asks for it has it loaded again."""
         record = self._records.get(name)
-        if record is None or name in self._loading or os.path.lexists(self._store.object_path(record.object)):
+        if record is None or name in self._loading or os.path.lexists(Store(record.root).object_path(record.object)):
             return
         with self._guard:
             record.state, record.object, record.identity = "evicted", "", None
@@ -140,10 +141,13 @@ class Shelf:
         """What the watcher is to look at: nothing that is being loaded."""
         with self._guard:
             return {
-                one.name: Watched(one.spec, one.identity, one.object)
+                one.name: Watched(one.spec, one.identity, one.object, one.root)
                 for one in self._records.values()
                 if one.state in ("ready", "failed") and not one.refreshing
             }
+
+    def _stores(self) -> list[Store]:
+        return [self._store, *([self._second] if self._second is not None else [])]
 
     def _put(self, name: str, spec: Spec) -> None:
         with self._guard:
@@ -161,8 +165,11 @@ class Shelf:
         known = catalogue.read(self._store)
         mapping = {**known, **{name: record.spec for name, record in self._records.items()}}
         if mapping != known:
-            make_store(self._store.root)
-            catalogue.write(self._store, mapping)
+            try:
+                make_store(self._store.root)
+                catalogue.write(self._store, mapping)
+            except OSError as exc:  # a full store: what is in it is served all the same
+                _log.error("the catalogue can't be written; names last until the server ends: %s", exc)
 
     def _load_next(self) -> None:
         for record in self.records():
@@ -182,6 +189,7 @@ class Shelf:
             self._loading[record.name] = Loading(
                 record.spec,
                 self._store.root,
+                self._second.root if self._second is not None else None,
                 self._selector,
                 told=partial(self._told, record),
                 ended=partial(self._ended, record),
@@ -206,12 +214,16 @@ class Shelf:
     def _loaded(self, record: Record, message: dict[str, Any]) -> None:
         try:
             found = Published.from_dict(message)
+            root = found.root or self._store.root
+            if root not in [store.root for store in self._stores()]:
+                raise ValueError("a store that it was not told of")
         except ValueError as exc:
             self._failed(record, f"the process that loaded it made no sense ({exc})")
             return
         with self._guard:
             if found.object != record.object:
                 record.since_s = time.time()
+            record.root = root
             record.object, record.rows, record.size_bytes = found.object, found.rows, found.size_bytes
             record.identity, record.generation = found.identity, found.generation
             record.state, record.refreshing, record.error = "ready", False, ""
@@ -234,8 +246,3 @@ class Shelf:
             self.refresh(record.name)
         self._settled(record)
         self._load_next()
-
-
-def _is_published(store: Store, spec: Spec) -> bool:
-    ref = refs.find_source(store, spec.source, spec.selection)
-    return ref is not None and os.path.lexists(store.object_path(ref.object))

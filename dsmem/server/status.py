@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,6 +51,8 @@ class DatasetStatus:
     object: str
     clients: tuple[int, ...]
     """Pids of the processes that hold it."""
+    root: str = ""
+    """Of the store that it is in; '' = it is in none."""
     error: str = ""
     refreshing: bool = False
     done_bytes: int = 0
@@ -101,8 +102,8 @@ def status(
             facts = {}  # it has the lock, and does not answer yet
     if facts:
         return _running(facts, memory=memory)
-    store = open_store(where.data_root)
-    datasets = _known(store) if store is not None else ()
+    stores = [store for store in map(open_store, where.data_roots) if store is not None]
+    datasets, held = _known(where, stores)
     pid, dead = (holder.pid, False) if holder is not None else _pid_of(where)
     return Status(
         running=holder is not None,
@@ -117,7 +118,7 @@ def status(
         log=where.log,
         exit_code=RUNNING if holder is not None else (DEAD if dead else STOPPED),
         settings=tuple(settings),
-        clients=_clients(store, datasets, memory=memory) if store is not None else (),
+        clients=_clients(datasets, held) if memory else (),
     )
 
 
@@ -155,44 +156,52 @@ def of_facts(
 
 
 def _running(facts: Mapping[str, Any], *, memory: bool) -> Status:
-    store = Store(facts["root"])
-    held = holders(store, [one["object"] for one in facts["datasets"]])
+    told = facts["datasets"]
+    held = _held([(one["root"] or facts["root"], one["object"]) for one in told])
     found = of_facts(facts, held=held)
-    return replace(found, clients=_clients(store, found.datasets, memory=memory)) if memory else found
+    return replace(found, clients=_clients(found.datasets, held)) if memory else found
 
 
 _TOLD = (
-    "name", "source", "state", "rows", "size_bytes", "generation", "object", "error", "refreshing", "done_bytes",
-    "total_bytes",
+    "name", "source", "state", "rows", "size_bytes", "generation", "object", "root", "error", "refreshing",
+    "done_bytes", "total_bytes",
 )  # fmt: skip
 
 
-def _known(store: Store) -> tuple[DatasetStatus, ...]:
-    """What the catalogue names, without a server."""
+_Held = Mapping[str, Mapping[int, str]]
+"""Object → {pid: command} of the processes that hold it."""
+
+
+def _known(where: Places, stores: Sequence[Store]) -> tuple[tuple[DatasetStatus, ...], _Held]:
+    """What the catalogue names, without a server, and who holds it."""
     from dsmem.store import objects
 
-    known = catalogue.read(store)
-    led = {name: refs.find_source(store, spec.source, spec.selection) for name, spec in known.items()}
-    sizes = {one.name: one.size_bytes for one in objects.scan(store)}
-    held = holders(store, [ref.object for ref in led.values() if ref is not None])
+    known = next((catalogue.read(store) for store in stores if store.root == where.data_root), {})
+    sizes = {(store.root, one.name): one.size_bytes for store in stores for one in objects.scan(store)}
+    led: dict[str, tuple[str, str]] = {}
+    for name, spec in known.items():
+        refs_to = [(store.root, refs.find_source(store, spec.source, spec.selection)) for store in stores]
+        there = [(root, ref.object) for root, ref in refs_to if ref is not None and (root, ref.object) in sizes]
+        led[name] = there[0] if there else ("", "")
+    held = _held(list(led.values()))
     found = []
     for name, spec in known.items():
-        ref = led[name]
-        there = ref is not None and os.path.lexists(store.object_path(ref.object))
-        facts = _facts(store.object_path(ref.object)) if there and ref is not None else None
+        root, object_name = led[name]
+        facts = _facts(Store(root).object_path(object_name)) if object_name else None
         found.append(
             DatasetStatus(
                 name=name,
                 source=spec.label,
-                state="published" if there else "absent",
+                state="published" if object_name else "absent",
                 rows=facts.rows if facts is not None else 0,
-                size_bytes=sizes.get(ref.object, 0) if there and ref is not None else 0,
+                size_bytes=sizes.get((root, object_name), 0),
                 generation=facts.generation if facts is not None else 0,
-                object=ref.object if there and ref is not None else "",
-                clients=tuple(sorted(held.get(ref.object, {}))) if ref is not None else (),
+                object=object_name,
+                root=root,
+                clients=tuple(sorted(held.get(object_name, {}))),
             )
         )
-    return tuple(found)
+    return tuple(found), held
 
 
 def _facts(path: str) -> Facts | None:
@@ -221,19 +230,20 @@ def _mib(datasets: Sequence[DatasetStatus]) -> float:
     return round(sum(one.size_bytes for one in datasets) / _MIB, 3)
 
 
-def holders(store: Store, names: Collection[str]) -> dict[str, dict[int, str]]:
-    """Object → {pid: command} of the processes that hold it."""
+def _held(places: Collection[tuple[str, str]]) -> _Held:
+    """Who holds these objects, each with the root of its store."""
     from dsmem.store import objects
 
-    held = objects.holders(list(objects.scan(store, names)))
-    return {name: {one.pid: one.command for one in found} for name, found in held.by_name.items()}
+    found: dict[str, Mapping[int, str]] = {}
+    for root in {root for root, name in places if name}:
+        names = {name for place, name in places if place == root}
+        held = objects.holders([one for one in objects.scan(Store(root)) if one.name in names])
+        found |= {name: {one.pid: one.command for one in some} for name, some in held.by_name.items()}
+    return found
 
 
-def _clients(store: Store, datasets: Sequence[DatasetStatus], *, memory: bool) -> tuple[Client, ...]:
-    if not memory:
-        return ()
+def _clients(datasets: Sequence[DatasetStatus], held: _Held) -> tuple[Client, ...]:
     by_pid: dict[int, tuple[str, list[str]]] = {}
-    held = holders(store, [one.object for one in datasets])
     for one in datasets:
         for pid, command in held.get(one.object, {}).items():
             by_pid.setdefault(pid, (command, []))[1].append(one.name)

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsmem.errors import DsmemError, InUse
@@ -33,6 +33,8 @@ class Watched:
     identity: FileIdentity | None
     """None = it could not be loaded yet: any source that is there now is news."""
     object: str
+    root: str
+    """Of the store that it is in."""
 
 
 class Watcher:
@@ -41,7 +43,7 @@ class Watcher:
 
     def __init__(
         self,
-        root: str,
+        roots: Sequence[str],
         *,
         snapshot: Callable[[], Mapping[str, Watched]],
         changed: Callable[[list[str]], None],
@@ -49,12 +51,12 @@ class Watcher:
         watch_s: float = WATCH_S,
         hub_s: float = HUB_S,
     ) -> None:
-        self._root, self._snapshot, self._changed, self._gone = root, snapshot, changed, gone
+        self._roots, self._snapshot, self._changed, self._gone = roots, snapshot, changed, gone
         self._watch_s, self._hub_s = watch_s, hub_s
         self._seen: dict[str, FileIdentity | None] = {}
         self._asked: dict[str, float] = {}
-        self._current: frozenset[str] = frozenset()
-        self._older: set[str] = set()
+        self._current: frozenset[tuple[str, str]] = frozenset()
+        self._older: dict[str, set[str]] = {root: set() for root in roots}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="dsmem-watcher", daemon=True)
 
@@ -80,20 +82,22 @@ class Watcher:
     def look(self) -> None:
         """One round: report what has changed and is at rest, remove the generations that nobody holds."""
         watched = self._snapshot()
-        gone = [name for name, one in watched.items() if one.object and not _is_there(self._root, one.object)]
+        gone = [name for name, one in watched.items() if one.object and not _is_there(one.root, one.object)]
         if gone:
             self._gone(gone)
             watched = {name: one for name, one in watched.items() if name not in gone}
         news = [name for name, one in watched.items() if self._is_news(name, one)]
         if news:
             self._changed(news)
-        current = frozenset(one.object for one in watched.values() if one.object)
-        if current != self._current:
-            self._older |= older(self._root, [one for one in watched.values() if one.object])
-            self._current = current
-        self._older -= current
-        if self._older:
-            self._older = remove_free(self._root, self._older)
+        published = [one for one in watched.values() if one.object]
+        current = frozenset((one.root, one.object) for one in published)
+        for root in self._roots:
+            if current != self._current:
+                self._older[root] |= older(root, published)
+            self._older[root] -= {name for place, name in current if place == root}
+            if self._older[root]:
+                self._older[root] = remove_free(root, self._older[root])
+        self._current = current
 
     def _is_news(self, name: str, one: Watched) -> bool:
         if not one.spec.local_paths():

@@ -30,6 +30,7 @@ def test_defaults() -> None:
     assert [(name, value) for name, value, _ in found.rows()] == [
         ("config", None),
         ("data_dir", None),
+        ("overflow_dir", None),
         ("pid_file", None),
         ("log_file", None),
         ("timeout_s", 30.0),

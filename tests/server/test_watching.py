@@ -29,7 +29,7 @@ class Watching:
         self.gone: list[str] = []
         self.root = make_store().root
         self.watcher = Watcher(
-            self.root,
+            [self.root],
             snapshot=lambda: self.watched,
             changed=self.news.extend,
             gone=self.gone.extend,
@@ -45,7 +45,7 @@ class Watching:
 
 def watched(path: Path, name: str = "") -> Watched:
     spec = Spec(str(path))
-    return Watched(spec, spec.identity(), name)
+    return Watched(spec, spec.identity(), name, make_store().root)
 
 
 def test_what_is_as_it_was_is_no_news(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_source_that_is_gone_takes_nothing_away_and_may_come_back(tmp_path: Pa
 
 def test_what_failed_is_tried_again_only_when_it_has_changed(tmp_path: Path) -> None:
     path = tmp_path / "a"
-    watching = Watching(a=Watched(Spec(str(path)), None, ""))
+    watching = Watching(a=Watched(Spec(str(path)), None, "", ""))
     assert watching.look(3) == []
     path.write_text("1")
     assert watching.look(2) == ["a"]
@@ -90,7 +90,7 @@ def test_what_failed_is_tried_again_only_when_it_has_changed(tmp_path: Path) -> 
 
 
 def test_a_hub_is_asked_now_and_then() -> None:
-    watching = Watching(a=Watched(Spec("hub/name"), FileIdentity(0, 1, 0, 0, 0), ""))
+    watching = Watching(a=Watched(Spec("hub/name"), FileIdentity(0, 1, 0, 0, 0), "", ""))
     assert watching.look(3) == []
     time.sleep(0.06)
     assert watching.look(3) == ["a"]
@@ -110,7 +110,7 @@ def test_older_generations(tmp_path: Path) -> None:
     held = leases.lease(store, first)
     _rows(path, 2)
     second = building.publish(store, spec)
-    current = [Watched(spec, spec.identity(), second)]
+    current = [Watched(spec, spec.identity(), second, store.root)]
     assert older(store.root, current) == {first}
     assert remove_free(store.root, {first}) == {first}
     held.map.close()
