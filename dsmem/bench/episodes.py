@@ -18,13 +18,15 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+import dsmem
 from dsmem import proc
 from dsmem.bench.episode_sets import ACTIONS, CAMERAS, make
 from dsmem.training import EpisodicDataset
 
 CHUNK_SIZE = 100
 """Actions of a sample, as ACT takes them."""
-__all__ = ["CAMERAS", "CHUNK_SIZE", "Holders", "InMemory", "PlainEpisodes", "holders", "make"]
+__all__ = ["CAMERAS", "CHUNK_SIZE", "FileEpisodes", "Holders", "InMemory", "PlainEpisodes", "holders", "make"]
+Array = np.ndarray[Any, np.dtype[Any]]
 Way = Literal["dsmem", "preload"]
 _PATIENCE_S = 120.0
 
@@ -43,11 +45,19 @@ class PlainEpisodes(Dataset[dict[str, Any]]):
     def __len__(self) -> int:
         return len(self.places)
 
+    def opened(self, path: str) -> Any:
+        """A file, for one sample."""
+        return h5py.File(path, "r")
+
+    def owned(self, array: Array) -> Array:
+        """Memory that a tensor may write to; h5py gives no other."""
+        return array
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         number, step = self.places[index]
-        with h5py.File(self.paths[number], "r") as file:
-            state = file["observations/qpos"][step]
-            images = {name: file[f"observations/images/{name}"][step] for name in CAMERAS}
+        with self.opened(self.paths[number]) as file:
+            state = self.owned(file["observations/qpos"][step])
+            images = {name: self.owned(file[f"observations/images/{name}"][step]) for name in CAMERAS}
             taken = file["action"][step : step + CHUNK_SIZE]
         action = np.zeros((CHUNK_SIZE, ACTIONS), np.float32)
         action[: len(taken)] = taken
@@ -59,6 +69,18 @@ class PlainEpisodes(Dataset[dict[str, Any]]):
             "episode": number,
             "step": step,
         }
+
+
+class FileEpisodes(PlainEpisodes):
+    """The same with one line changed."""
+
+    def opened(self, path: str) -> Any:
+        """A file from shared memory."""
+        return dsmem.File(path, pin="auto")
+
+    def owned(self, array: Array) -> Array:
+        """A copy: what the file gives is shared, and read-only."""
+        return array.copy()
 
 
 class InMemory(PlainEpisodes):

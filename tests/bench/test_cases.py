@@ -30,7 +30,7 @@ ROLES = {
     "decode": ["dsmem", "recipe", "recipe", "limit"],
     "attach": ["dsmem", "recipe", "recipe", "limit"],
     "memory": ["dsmem", "recipe", "limit"],
-    "read": ["dsmem", "dsmem", "recipe", "limit"],
+    "read": ["dsmem", "dsmem", "recipe", "limit", "limit"],
     "tokens": ["dsmem", "recipe", "limit"],
     "ckpt": ["dsmem", "recipe", "recipe", "limit"],
     "tokenize": ["dsmem", "dsmem", "recipe", "limit", "limit"],
@@ -40,8 +40,8 @@ ROLES = {
 UNLIKE_THE_REST = {
     ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
     ("dataset", 1): ["dsmem", "dsmem", "recipe", "limit"],
-    ("training", 0): ["dsmem"] * 3 + ["recipe", "limit"],
-    ("training", 1): ["dsmem"] * 3 + ["recipe", "limit"],
+    ("training", 0): ["dsmem"] * 4 + ["recipe", "limit"],
+    ("training", 1): ["dsmem"] * 4 + ["recipe", "limit"],
     ("training", 2): ["dsmem", "dsmem", "recipe", "limit"],
 }
 COMPARISONS = {
@@ -52,7 +52,7 @@ COMPARISONS = {
     "decode": 4,
     "attach": 4,
     "memory": 3,
-    "read": 2,
+    "read": 3,
     "tokenize": 1,
     "dataset": 2,
     "training": 4,

@@ -26,8 +26,8 @@ _SHARE = 4
 """Of the size of the run: plain h5py decodes 0.2 GB/s, and every contender reads all of it twice a round."""
 
 
-_LATER = ("EpisodicDataset, one cache for all",)
-"""Not in the comparison of first passes: there its workers do what those with a cache of each do."""
+_LATER = ("EpisodicDataset, one cache for all", "dsmem.File in __getitem__")
+"""Not in the comparison of first passes: they do what others do there."""
 
 
 def compare(bench: Workbench) -> Generator[Comparison]:
@@ -56,6 +56,7 @@ def _datasets(paths: list[str]) -> list[tuple[str, Role, Callable[[], Any]]]:
         ("EpisodicDataset, pinned", "dsmem", ours),
         ("EpisodicDataset, one cache for all", "dsmem", partial(unpinned, cache_scope="shared")),
         ("EpisodicDataset, cache of each worker", "dsmem", unpinned),
+        ("dsmem.File in __getitem__", "dsmem", partial(episodes.FileEpisodes, paths)),
         ("h5py in __getitem__", "recipe", partial(episodes.PlainEpisodes, paths)),
         ("arrays in memory of each worker, plain DataLoader", "limit", partial(episodes.InMemory, paths)),
     ]
