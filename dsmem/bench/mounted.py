@@ -10,14 +10,15 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from dsmem import helpers
 from dsmem.bench import sources
-from dsmem.bench.harness import measure
+from dsmem.bench.harness import Comparison, measure
 from dsmem.bench.results import Compared, Measured
 from dsmem.bench.scratch import scratch
 from dsmem.bench.workbench import Workbench
@@ -33,13 +34,16 @@ class NotMeasured(DsmemError, RuntimeError):
     """The child could not mount, or failed; the message says why."""
 
 
-def pin_on_huge_pages(bench: Workbench) -> Compared:
-    """The comparison of `dsmem bench pin`, on a new tmpfs with huge=advise; raises NotMeasured."""
+def on_huge_pages(bench: Workbench, case: str) -> list[Compared]:
+    """What that case (a module of `dsmem.bench.cases`) gives in its own `on_huge_pages`, on a new tmpfs.
+
+    Raises NotMeasured.
+    """
     point = bench.place.files / "huge"
     point.mkdir()
     try:
         done = subprocess.run(
-            [*helpers.command(__name__), str(point), bench.source.path, str(bench.runs)],
+            [*helpers.command(__name__), case, str(point), bench.source.path, str(bench.runs)],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -51,16 +55,15 @@ def pin_on_huge_pages(bench: Workbench) -> Compared:
     if done.returncode:
         told = done.stderr.strip().splitlines() or [helpers.ending(done.returncode)]
         raise NotMeasured(told[-1])
-    raw: dict[str, Any] = json.loads(done.stdout)
-    return Compared(**{**raw, "measured": tuple(Measured(**one) for one in raw["measured"])})
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return [Compared(**{**raw, "measured": tuple(Measured(**one) for one in raw["measured"])}) for raw in found]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """The child: its parent's pid, the mount point, the file to pin, the runs; the comparison as JSON on stdout."""
-    from dsmem.bench.cases import pin
-
-    parent, point, path, runs = arguments
+    """The child: its parent's pid, the case, the mount point, the file, the runs; the comparisons as JSON on stdout."""
+    parent, case, point, path, runs = arguments
     helpers.end_with_parent(int(parent))
+    compare: Callable[[Workbench], Iterator[Comparison]] = import_module(f"dsmem.bench.cases.{case}").on_huge_pages
     try:
         _mount(point)
     except OSError as exc:
@@ -70,9 +73,8 @@ def main(arguments: Sequence[str]) -> None:
     source = sources.look_at(path)
     with scratch() as place:
         bench = Workbench(place, source, source.data_bytes, int(runs))
-        title = "the same on huge pages (a tmpfs with huge=advise)"
-        compared = measure(pin.comparison(bench, title), runs=bench.runs)
-    sys.stdout.write(json.dumps(asdict(compared)))
+        compared = [measure(comparison, runs=bench.runs) for comparison in compare(bench)]
+    sys.stdout.write(json.dumps([asdict(one) for one in compared]))
 
 
 def _mount(point: str) -> None:

@@ -28,9 +28,14 @@ def compare(bench: Workbench) -> Generator[Comparison | Compared]:
     """On the mount of the store, and, where root allows, on one with huge pages."""
     yield comparison(bench, "a warm file into shared memory, digest included")
     try:
-        yield mounted.pin_on_huge_pages(bench)
+        yield from mounted.on_huge_pages(bench, "pin")
     except NotMeasured as exc:
         bench.note(f"pin on huge pages: not measured: {exc}")
+
+
+def on_huge_pages(bench: Workbench) -> Iterator[Comparison]:
+    """The same where the store, and all else, lies on a mount with huge pages."""
+    yield comparison(bench, "the same on huge pages (a tmpfs with huge=advise)")
 
 
 def comparison(bench: Workbench, title: str) -> Comparison:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,9 +15,10 @@ import numpy as np
 
 import dsmem
 from dsmem import units
-from dsmem.bench import recipes, sources
+from dsmem.bench import mounted, recipes, sources
 from dsmem.bench.harness import Comparison, Contender
-from dsmem.bench.results import Role
+from dsmem.bench.mounted import NotMeasured
+from dsmem.bench.results import Compared, Role
 from dsmem.bench.sizes import Need
 from dsmem.bench.sources import Array, Source
 from dsmem.bench.workbench import Case, Effort, Workbench
@@ -38,8 +41,21 @@ class Pass:
         return recipes.read_samples(file[self.name], self.indices, self.batch)
 
 
-def compare(bench: Workbench) -> Generator[Comparison]:
-    """Two comparisons, of the first and of the second pass over the same samples."""
+def compare(bench: Workbench) -> Generator[Comparison | Compared]:
+    """The first and the second pass over the same samples; the first one also, where root allows, on huge pages."""
+    yield from _passes(bench, ("first", "second"))
+    try:
+        yield from mounted.on_huge_pages(bench, "read")
+    except NotMeasured as exc:
+        bench.note(f"read on huge pages: not measured: {exc}")
+
+
+def on_huge_pages(bench: Workbench) -> Iterator[Comparison]:
+    """The first pass where the store lies on a mount with huge pages."""
+    yield from _passes(bench, ("first",), where=", on huge pages (a tmpfs with huge=advise)")
+
+
+def _passes(bench: Workbench, orders: Sequence[str], where: str = "") -> Iterator[Comparison]:
     path, name = bench.source.path, _chosen(bench.source)
     with bench.place.store():
         dsmem.pin(path)
@@ -47,21 +63,37 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         sample_bytes = max(1, ram.nbytes // len(ram))
         count = max(1, min(_SAMPLES, len(ram), _BATCH_BYTES // sample_bytes))
         indices = np.random.default_rng(0).permutation(len(ram))[:count].tolist()
-        samples = Pass(name, indices, np.zeros((count, *ram.shape[1:]), ram.dtype))
+        samples = Pass(name, indices, _in_pages((count, *ram.shape[1:]), ram.dtype, mmap.MADV_HUGEPAGE))
+        large_pages, small_pages = _copied(ram, mmap.MADV_HUGEPAGE), _copied(ram, mmap.MADV_NOHUGEPAGE)
 
-        @contextmanager
-        def in_memory() -> Iterator[dict[str, Array]]:
-            yield {name: ram}
-
-        for order in ("first", "second"):
+        for order in orders:
             contenders = [
                 _contender("dsmem.attach", "dsmem", partial(dsmem.attach, path), samples, order),
                 _contender("dsmem.attach, populated", "dsmem", partial(_populated, path), samples, order),
                 _contender("h5py.File", "recipe", partial(h5py.File, path, "r"), samples, order),
-                _contender("numpy in RAM", "limit", in_memory, samples, order),
+                _contender("numpy in RAM", "limit", partial(nullcontext, {name: large_pages}), samples, order),
+                _contender(
+                    "numpy in RAM, on 4 KiB pages", "limit", partial(nullcontext, {name: small_pages}), samples, order
+                ),
             ]
-            title = f"random samples of {name}, {units.format_bytes(sample_bytes)} each: {order} pass"
+            title = f"random samples of {name}, {units.format_bytes(sample_bytes)} each: {order} pass{where}"
             yield Comparison(title, sample_bytes, contenders)
+
+
+def _in_pages(shape: tuple[int, ...], dtype: np.dtype[Any], advice: int) -> Array:
+    """A new array at the start of a page, on pages of the advised size.
+
+    numpy's own memory begins 16 bytes later: copying between arrays that differ in this takes up to twice the time.
+    """
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory.madvise(advice)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+
+
+def _copied(array: Array, advice: int) -> Array:
+    copy = _in_pages(array.shape, array.dtype, advice)
+    copy[...] = array
+    return copy
 
 
 @contextmanager
