@@ -10,7 +10,7 @@ import typer
 
 from dsmem.cli import progress, tuned
 from dsmem.cli.commands import Json
-from dsmem.cli.output import Output
+from dsmem.cli.output import Output, note
 from dsmem.errors import OutputExists, UsageError
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ def tune(
         str | None,
         typer.Option("-o", "--output", metavar="FILE", help="Put the settings into this dsmem.yaml; all else stays."),
     ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Try the best few for real, and take the fastest; about a minute.")
+    ] = False,
     rechunk: Annotated[
         str | None,
         typer.Option("--rechunk", metavar="OUT", help="Write the file in chunks that fit; of several, a directory."),
@@ -92,7 +95,9 @@ def tune(
         mask=mask,
         changing=changing,
     )
-    found = optimizer.optimize(preset_name=preset)
+    if measure and out.terminal:
+        note("trying the best settings for real; about a minute")
+    found = optimizer.optimize(preset_name=preset, measure=measure)
     if output is not None:
         _write(found.settings, output)
     rewritten = _rechunked(files, targets, found, mask=mask, force=force)

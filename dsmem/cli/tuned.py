@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dsmem.tune.optimizer import Analysis
     from dsmem.tune.rechunking import Rechunked
     from dsmem.tune.settings import Settings
+    from dsmem.tune.trials import Tried
 
 
 def _rate(bytes_per_s: float) -> str:
@@ -44,6 +45,13 @@ CHOICE = (
     Column("first pass", "first_pass_s", show=units.format_duration, right=True),
     Column("memory", "memory_bytes", show=units.format_bytes, right=True),
 )
+TRIED = (
+    Column("tried", "kept", show=lambda kept: "kept" if kept else ""),
+    *CHOICE[1:5],
+    Column("fastest", "min_s", show=units.format_duration, right=True),
+    Column("slowest", "max_s", show=units.format_duration, right=True),
+    Column("opened in", "opened_s", show=units.format_duration, right=True),
+)
 FACT = (Column("section", "section"), Column("item", "item"), Column("field", "field"), Column("value", "value"))
 
 
@@ -62,6 +70,9 @@ def show(out: Output, found: Analysis) -> None:
         estimates.insert(0, ("the preset", found.preset))
     out.table(CHOICE, [_choice(which, one) for which, one in estimates])
     out.line("")
+    if found.measured:
+        out.table(TRIED, [_tried(one, one.settings == found.settings) for one in found.measured])
+        out.line("")
     out.record(settings(found.settings))
     if found.preset is None:
         for reason in recommended.reasons:
@@ -121,6 +132,9 @@ def _facts(found: Analysis) -> Iterator[Sequence[object]]:
     for number, (which, estimate) in enumerate(estimates):
         for column, value in zip(CHOICE[1:], _choice(which, estimate)[1:], strict=True):
             yield which, number if which == "alternative" else None, column.field, value
+    for number, tried in enumerate(found.measured):
+        for column, value in zip(TRIED, _tried(tried, tried.settings == found.settings), strict=True):
+            yield "tried", number, column.field, value
     for name, value in settings(found.settings):
         yield "setting", None, name, value
     for reason in recommended.reasons:
@@ -144,3 +158,9 @@ def _choice(which: str, one: Estimate) -> list[object]:
     chosen = one.settings
     about = [which, chosen.use_shared_memory, chosen.num_workers, chosen.cache_bytes]
     return [*about, one.batch_s, one.first_pass_s, one.memory_bytes]
+
+
+def _tried(one: Tried, kept: bool) -> list[object]:
+    chosen = one.settings
+    about = [kept, chosen.use_shared_memory, chosen.num_workers, chosen.cache_bytes, one.batch_s]
+    return [*about, min(one.samples), max(one.samples), one.opened_s]

@@ -1,8 +1,8 @@
 """What a setting would cost on a machine: seconds for a batch once it runs, for the first pass, and memory. Pure.
 
-The model: a worker reads its batches one after the other, the training process maps each and reads it once; the slowest
-of the three, a worker's share, the training process, all CPUs together, sets the pace. Without workers the training
-process reads, into memory that it has. Disks are not in it.
+The model: a worker reads its batches one after the other, the training process reads each once. The slowest of a
+worker's share, the training process and all CPUs together sets the pace; handing a batch over costs what it was
+measured to cost. Without workers the training process reads. Disks are not in it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from dsmem.tune.settings import Settings
 
 USABLE = 0.8
 """Of the available memory; the rest is for the training itself, and for the page cache."""
-_EXCHANGE_S = 0.0004
-"""A batch through the queues of a DataLoader: two messages and a descriptor (0.3–0.5 ms here)."""
 _FILL_BYTES_PER_S = 2.5e9
 """New memory is filled at this rate (4 KiB pages: DESIGN's measurements)."""
 
@@ -115,6 +113,9 @@ def _batch_s(system: System, speeds: Speeds, workload: Workload, settings: Setti
     if workers == 0:
         alone = count * (read_s + speeds.copy_s + speeds.consume_s)
         return max(alone, alone / cpus) + step_s
-    work_s = count * (read_s + speeds.share_s) + _EXCHANGE_S
-    take_s = count * speeds.receive_s + _EXCHANGE_S
-    return max(work_s / workers, take_s + step_s, (work_s + take_s) / cpus)
+    work_s = count * (read_s + speeds.copy_s)
+    take_s = count * speeds.consume_s
+    if step_s >= speeds.exchange_s:
+        # What handing over takes goes on beside the step.
+        return max(work_s / workers, take_s + step_s, (work_s + take_s) / cpus)
+    return max(work_s / workers, take_s + step_s, (work_s + take_s) / cpus) + speeds.exchange_s - step_s

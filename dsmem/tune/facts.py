@@ -107,7 +107,7 @@ class Data:
 
 @dataclass(frozen=True, slots=True)
 class Speeds:
-    """Seconds for one sample, measured on a few of them, in one thread."""
+    """Seconds for one sample, but for `exchange_s`, measured on a few of them, in one thread."""
 
     decode_s: float
     """To read it from the files, beyond what copying it from memory takes."""
@@ -117,12 +117,10 @@ class Speeds:
     """From memory to the batch."""
     consume_s: float
     """Reading the batch once, as a copy to a GPU does."""
-    share_s: float
-    """From memory to a batch in new shared memory, as a worker of a DataLoader makes it."""
-    receive_s: float
-    """Mapping such a batch and reading it once."""
     unpacked_s: float
     """To decode every chunk once, for a sample's share of the data: what pinning does."""
+    exchange_s: float
+    """Of a batch: what a worker's takes in a real loader, beyond copying and reading it side by side."""
     samples: int
     """How many were measured."""
 

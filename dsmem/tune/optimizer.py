@@ -6,20 +6,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from dsmem.errors import UsageError
-from dsmem.tune import estimating, looking, machine, planning, reporting, sampling
+from dsmem.tune import estimating, looking, machine, planning, reporting, sampling, trials
 from dsmem.tune.estimating import Estimate
 from dsmem.tune.facts import Data, Speeds, System, Workload
 from dsmem.tune.looking import GivenLayout, Looked
 from dsmem.tune.planning import Recommendation
 from dsmem.tune.settings import Settings, preset
+from dsmem.tune.trials import Tried
 
 Config = dict[str, dict[str, Any]]
 SCHEMA = 1
+Progress = Callable[[int, int], None]
+_TRIED = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +36,15 @@ class Analysis:
     recommendation: Recommendation
     preset: Estimate | None = None
     """What the preset that was asked for would cost."""
+    measured: tuple[Tried, ...] = ()
+    """What settings took that were tried: the recommended ones first, then the next best."""
 
     @property
     def settings(self) -> Settings:
-        """Those of the preset, if one was asked for, else those recommended."""
-        return self.recommendation.chosen.settings if self.preset is None else self.preset.settings
+        """Those of the preset, if one was asked for; the fastest of those that were tried; else those recommended."""
+        if self.preset is not None:
+            return self.preset.settings
+        return trials.winner(self.measured).settings if self.measured else self.recommendation.chosen.settings
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, as `json.dumps` takes them."""
@@ -95,10 +102,14 @@ class DatasetOptimizer:
         """What the files hold and how it is stored. Raises BrokenEpisodes, UsageError."""
         return self._look().data
 
-    def optimize(self, *, preset_name: str | None = None) -> Analysis:
+    def optimize(
+        self, *, preset_name: str | None = None, measure: bool = False, progress: Progress | None = None
+    ) -> Analysis:
         """Measure a sample, and recommend; with a preset its settings are taken, and what they cost is told.
 
-        Raises BrokenEpisodes and UsageError.
+        `measure`: try the recommended settings and the next best for real, in processes of their own, and take the
+        fastest; it takes about a minute. What is pinned for that is removed. Raises BrokenEpisodes, UsageError,
+        TrialFailed.
         """
         asked = None if preset_name is None else preset(preset_name)
         system, looked = self.analyze_system(), self._look()
@@ -111,7 +122,13 @@ class DatasetOptimizer:
         estimate = None
         if asked is not None:
             estimate = estimating.estimate(system, data, measured.speeds, workload, asked)
-        self._analysis = Analysis(system, data, measured.speeds, workload, recommendation, estimate)
+        tried: tuple[Tried, ...] = ()
+        if measure:
+            best = [recommendation.chosen, *recommendation.alternatives][:_TRIED]
+            settings = list(dict.fromkeys(one.settings for one in best))
+            options: dict[str, Any] = {"chunk_size": self._chunk_size, "layout": self._layout, "mask": self._mask}
+            tried = trials.compare(looked, settings, workload, progress=progress, **options)
+        self._analysis = Analysis(system, data, measured.speeds, workload, recommendation, estimate, tried)
         return self._analysis
 
     def report(self) -> str:
@@ -146,7 +163,7 @@ def auto_optimize_dataset(
 
     config: the sections of dsmem.yaml (`memory_mapping`, `shared_memory`, `dataloader`), and `optimization`: keywords
     for `EpisodicDataset` beside paths, cameras and use_shared_memory. analysis: system, data, speeds, recommendation
-    with its reasons, as plain values. `preset`: take its settings instead.
+    with its reasons, as plain values. `preset`: take its settings instead. `measure`: try the best ones for real.
 
         config, analysis = auto_optimize_dataset(paths, cameras, batch_size=8)
         loader, dataset = create_optimized_dataloader(
@@ -154,7 +171,7 @@ def auto_optimize_dataset(
             dataset_kwargs={"use_shared_memory": config["shared_memory"]["enabled"], **config["optimization"]},
         )
     """
-    preset_name = options.pop("preset", None)
+    preset_name, measure = options.pop("preset", None), bool(options.pop("measure", False))
     optimizer = DatasetOptimizer(dataset_paths, camera_names, batch_size, **options)
-    analysis = optimizer.optimize(preset_name=preset_name)
+    analysis = optimizer.optimize(preset_name=preset_name, measure=measure)
     return analysis.settings.as_config(), analysis.as_dict()

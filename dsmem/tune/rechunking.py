@@ -249,7 +249,7 @@ class _Copy:
         _copy_comment(opened, made)
         hashed = xxhash.xxh3_128()
         for start, rows in _slabs(h5py.Dataset(opened), about.chunks[0]):
-            hashed.update(memoryview(rows).cast("B"))
+            hashed.update(rows.data.cast("B"))
             h5py.Dataset(made)[start : start + len(rows)] = rows
             self._stream.check()
             self._done_bytes += rows.nbytes
@@ -269,7 +269,7 @@ def _compare(made: Any, about: Dataset, expected: str) -> None:
     """Read what was written, and raise where it is not what was read."""
     hashed = xxhash.xxh3_128()
     for _, rows in _slabs(h5py.Dataset(h5d.open(made, tree.raw(about.path))), about.better[0]):
-        hashed.update(memoryview(rows).cast("B"))
+        hashed.update(rows.data.cast("B"))
     if hashed.hexdigest() != expected:
         raise DsmemError(f"/{about.path} reads otherwise in the new file: nothing was written")
 

@@ -13,22 +13,26 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
+from dsmem import proc
 from dsmem.errors import BadSource
 from dsmem.training import EpisodicDataset, batches, images
 from dsmem.training.cache import ArrayCache
-from dsmem.training.episodes import Stored
+from dsmem.training.episodes import EpisodeFile, Stored
 from dsmem.training.monitoring import Monitor
 from dsmem.training.reading import FileReader, Readers, Ways
-from dsmem.tune.facts import Speeds, Storage
+from dsmem.tune.facts import Speeds, Storage, Workload
 from dsmem.tune.looking import GivenLayout, Looked
+from dsmem.tune.settings import Settings
+from dsmem.tune.trials import Trial
 
 _FILES = 8
 """Samples come from so many files, spread over the set."""
 _READS = 12
 """Rows of each storage that are read to be timed."""
 _ROUNDS = 5
+_BATCHES = 16
+"""Of a pass through a real loader."""
 _WITHIN_S = 1.5
 """Each measurement ends after this, with at least one sample."""
 _CACHE_BYTES = 8 << 30
@@ -67,20 +71,43 @@ def measure(
         dataset.__getitems__(wanted)  # opens the files, and fills the page cache
     cold_s = _median(lambda: batches.collate(cold.__getitems__(wanted))) / count
     copy_s = _median(lambda: batches.collate(warm.__getitems__(wanted))) / count
-    consume_s, share_s, receive_s = _passing_on(looked.data.step_bytes * count)
-    plain_s = consume_s  # a copy from memory to memory that is there
+    consume_s = _consume_s(looked.data.step_bytes * count)
     unpacked_s = sum(_unpacked_s(one) for one in storages) / max(looked.data.steps, 1)
     speeds = Speeds(
         decode_s=max(cold_s - copy_s, 0.0),
         frames_s=min(frames_s, max(cold_s - copy_s, 0.0)),
         copy_s=copy_s,
         consume_s=consume_s / count,
-        share_s=copy_s + max(share_s - plain_s, 0.0) / count,
-        receive_s=receive_s / count,
         unpacked_s=unpacked_s,
+        exchange_s=0.0,
         samples=count,
     )
-    return Measured(speeds, storages)
+    steps = [index % len(warm) for index in chance.choices(range(len(warm)), k=batch_size * _BATCHES)]
+    files = [looked.files[number] for number in chosen]
+    batch_s = handed_over_s(files, looked.data.cameras, steps, batch_size, layout=layout, mask=mask)
+    side_by_side = max(copy_s, speeds.consume_s, (copy_s + speeds.consume_s) / proc.usable_cpus()) * batch_size
+    return Measured(replace(speeds, exchange_s=max(batch_s - side_by_side, 0.0)), storages)
+
+
+def handed_over_s(
+    files: Sequence[EpisodeFile],
+    cameras: Sequence[str],
+    steps: Sequence[int],
+    batch_size: int,
+    *,
+    layout: GivenLayout = None,
+    mask: str | None = None,
+) -> float:
+    """Seconds for a batch that one worker has at hand, in a real loader: in a process of its own, about 3 s in all."""
+    settings = Settings(use_shared_memory=False, num_workers=1, cache_bytes=_CACHE_BYTES)
+    options: dict[str, Any] = {"layout": layout, "mask": mask, "steps": steps}
+    with Trial(files, cameras, settings, Workload(batch_size), **options) as trial:
+        trial.opened()
+        taken: list[float] = []
+        for _ in range(_ROUNDS + 1):
+            trial.begin()
+            taken.append(float(trial.end()["batch_s"]))
+    return statistics.median(taken[1:])  # the first one decodes
 
 
 def _timed(one: Storage, looked: Looked, readers: Readers, chosen: Sequence[int], chance: random.Random) -> Storage:
@@ -144,32 +171,10 @@ def _frames_s(looked: Looked, readers: Readers, chosen: Sequence[int]) -> float:
     return total
 
 
-def _passing_on(size_bytes: int) -> tuple[float, float, float]:
-    """Seconds to copy a batch to memory that is there; to new shared memory; and to map and read it from there.
-
-    numpy copies, in one thread as a copy to a GPU is: torch's own takes all CPUs, and waits for the busiest.
-    """
+def _consume_s(size_bytes: int) -> float:
+    """Seconds to read a batch once. numpy copies, in one thread as a copy to a GPU is: torch takes all CPUs."""
     source, target = np.ones(size_bytes, np.uint8), np.empty(size_bytes, np.uint8)
-    copy_s = _median(lambda: np.copyto(target, source))
-    shares: list[float] = []
-    receives: list[float] = []
-    for _ in range(_ROUNDS):
-        began = time.perf_counter()
-        storage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]  # torch's is not annotated
-        np.copyto(_bytes_of(storage), source)
-        shares.append(time.perf_counter() - began)
-        fd, size = storage._share_fd_cpu_()
-        began = time.perf_counter()
-        received = torch.UntypedStorage._new_shared_fd_cpu(fd, size)  # type: ignore[attr-defined]  # nor are its stubs whole
-        np.copyto(target, _bytes_of(received))
-        del received
-        receives.append(time.perf_counter() - began)
-    return copy_s, statistics.median(shares), statistics.median(receives)
-
-
-def _bytes_of(storage: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    view: np.ndarray[Any, np.dtype[np.uint8]] = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-    return view
+    return _median(lambda: np.copyto(target, source))
 
 
 def _median(run: Callable[[], Any]) -> float:

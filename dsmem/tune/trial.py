@@ -25,7 +25,7 @@ def main() -> None:
     try:
         serve(request, answers)
     except (DsmemError, OSError, RuntimeError, MemoryError) as exc:
-        _answer(answers, {"error": f"{type(exc).__name__}: {exc}"})
+        _answer(answers, {"error": " ".join(f"{type(exc).__name__}: {exc}".split())})
         sys.exit(1)
 
 
@@ -43,6 +43,7 @@ def serve(request: dict[str, Any], answers: TextIO) -> None:
         request["batch_size"],
         dataset_kwargs=request["dataset"],
         **request["loader"],
+        **({} if request["steps"] is None else {"shuffle": False, "sampler": request["steps"]}),
     )
     opened_s = time.perf_counter() - began
     _answer(answers, {"opened_s": opened_s, "batches": len(loader), "objects": list(dataset.pinned_objects)})
@@ -55,6 +56,7 @@ def serve(request: dict[str, Any], answers: TextIO) -> None:
             for tensor in _tensors(batch):
                 # Every byte is read once, as by a copy to the GPU.
                 taken.setdefault((tensor.shape, tensor.dtype), torch.empty_like(tensor)).copy_(tensor)
+            time.sleep(request["step_s"])
             if line.startswith("check"):
                 mark += sum(_mark(batch, at) for at in range(len(batch["step"])))
         elapsed_s = time.perf_counter() - began

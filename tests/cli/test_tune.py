@@ -15,6 +15,14 @@ from episodes import CAMERAS, GZIP, check_aloha, write_aloha
 from .conftest import Dsmem
 
 
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the process that a real loader is measured in: `tests/tune/test_trials.py` has it."""
+    from dsmem.tune import sampling
+
+    monkeypatch.setattr(sampling, "handed_over_s", lambda *_, **__: 0.01)
+
+
 @pytest.fixture
 def robots(tmp_path: Path) -> Path:
     directory = tmp_path / "episodes"
@@ -36,6 +44,14 @@ def test_to_people(robots: Path, dsmem: Dsmem) -> None:
     assert ran.out.splitlines()[-1] == "data of this size: preset small; 4 samples measured"
 
 
+def test_measured(robots: Path, dsmem: Dsmem) -> None:
+    ran = dsmem("tune", str(robots), "--batch-size", "4", "--measure")
+    rows = [line.split("\t") for line in ran.out.splitlines()]
+    kept = [row[1] for row in rows if row[0] == "tried" and row[2:] == ["kept", "True"]]
+    assert ran.exit_code == 0 and len(kept) == 1
+    assert dsmem("shm", "ls").out.splitlines()[1:] == []
+
+
 def test_to_a_pipe(robots: Path, dsmem: Dsmem) -> None:
     ran = dsmem("tune", str(robots), "--gpus", "4", "--camera", "top")
     rows = [line.split("\t") for line in ran.out.splitlines()]
@@ -52,7 +68,7 @@ def test_as_json(robots: Path, dsmem: Dsmem, tmp_path: Path) -> None:
     output = tmp_path / "dsmem.yaml"
     found = json.loads(dsmem("tune", str(robots), "--json", "-o", str(output), "--preset", "medium").out)
     assert set(found) == {
-        "schema", "system", "data", "speeds", "workload", "recommendation", "preset", "config", "written",
+        "schema", "system", "data", "speeds", "workload", "recommendation", "preset", "measured", "config", "written",
         "rechunked",
     }  # fmt: skip
     assert found["schema"] == 1 and found["written"] == str(output)

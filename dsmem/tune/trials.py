@@ -1,0 +1,230 @@
+"""Settings tried for real, side by side: each in processes of its own, taking turns, on a sample of the files.
+
+What they pin goes into the store, as in training, and is removed at the end, but for what was there before.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dsmem.errors import DsmemError, UsageError
+from dsmem.shm import listing
+from dsmem.training import layouts, placing
+from dsmem.training.episodes import EpisodeFile
+from dsmem.tune.facts import Workload
+from dsmem.tune.looking import GivenLayout, Looked
+from dsmem.tune.settings import Settings
+
+ROUNDS = 5
+_SAMPLE_BYTES = 512 << 20
+"""Decoded, of the files that are tried; at least one file."""
+_AS_FAST = 0.97
+"""Another setting must be so much faster than the first to be taken instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What a setting really took."""
+
+    settings: Settings
+    batch_s: float
+    """The median of all rounds."""
+    samples: tuple[float, ...]
+    opened_s: float
+    """To make dataset and loader, pinning included where it came first."""
+
+
+class TrialFailed(DsmemError, RuntimeError):
+    """A process that tried a setting ended early, or failed; the message is its error."""
+
+
+class Trial:
+    """One training process that loads batches when it is told to; a context manager."""
+
+    def __init__(
+        self, files: Sequence[EpisodeFile], cameras: Sequence[str], settings: Settings, workload: Workload,
+        *, chunk_size: int = 100, layout: GivenLayout = None, mask: str | None = None,
+        steps: Sequence[int] | None = None,
+    ) -> None:  # fmt: skip
+        """Start it; `opened` waits until it is ready. `steps`: always these, in this order; None = all, shuffled."""
+        request = {
+            "paths": [file.path for file in files],
+            "cameras": list(cameras),
+            "batch_size": workload.batch_size,
+            "step_s": workload.step_s or 0.0,
+            "steps": None if steps is None else list(steps),
+            "dataset": {
+                **settings.dataset_options(),
+                "chunk_size": chunk_size,
+                "layout": plain_layout(layout),
+                "mask": mask,
+            },
+            "loader": settings.loader_options(),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "dsmem.tune.trial"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._send(json.dumps(request))
+
+    def opened(self) -> dict[str, Any]:
+        """`opened_s`, `batches` of a pass, `objects` that it has pinned; raises TrialFailed."""
+        return self._heard()
+
+    def begin(self, what: str = "pass") -> None:
+        """Begin a pass over all batches; `end` waits for it. "check": one that is not timed, but looked at."""
+        self._send(what)
+
+    def end(self) -> dict[str, Any]:
+        """`batch_s`, and of a "check" a `mark`, the same for the same samples; raises TrialFailed."""
+        return self._heard()
+
+    def close(self) -> None:
+        """End it."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):  # it has ended already
+            self._process.stdin.close()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+
+    def __enter__(self) -> Trial:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _send(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # `_heard` says why
+
+    def _heard(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise TrialFailed(f"a trial ended with exit code {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise TrialFailed(f"a trial failed: {answer['error']}")
+        return answer
+
+
+def compare(
+    looked: Looked,
+    settings: Sequence[Settings],
+    workload: Workload,
+    *,
+    chunk_size: int = 100,
+    layout: GivenLayout = None,
+    mask: str | None = None,
+    rounds: int = ROUNDS,
+    progress: Callable[[int, int], None] | None = None,
+) -> tuple[Tried, ...]:
+    """What each of the settings takes for a batch, in their order. Raises TrialFailed and UsageError.
+
+    With several training processes that many run at once, and the slowest counts.
+    """
+    files, share = sample(looked.files, looked.data.data_bytes)
+    report = progress or (lambda done, total: None)
+    total = len(settings) * (rounds + 1)
+    with _own_objects() as own, ExitStack() as stack:
+        groups: list[list[Trial]] = []
+        opened: list[float] = []
+        for one in settings:
+            options: dict[str, Any] = {"chunk_size": chunk_size, "layout": layout, "mask": mask}
+            scaled = scale(one, share)
+            group = [
+                stack.enter_context(Trial(files, looked.data.cameras, scaled, workload, **options))
+                for _ in range(workload.processes)
+            ]
+            answers = [trial.opened() for trial in group]
+            own += [name for answer in answers for name in answer["objects"]]
+            opened.append(max(answer["opened_s"] for answer in answers))
+            groups.append(group)
+            for _ in range(warm_passes(one)):
+                _pass(group)
+            report(len(groups), total)
+        samples: list[list[float]] = [[] for _ in settings]
+        for turn in range(rounds):
+            for place in range(len(groups)):
+                which = (turn + place) % len(groups)
+                samples[which].append(_pass(groups[which]))
+                report(len(groups) + sum(map(len, samples)), total)
+    return tuple(
+        Tried(one, statistics.median(taken), tuple(taken), opened_s)
+        for one, taken, opened_s in zip(settings, samples, opened, strict=True)
+    )
+
+
+def winner(tried: Sequence[Tried]) -> Tried:
+    """The fastest; the first, which is what was recommended, unless another is faster by more than chance."""
+    best = min(tried, key=lambda one: one.batch_s)
+    return best if best.batch_s < _AS_FAST * tried[0].batch_s else tried[0]
+
+
+def sample(files: Sequence[EpisodeFile], data_bytes: int) -> tuple[list[EpisodeFile], float]:
+    """Files spread over the set, of half a GiB together, and which share of the steps they hold."""
+    steps = sum(file.steps for file in files)
+    count = max(min(int(len(files) * _SAMPLE_BYTES / max(data_bytes, 1)), len(files)), 1)
+    chosen = [files[int(at)] for at in np.linspace(0, len(files) - 1, count)]
+    return chosen, sum(file.steps for file in chosen) / steps
+
+
+def scale(settings: Settings, share: float) -> Settings:
+    """The same for a part of the data: memory that holds a share of all holds that share of the part."""
+
+    def part(size_bytes: int | None) -> int | None:
+        return None if size_bytes is None or share >= 1 else int(size_bytes * share)
+
+    if share >= 1:
+        return settings
+    return replace(settings, cache_bytes=part(settings.cache_bytes), memory_limit=part(settings.memory_limit))
+
+
+def warm_passes(settings: Settings) -> int:
+    """Until a pass finds what it can find: each worker has a cache of its own, and gets other batches each time."""
+    return 1 if settings.cache_bytes is None else min(2 * max(settings.num_workers, 1) + 1, 7)
+
+
+def plain_layout(given: GivenLayout) -> Any:
+    """A layout as JSON holds it; raises UsageError for one that it can't."""
+    if not isinstance(given, layouts.Layout):
+        return given
+    if given in layouts.KNOWN:
+        return given.name
+    raise UsageError("to be tried, a layout must be a name or a mapping")
+
+
+def _pass(group: Sequence[Trial]) -> float:
+    for trial in group:
+        trial.begin()
+    return max(float(trial.end()["batch_s"]) for trial in group)
+
+
+@contextmanager
+def _own_objects() -> Iterator[list[str]]:
+    """Names of objects, of which those that are not there yet are removed at the end."""
+    there = {entry.name for entry in listing.list_objects().entries}
+    own: list[str] = []
+    try:
+        yield own
+    finally:
+        placing.remove([name for name in dict.fromkeys(own) if name not in there])

@@ -1,0 +1,107 @@
+"""Settings tried in processes of their own: they read, they are compared, and nothing stays of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from episodes import CAMERAS, GZIP, write_aloha
+
+import dsmem
+from dsmem.training import placing
+from dsmem.tune import DatasetOptimizer, Settings, looking, trials
+from dsmem.tune.facts import Workload
+from dsmem.tune.trials import Trial, TrialFailed, Tried
+
+SHARED = Settings(num_workers=0)
+ALONE = Settings(use_shared_memory=False, num_workers=0, cache_bytes=1 << 20)
+
+
+@pytest.fixture
+def robots(tmp_path: Path) -> list[str]:
+    return [str(write_aloha(tmp_path / f"episode_{n}.hdf5", steps=6 + n, seed=n, **GZIP)) for n in range(3)]
+
+
+def pinned() -> list[str]:
+    from dsmem.shm import listing
+
+    return [entry.name for entry in listing.list_objects().entries]
+
+
+def children() -> list[str]:
+    return [" ".join(one.cmdline()) for one in psutil.Process().children() if "trial" in " ".join(one.cmdline())]
+
+
+def test_compared(robots: list[str]) -> None:
+    kept = dsmem.pin(robots[0]).name
+    looked = looking.look(robots, CAMERAS)
+    seen: list[tuple[int, int]] = []
+    settings = [SHARED, ALONE]
+    tried = trials.compare(looked, settings, Workload(4), rounds=2, progress=lambda *at: seen.append(at))
+    assert [one.settings for one in tried] == settings and seen[-1] == (6, 6)
+    assert all(len(one.samples) == 2 and one.batch_s > 0 and one.opened_s > 0 for one in tried)
+    assert pinned() == [kept] and children() == []
+
+
+def test_the_same_samples_whatever_the_settings(robots: list[str]) -> None:
+    looked = looking.look(robots, CAMERAS)
+    marks = set()
+    for settings in (SHARED, ALONE, replace(ALONE, num_workers=1, memory_mapping=False)):
+        with Trial(looked.files, CAMERAS, settings, Workload(4)) as trial:
+            assert trial.opened()["batches"] == 6
+            trial.begin("check")
+            marks.add(trial.end()["mark"])
+    assert len(marks) == 1
+
+
+def test_a_trial_that_fails(robots: list[str], tmp_path: Path) -> None:
+    looked = looking.look(robots, CAMERAS)
+    os.unlink(robots[1])
+    with pytest.raises(TrialFailed, match=r"BrokenEpisodes: .*episode_1\.hdf5"):
+        trials.compare(looked, [SHARED], Workload(4), rounds=1)
+    assert children() == []
+    with Trial(looked.files[:1], CAMERAS, SHARED, Workload(4)) as trial:
+        trial.opened()
+        trial._process.kill()
+        trial._process.wait()
+        trial.begin()
+        with pytest.raises(TrialFailed, match="exit code -9"):
+            trial.end()
+    assert len(placing.remove(pinned())) == 1  # who is killed removes nothing
+
+
+def test_the_winner_must_be_clearly_faster() -> None:
+    first, near, far = (Tried(SHARED, seconds, (seconds,), 1.0) for seconds in (1.0, 0.98, 0.9))
+    assert trials.winner([first, near]) is first and trials.winner([first, near, far]) is far
+
+
+def test_a_part_of_the_files_has_its_part_of_the_memory(robots: list[str]) -> None:
+    looked = looking.look(robots, CAMERAS)
+    files, share = trials.sample(looked.files, looked.data.data_bytes)
+    assert len(files) == 3 and share == 1
+    files, share = trials.sample(looked.files, 3 << 40)
+    assert len(files) == 1 and share == pytest.approx(6 / 21)
+    scaled = trials.scale(replace(ALONE, memory_limit=2100), share)
+    assert scaled == replace(ALONE, cache_bytes=int((1 << 20) * 6 / 21), memory_limit=600)
+    assert trials.scale(SHARED, 0.1) == SHARED
+
+
+def test_the_winner_is_kept(robots: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def compare(looked: Any, settings: list[Settings], *_: Any, **__: Any) -> tuple[Tried, ...]:
+        return tuple(Tried(one, 1.0 / (n + 1), (1.0,), 0.1) for n, one in enumerate(settings))
+
+    monkeypatch.setattr(trials, "compare", compare)
+    found = DatasetOptimizer(robots, batch_size=4).optimize(measure=True)
+    assert 2 <= len(found.measured) <= 4 and found.measured[0].settings == found.recommendation.chosen.settings
+    assert found.settings == found.measured[-1].settings != found.recommendation.chosen.settings
+
+
+def test_a_batch_handed_over_in_a_real_loader(robots: list[str], handed_over_s: Callable[..., float]) -> None:
+    files = looking.look(robots, CAMERAS).files
+    assert 0 < handed_over_s(files, CAMERAS, [3, 1, 4, 1, 5, 9, 2, 6], 4) < 10
+    assert children() == []
