@@ -114,9 +114,8 @@ def survey(
 
 def _error(failures: Sequence[EpisodeFailure]) -> BrokenEpisodes:
     lines = [f"{one.path}{':/' + one.episode if one.episode else ''}: {one.reason}" for one in failures]
-    more = f"\n  … and {len(lines) - _SHOWN} more" if len(lines) > _SHOWN else ""
     what = f"{len(lines)} episodes" if len(lines) > 1 else "one episode"
-    message = f"{what} can't be trained on:\n  " + "\n  ".join(lines[:_SHOWN]) + more
+    message = f"{what} can't be trained on:\n  " + "\n  ".join(lines)
     return BrokenEpisodes(message, failures=failures)
 
 

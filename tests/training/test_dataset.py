@@ -249,6 +249,20 @@ def test_all_that_is_broken_is_named_at_once(tmp_path: Path) -> None:
         assert said in text
 
 
+def test_every_broken_demo_of_every_file_is_named(tmp_path: Path) -> None:
+    paths = [write_robomimic(tmp_path / f"{number}.hdf5", seed=number) for number in range(5)]
+    for path in paths:
+        with h5py.File(path, "r+") as file:
+            for demo in ("demo_1", "demo_2", "demo_10"):
+                del file[f"data/{demo}/actions"]
+    with pytest.raises(BrokenEpisodes) as caught:
+        EpisodicDataset(paths, ["agentview"])
+    for path in paths:
+        for demo in ("demo_1", "demo_2", "demo_10"):
+            assert f"{path}:/data/{demo}: no actions" in str(caught.value)
+    assert len(caught.value.failures) == 15
+
+
 def test_only_what_is_critical_is_pinned_when_not_all_fits(tmp_path: Path) -> None:
     paths = made(tmp_path, GZIP, 3)
     limit = 3 * (64 << 10) + 4096
