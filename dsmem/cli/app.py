@@ -1,12 +1,16 @@
 """The root command: global options, the list of commands, and the one way in (`main`).
 
+Only the command that is typed is imported and built: building all of them takes as long as importing typer does.
 Commands import what they need when they run; this module imports none of the library but light floors.
 """
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from importlib import import_module
 from io import TextIOWrapper
 from typing import Annotated, Any
 
@@ -14,18 +18,62 @@ import typer
 
 import dsmem
 from dsmem import settings
-from dsmem.cli import bench, ckpt, commands, demo, errors, hash, logs, pin, server, shm, tokenize, tokens, tune
+from dsmem.cli import commands, errors, logs
 from dsmem.cli.output import note
 
-# The order of `dsmem --help`: what one types first comes first.
+# The order of `dsmem --help`: what one types first comes first. Each is a module beside this one.
 ORDER = ("pin", "server", "tokenize", "tune", "shm", "tokens", "ckpt", "hash", "demo", "bench")
+
+
+@cache
+def _declared(name: str) -> typer.Typer:
+    """What the module of a command declares: a group as `app`, or a function of its name and EXAMPLES."""
+    module = import_module(f"dsmem.cli.{name}")
+    if hasattr(module, "app"):
+        app: typer.Typer = module.app
+        return app
+    function = getattr(module, name, None) or getattr(module, f"{name}_")
+    return commands.alone(function, examples=module.EXAMPLES)
+
+
+@cache
+def _built(name: str) -> Any:
+    return typer.main.get_command(_declared(name))
+
+
+class _Commands(Mapping[str, Any]):
+    """All commands by name, each built when it is asked for."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in ORDER:
+            raise KeyError(name)
+        return _built(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(ORDER)
+
+    def __len__(self) -> int:
+        return len(ORDER)
 
 
 class Root(commands.Group):
     """The root group, with its commands in the order of ORDER."""
 
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands: Any = _Commands()
+
     def list_commands(self, ctx: Any) -> list[str]:
-        return sorted(super().list_commands(ctx), key=ORDER.index)
+        return list(ORDER)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The same as for other groups, of what is declared only."""
+        width = formatter.width - 6 - max(map(len, ORDER))
+        helps = ((name, inspect.cleandoc(str(_declared(name).info.help))) for name in ORDER)
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [(name, commands.Command(name, help=text).get_short_help_str(width)) for name, text in helps]
+            )
 
 
 def _show_version(asked: bool) -> None:
@@ -54,18 +102,9 @@ app = commands.group(
     help=root.__doc__ or "",
     examples=("dsmem pin train.h5", "dsmem shm ls", "dsmem shm clean"),
     cls=Root,
+    add_completion=True,
 )
 app.callback()(root)
-commands.add(app, pin.pin, examples=pin.EXAMPLES)
-commands.add(app, hash.hash_, examples=hash.EXAMPLES)
-app.add_typer(server.app)
-app.add_typer(shm.app)
-app.add_typer(tokens.app)
-app.add_typer(ckpt.app)
-commands.add(app, tokenize.tokenize, examples=tokenize.EXAMPLES)
-commands.add(app, tune.tune, examples=tune.EXAMPLES)
-commands.add(app, demo.demo, examples=demo.EXAMPLES)
-commands.add(app, bench.bench, examples=bench.EXAMPLES)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -51,10 +51,13 @@ class Group(TyperGroup):
             return super().invoke(ctx)
 
 
-def group(name: str, *, help: str, examples: Sequence[str], cls: type[Group] = Group) -> typer.Typer:
-    """A group to which `add` adds commands."""
+def group(
+    name: str, *, help: str, examples: Sequence[str], cls: type[Group] = Group, add_completion: bool = False
+) -> typer.Typer:
+    """A group to which `add` adds commands; `add_completion`: the options that install the shell's completion."""
     return typer.Typer(
         name=name,
+        add_completion=add_completion,
         help=help,
         epilog=_epilog(examples),
         cls=cls,
@@ -64,6 +67,15 @@ def group(name: str, *, help: str, examples: Sequence[str], cls: type[Group] = G
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+
+def alone(function: Callable[..., None], *, examples: Sequence[str]) -> typer.Typer:
+    """What holds this command only: the function, by its name."""
+    app = typer.Typer(
+        help=function.__doc__, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+    )
+    add(app, function, examples=examples)
+    return app
 
 
 def add(app: typer.Typer, function: Callable[..., None], *, examples: Sequence[str]) -> None:

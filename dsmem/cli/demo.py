@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -65,6 +64,8 @@ def _show(out: Output, done: Demo) -> None:
 
 def _row(way: str, held: Held, done: Demo) -> list[object]:
     """PSS of all processes together, beyond interpreter and libraries."""
+    import statistics
+
     ready_s = statistics.median(answer.ready_s for answer in held.answers)
     read_s = statistics.median(answer.read_s for answer in held.answers)
     return [way, ready_s, read_s, held.data_pss_bytes, held.data_pss_bytes / done.size_bytes]
