@@ -35,6 +35,7 @@ CASES = (
     "tokens",
     "ckpt",
     "dataset",
+    "server",
     "training",
     "all",
 )
@@ -62,6 +63,7 @@ _SHOWN: tuple[tuple[Column, Callable[[Measured], object]], ...] = (
     (Column("", "name"), lambda one: one.name),
     (Column("", "role"), lambda one: _ROLES[one.role]),
     (Column("median", "median_s", show=units.format_duration, right=True), lambda one: one.median_s),
+    (Column("p99", "p99_s", show=units.format_duration, right=True), lambda one: one.p99_s),
     (Column("min–max", "spread", right=True), _spread),
     (Column("rate", "bytes_per_s", show=_rate, right=True), lambda one: one.bytes_per_s),
     (Column("memory", "median_bytes", show=units.format_bytes, right=True), lambda one: one.median_bytes),

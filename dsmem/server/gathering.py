@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 MOST_GROUPS = 4
 """Of a first load: each is a shard, and 0.1 ms when it is opened."""
-GROUP_BYTES = 32 << 20
-"""Of source files; what is smaller is loaded anew in less than a second, and opened thousands of times."""
+GROUP_BYTES = 128 << 20
+"""Of source files: so much is loaded anew in a second, and opened thousands of times."""
 MOST_SHARDS = 16
 """Of a generation that grew by and by; then all is grouped anew."""
 _STATE, _SPLITS = "state.json", "dataset_dict.json"

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 import dsmem
-from dsmem.bench import limits, recipes, sizes, team
+from dsmem.bench import crowd, limits, recipes, sizes, team
 from dsmem.bench import run as runs
 from dsmem.bench.cases import CASES, attach, pin, training
 from dsmem.bench.harness import ResultsDiffer
@@ -35,11 +35,15 @@ ROLES = {
     "ckpt": ["dsmem", "recipe", "recipe", "limit"],
     "tokenize": ["dsmem", "dsmem", "recipe", "limit", "limit"],
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
+    "server": ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
     "training": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
     ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
-    ("dataset", 1): ["dsmem", "dsmem", "recipe", "limit"],
+    ("dataset", 1): ["dsmem", "recipe", "recipe", "limit"],
+    ("dataset", 2): ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
+    ("server", 0): ["dsmem", "dsmem", "dsmem", "recipe", "recipe", "dsmem", "limit"],
+    ("server", 1): ["dsmem", "recipe", "limit"],
     ("training", 0): ["dsmem"] * 4 + ["recipe", "limit"],
     ("training", 1): ["dsmem"] * 4 + ["recipe", "limit"],
     ("training", 2): ["dsmem", "dsmem", "recipe", "limit"],
@@ -54,7 +58,8 @@ COMPARISONS = {
     "memory": 3,
     "read": 3,
     "tokenize": 1,
-    "dataset": 2,
+    "dataset": 3,
+    "server": 3,
     "training": 4,
 }
 
@@ -216,6 +221,16 @@ def _wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recipes, "load_rows", wrong)
 
 
+def _wrong_rows_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = crowd.Crowd.act
+
+    def wrong(self: crowd.Crowd, work: str, processes: int, **arguments: object) -> crowd.Acted:
+        acted = right(self, work, processes, **arguments)
+        return dataclasses.replace(acted, results=([0, 0],)) if arguments.get("way") == "memory" else acted
+
+    monkeypatch.setattr(crowd.Crowd, "act", wrong)
+
+
 @pytest.mark.parametrize(
     ("name", "spoil"),
     [
@@ -231,6 +246,7 @@ def _wrong_rows(monkeypatch: pytest.MonkeyPatch) -> None:
         ("ckpt", _wrong_checkpoint),
         ("tokenize", _wrong_recipe_of_tokenize),
         ("dataset", _wrong_rows),
+        ("server", _wrong_rows_of_a_process),
     ],
 )
 def test_a_wrong_result_shows_no_speed(name: str, spoil: Any, monkeypatch: pytest.MonkeyPatch) -> None:

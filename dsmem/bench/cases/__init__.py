@@ -9,6 +9,7 @@ from dsmem.bench.cases import (
     memory,
     pin,
     read,
+    server,
     tokenize,
     tokens,
     training,
@@ -26,6 +27,7 @@ CASES: tuple[Case, ...] = (
     tokens.CASE,
     checkpoint.CASE,
     dataset.CASE,
+    server.CASE,
     training.CASE,
 )
 
