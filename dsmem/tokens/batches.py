@@ -16,7 +16,7 @@ from dsmem.tokens.permutation import Indices
 from dsmem.tokens.windows import Windows
 
 Work = TypeVar("Work", contravariant=True)
-BLOCK_BYTES = 2 << 20
+BLOCK_BYTES = 4 << 20
 IGNORED = -100
 """What torch's cross_entropy leaves out by default."""
 

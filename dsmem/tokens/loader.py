@@ -43,7 +43,7 @@ class TokenLoader:
     Who owns a batch: you, for ever, unless `buffers` is given. With `buffers=k` the memory is made once an epoch
     (pinned, with `pin_memory`) and used in turns: the last k batches that you got are whole, older ones overwritten.
 
-    Small batches are read together, by blocks of 2 MiB. With `prefetch=n` n threads read n blocks ahead: worth it where
+    Small batches are read together, by blocks of 4 MiB. With `prefetch=n` n threads read n blocks ahead: worth it where
     the file is not in memory, or where the training loop leaves CPUs idle.
 
     Documents: "ignore" (windows run over ends), "within" (windows cross no end; what is too short is left out), "mark"

@@ -16,7 +16,7 @@ from dsmem.tokens.layout import ITEM_BYTES
 from dsmem.tokens.opening import TokenFile, Tokens
 from dsmem.tokens.permutation import Indices
 
-_GATHER_BYTES = 256 << 10
+_GATHER_BYTES = 512 << 10
 """What is gathered at once before it is widened, so that it stays in the cache."""
 _PAGE_BYTES = 4096
 
@@ -99,7 +99,7 @@ class Windows:
         return self._mapped(number)[0][start : start + self.seq_len + 1].astype(dtype)
 
     def _gather(self, number: int, starts: Indices, out: Tokens) -> None:
-        ids, view = self._mapped(number)
+        ids, windows = self._mapped(number)
         item = ITEM_BYTES[self.files[number].dtype]
         at_once = max(_GATHER_BYTES // ((self.seq_len + 1) * item), 1)
         pages = self._pages[item]
@@ -107,14 +107,17 @@ class Windows:
             here = starts[first : first + at_once]
             # Windows lie far apart: a load from every page first lets the processor wait for all of them at once, where
             # the copies below would wait for one after the other (a quarter less time in all, 64 windows of 1,024).
-            np.take(ids, here[:, None] + pages)
-            out[first : first + at_once] = view[here]
+            ids[here[:, None] + pages]
+            out[first : first + at_once] = windows[here].view(ids.dtype).reshape(len(here), -1)
 
     def _mapped(self, number: int) -> tuple[Tokens, Tokens]:
         found = self._maps[number]
         if found is None:
             ids = self.files[number].map()
-            found = self._maps[number] = ids, np.lib.stride_tricks.sliding_window_view(ids, self.seq_len + 1)
+            # A window is one item: they are gathered a third faster than as rows of a sliding_window_view.
+            width = np.dtype(f"V{(self.seq_len + 1) * ids.itemsize}")
+            count = max(len(ids) - self.seq_len, 0)
+            found = self._maps[number] = ids, np.ndarray((count,), width, ids, strides=(ids.itemsize,))
         return found
 
     def __getstate__(self) -> dict[str, Any]:
