@@ -37,6 +37,7 @@ CASES = (
     "dataset",
     "server",
     "training",
+    "tune",
     "all",
 )
 """What may be typed; a test compares it with what there is, which would be too much to import for `--help`."""

@@ -16,7 +16,7 @@ import pytest
 import dsmem
 from dsmem.bench import crowd, limits, recipes, sizes, team
 from dsmem.bench import run as runs
-from dsmem.bench.cases import CASES, attach, pin, training
+from dsmem.bench.cases import CASES, attach, pin, training, tune
 from dsmem.bench.harness import ResultsDiffer
 from dsmem.bench.results import Compared, Report
 from dsmem.bench.sizes import Room
@@ -37,6 +37,7 @@ ROLES = {
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
     "server": ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
     "training": ["dsmem", "recipe", "limit"],
+    "tune": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
     ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
@@ -61,6 +62,7 @@ COMPARISONS = {
     "dataset": 3,
     "server": 3,
     "training": 4,
+    "tune": 1,
 }
 
 
@@ -69,6 +71,8 @@ def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
     monkeypatch.setattr(training, "WORKERS", 0)
     monkeypatch.setattr(training, "PROCESSES", (2,))
+    monkeypatch.setattr(tune, "_HURRIED", (("jpeg",), (0,)))
+    monkeypatch.setattr(tune, "DEFAULT_WORKERS", 0)
 
 
 def run(name: str, **options: Any) -> Report:

@@ -13,6 +13,7 @@ from dsmem.bench.cases import (
     tokenize,
     tokens,
     training,
+    tune,
 )
 from dsmem.bench.workbench import Case
 
@@ -29,6 +30,7 @@ CASES: tuple[Case, ...] = (
     dataset.CASE,
     server.CASE,
     training.CASE,
+    tune.CASE,
 )
 
 __all__ = ["CASES"]
