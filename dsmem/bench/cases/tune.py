@@ -1,7 +1,7 @@
 """What `dsmem tune` recommends, beside all other settings of a small grid and the defaults, on three kinds of files.
 
-100 % of the limit is the best of the others. Every setting is tried in a process of its own, as a training script would,
-and all take turns.
+100 % of the limit is the best of the others. Every setting is tried in a process of its own, as a training script
+would, and all take turns.
 """
 
 from __future__ import annotations
