@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any
+from typing import Any, get_args
 
 from dsmem import proc
 from dsmem.bench.results import Compared, Measured, Quantity, Role
@@ -136,7 +136,7 @@ def _summed_up(
     comparison: Comparison, samples: Sequence[Sequence[float]], peaks: Sequence[int | None], runs: int
 ) -> Compared:
     medians = [statistics.median(taken) for taken in samples]
-    by_role: dict[Role, list[float]] = {"dsmem": [], "recipe": [], "limit": []}
+    by_role: dict[Role, list[float]] = {role: [] for role in get_args(Role)}
     for contender, median in zip(comparison.contenders, medians, strict=True):
         by_role[contender.role].append(median)
     recipe = by_role["recipe"][0] if by_role["recipe"] else None

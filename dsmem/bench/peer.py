@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -28,6 +28,10 @@ from dsmem.errors import DsmemError, UsageError
 _SCRIPTS = Path(__file__).with_name("peers")
 _MEGATRON = np.dtype([("magic", "S9"), ("version", "<u8"), ("code", "u1"), ("sequences", "<u8"), ("documents", "<u8")])
 _MEGATRON_IDS: Mapping[int, np.dtype[Any]] = {4: np.dtype("<i4"), 8: np.dtype("<u2")}
+
+
+FRESH = {"MALLOC_MMAP_THRESHOLD_": "65536"}
+"""glibc, mallopt(3): else it keeps what is freed, and the next load finds memory that has its pages already."""
 
 
 class PeerFailed(DsmemError, RuntimeError):
@@ -46,6 +50,10 @@ class Tool:
     """What pip installs, for who has no environment yet."""
     read: Callable[[Sequence[str]], tuple[Array, Array]]
     """Files → ids of all documents, in order, and where each ends (uint64)."""
+    case: str = "tokenize"
+    """In which it is measured."""
+    arguments: tuple[str, ...] = ()
+    """That come first, where a script serves several tools."""
     takes_parts: bool = False
     """It reads a directory of files, each by a process of its own, rather than one file."""
 
@@ -72,6 +80,64 @@ class Peer:
         return [str(file) for file in files]
 
 
+class Serving:
+    """A peer that loads the same files as often as it is asked, in a process that has imported all it needs."""
+
+    def __init__(self, peer: Peer, files: Sequence[Path]) -> None:
+        """Start it; raises PeerFailed."""
+        self._name = peer.tool.name
+        self._complained: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - `close` does
+        self._process = subprocess.Popen(
+            [*_command(peer.tool, peer.python), *map(str, files)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complained,
+            env={**os.environ, **FRESH},
+            text=True,
+            process_group=0,  # Ctrl-C is for this process, which then ends it
+        )
+        try:
+            self._hear("ready")
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self) -> None:
+        """Let it load everything."""
+        self._say("load")
+        self._hear("loaded")
+
+    def digest(self) -> str:
+        """Of what it loaded, as `load_weights.digest` makes it; the peer drops it."""
+        self._say("digest")
+        return self._hear()
+
+    def _say(self, word: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{word}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as exc:
+            raise self._failed("ended") from exc
+
+    def _hear(self, expected: str | None = None) -> str:
+        assert self._process.stdout is not None
+        word = self._process.stdout.readline().rstrip("\n")
+        if not word:
+            raise self._failed(f"ended with {self._process.wait()}")
+        if expected is not None and word != expected:
+            raise self._failed(f"answered {word[:100]!r}")
+        return word
+
+    def _failed(self, how: str) -> PeerFailed:
+        return PeerFailed(f"{self._name} {how}{_last_line(self._complained)}")
+
+    def close(self) -> None:
+        """End it, however busy it is."""
+        with self._process, self._complained:
+            self._process.kill()
+
+
 def find(asked: Sequence[str]) -> tuple[Peer, ...]:
     """Peers from what is typed, NAME=PYTHON each; every interpreter is asked which version of the tool it has.
 
@@ -91,10 +157,10 @@ def find(asked: Sequence[str]) -> tuple[Peer, ...]:
     return tuple(Peer(TOOLS[name], python, _version(TOOLS[name], python)) for name, python in wanted.items())
 
 
-def without(peers: Iterable[Peer]) -> str | None:
-    """How to add those that are left out; None = none is."""
+def without(peers: Iterable[Peer], case: str) -> str | None:
+    """How to add those that are left out of a case; None = none is."""
     there = {peer.tool.name for peer in peers}
-    absent = [tool for tool in TOOLS.values() if tool.name not in there]
+    absent = [tool for tool in TOOLS.values() if tool.name not in there and tool.case == case]
     if not absent:
         return None
     options = ", ".join(f"--peer {tool.name}=PYTHON (pip install {tool.install})" for tool in absent)
@@ -149,9 +215,13 @@ def _version(tool: Tool, python: str) -> str:
         raise
 
 
+def _command(tool: Tool, python: str) -> list[str]:
+    return [python, "-I", str(_SCRIPTS / tool.script), *tool.arguments]
+
+
 def _ask(tool: Tool, python: str, *arguments: object) -> dict[str, Any]:
     """The last line of what its script says; libraries may have said something before."""
-    said = run(tool.name, [python, "-I", str(_SCRIPTS / tool.script), *map(str, arguments)])
+    said = run(tool.name, [*_command(tool, python), *map(str, arguments)])
     last = said.strip().rpartition("\n")[2]
     try:
         answer = json.loads(last)
@@ -198,6 +268,10 @@ def _read_megatron(files: Sequence[str]) -> tuple[Array, Array]:
     return ids, after[begins[1:]].astype(np.uint64)
 
 
+def _reads_no_tokens(files: Sequence[str]) -> tuple[Array, Array]:
+    raise PeerFailed("it writes no tokens")
+
+
 def _require(file: str, right: bool) -> None:
     if not right:
         raise PeerFailed(f"{file} and its index do not belong together")
@@ -221,6 +295,24 @@ TOOLS: Mapping[str, Tool] = MappingProxyType(
                 "megatron_preprocess.py",
                 "megatron-core torch tokenizers",
                 _read_megatron,
+            ),
+            Tool(
+                "fastsafetensors",
+                "fastsafetensors",
+                "load_weights.py",
+                "fastsafetensors torch",
+                _reads_no_tokens,
+                case="ckpt",
+                arguments=("fastsafetensors",),
+            ),
+            Tool(
+                "runai",
+                "Run:ai model streamer",
+                "load_weights.py",
+                "runai-model-streamer torch",
+                _reads_no_tokens,
+                case="ckpt",
+                arguments=("runai",),
             ),
         )
     }

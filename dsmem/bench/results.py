@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 SCHEMA = 1
-Role = Literal["dsmem", "recipe", "limit"]
-"""dsmem; what people write without it; what the machine can do at best."""
+Role = Literal["dsmem", "recipe", "limit", "predicted"]
+"""dsmem; what people write without it; what the machine can do at best; what dsmem would do: computed, not measured."""
 Quantity = Literal["time", "memory"]
 
 

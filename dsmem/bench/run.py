@@ -52,6 +52,9 @@ def run(
     if peers and not any(case.takes_peers for case in cases):
         raise UsageError(f"only {', '.join(case.name for case in CASES if case.takes_peers)} takes peers")
     found = peer.find(peers)
+    for one in found:
+        if one.tool.case not in [case.name for case in cases]:
+            raise UsageError(f"--peer {one.tool.name} is measured in the case {one.tool.case}")
     hurried = file is None and size_bytes is None
     notes: list[str] = []
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 
-from dsmem.bench import sources
+from dsmem.bench import peer, sources
 from dsmem.bench.harness import Comparison
 from dsmem.bench.peer import Peer
 from dsmem.bench.results import Compared
@@ -34,6 +34,14 @@ class Workbench:
     """Told what is left out, and why."""
     peers: tuple[Peer, ...] = ()
     """Tools in environments of their own, to be measured beside dsmem."""
+
+    def peers_of(self, case: str) -> tuple[Peer, ...]:
+        """Those that are measured in a case; it is told which are left out."""
+        there = tuple(one for one in self.peers if one.tool.case == case)
+        left_out = peer.without(there, case)
+        if left_out is not None:
+            self.note(f"{case}: {left_out}")
+        return there
 
     def new_file(self, name: str) -> Path:
         """A path for a file of this run; whoever makes it removes it when it is large."""

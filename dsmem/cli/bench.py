@@ -37,12 +37,11 @@ CASES = (
     "dataset",
     "server",
     "training",
-    "tune",
     "all",
 )
 """What may be typed; a test compares it with what there is, which would be too much to import for `--help`."""
 
-_ROLES = {"dsmem": "dsmem", "recipe": "usual recipe", "limit": "machine's limit"}
+_ROLES = {"dsmem": "dsmem", "recipe": "usual recipe", "limit": "machine's limit", "predicted": "a prediction"}
 
 
 def _rate(bytes_per_s: float) -> str:
@@ -95,7 +94,9 @@ def bench(
     peer: Annotated[
         list[str] | None,
         typer.Option(
-            "--peer", metavar="NAME=PYTHON", help="Also measure datatrove or megatron, which that interpreter has."
+            "--peer",
+            metavar="NAME=PYTHON",
+            help="Also measure datatrove, megatron, fastsafetensors or runai, which that interpreter has.",
         ),
     ] = None,
     json: Json = False,

@@ -14,11 +14,12 @@ import psutil
 import pytest
 
 import dsmem
+from dsmem import proc
 from dsmem.bench import crowd, limits, recipes, sizes, team
 from dsmem.bench import run as runs
-from dsmem.bench.cases import CASES, attach, pin, training, tune
+from dsmem.bench.cases import CASES, attach, checkpoint, pin, training
 from dsmem.bench.harness import ResultsDiffer
-from dsmem.bench.results import Compared, Report
+from dsmem.bench.results import Compared, Measured, Report, Role
 from dsmem.bench.sizes import Room
 from dsmem.bench.workbench import Case
 from dsmem.errors import BadSource, NoSpace, UsageError
@@ -32,14 +33,17 @@ ROLES = {
     "memory": ["dsmem", "recipe", "limit"],
     "read": ["dsmem", "dsmem", "recipe", "limit", "limit"],
     "tokens": ["dsmem", "recipe", "limit"],
-    "ckpt": ["dsmem", "recipe", "recipe", "limit"],
+    "ckpt": ["dsmem"] * 5 + ["recipe", "recipe", "limit"],
     "tokenize": ["dsmem", "dsmem", "recipe", "limit", "limit"],
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
     "server": ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
     "training": ["dsmem", "recipe", "limit"],
-    "tune": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
+    ("ckpt", 2): ["dsmem", "recipe", "limit", "limit"],
+    **{("ckpt", number): ["dsmem", "recipe", "recipe", "limit"] for number in (6, 7)},
+    **{("ckpt", number): ["dsmem", "recipe", "limit", "limit"] for number in (8, 9)},
+    ("ckpt", 10): ["dsmem", "recipe", "recipe", "limit", "limit"],
     ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
     ("dataset", 1): ["dsmem", "recipe", "recipe", "limit"],
     ("dataset", 2): ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
@@ -50,7 +54,7 @@ UNLIKE_THE_REST = {
     ("training", 2): ["dsmem", "dsmem", "recipe", "limit"],
 }
 COMPARISONS = {
-    "ckpt": 5,
+    "ckpt": 11,
     "tokens": 3,
     "hash": 1,
     "pin": 2,
@@ -62,7 +66,6 @@ COMPARISONS = {
     "dataset": 3,
     "server": 3,
     "training": 4,
-    "tune": 1,
 }
 
 
@@ -71,12 +74,34 @@ def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
     monkeypatch.setattr(training, "WORKERS", 0)
     monkeypatch.setattr(training, "PROCESSES", (2,))
-    monkeypatch.setattr(tune, "_HURRIED", (("jpeg",), (0,)))
-    monkeypatch.setattr(tune, "DEFAULT_WORKERS", 0)
 
 
 def run(name: str, **options: Any) -> Report:
     return runs.run([name], **{"size_bytes": SIZE, "runs": 1, **options})
+
+
+def ckpt_by_cpus() -> list[str]:
+    """Measured on the CPUs that are there, predicted for more; from one alone nothing can be predicted."""
+    there = sum(count <= proc.usable_cpus() for count in checkpoint.CPUS)
+    return ["dsmem"] * there + ["recipe", "limit"] + ["predicted"] * (len(checkpoint.CPUS) - there if there > 1 else 0)
+
+
+def test_predictions_are_those_of_amdahl() -> None:
+    """10 s on one CPU, 6 s on two: 2 s are serial; 4 and 3 s on four and eight."""
+
+    def row(role: Role, median_s: float) -> Measured:
+        return Measured(
+            "", role, 1, median_s, median_s, median_s, None, None, None, 100 / median_s, 1.0, 1.0, None, None
+        )
+
+    rows = (row("dsmem", 10.0), row("dsmem", 6.0), row("recipe", 20.0), row("limit", 5.0))
+    compared = checkpoint.with_predictions(Compared("", "time", 100, 1, rows), (1, 2), (4, 8))
+    found = compared.measured[4:]
+    assert [(one.median_s, one.ratio_to_recipe, one.samples) for one in found] == [(4.0, 5.0, 0), (3.0, 20 / 3, 0)]
+    assert found[0].name == "4 CPUs, if 20 % is serial"
+    slower = (row("dsmem", 10.0), row("dsmem", 12.0), *rows[2:])
+    found = checkpoint.with_predictions(Compared("", "time", 100, 1, slower), (1, 2), (4,)).measured[4:]
+    assert found[0].median_s == 10.0  # more CPUs are never slower than one
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -90,12 +115,14 @@ def test_structure(case: Case) -> None:
     assert len(found.compared) == COMPARISONS[case.name] - left_out
     for number, compared in enumerate(found.compared):
         roles = UNLIKE_THE_REST.get((case.name, number), ROLES[case.name])
+        if (case.name, number) == ("ckpt", 5):
+            roles = ckpt_by_cpus()
         assert [one.role for one in compared.measured] == roles
         assert len({one.name for one in compared.measured}) == len(compared.measured)
         for one in compared.measured:
             sample = one.median_s if compared.quantity == "time" else one.median_bytes
             assert sample is not None and sample > 0
-            assert one.ratio_to_recipe and one.percent_of_limit
+            assert one.ratio_to_recipe and (one.percent_of_limit or one.role == "predicted")
         assert max(one.percent_of_limit or 0 for one in compared.measured if one.role == "limit") == 100
     assert json.loads(json.dumps(dataclasses.asdict(report)))["cases"][0]["name"] == case.name
     left = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]

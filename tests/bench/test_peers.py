@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from tokenizers import Tokenizer
 import dsmem
 from dsmem.bench import peer, texts
 from dsmem.bench import run as runs
-from dsmem.bench.cases import tokenize
+from dsmem.bench.cases import tokenize, weights
 from dsmem.bench.cases.tokenize import Encoded
 from dsmem.bench.harness import Comparison, ResultsDiffer, measure
 from dsmem.bench.peer import Peer, PeerFailed
+from dsmem.bench.results import Compared
 from dsmem.bench.scratch import scratch
 from dsmem.bench.sources import Source
 from dsmem.bench.workbench import Workbench
@@ -88,6 +90,49 @@ class IndexedDatasetBuilder:
             file.write(np.array(self.lengths, "<i4").tobytes() + places.astype("<i8").tobytes())
             file.write(np.array(self.documents, "<i8").tobytes())
 """
+FASTSAFETENSORS_STUB = """
+from safetensors.torch import load_file
+
+class SingleGroup:
+    pass
+
+class SafeTensorsFileLoader:
+    def __init__(self, group, device, nogds):
+        assert device == "cpu" and nogds
+
+    def add_filenames(self, by_rank):
+        self.tensors = {name: one for file in by_rank[0] for name, one in load_file(file).items()}
+
+    def copy_files_to_device(self):
+        print("a library says something")
+        return self
+
+    def get_keys(self):
+        return list(self.tensors)
+
+    def get_tensor(self, name):
+        return self.tensors[name]
+
+    def close(self):
+        pass
+"""
+RUNAI_STUB = """
+from safetensors.torch import load_file
+
+class SafetensorsStreamer:
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        pass
+
+    def stream_files(self, files):
+        self.files = files
+
+    def get_tensors(self):
+        for file in self.files:
+            yield from load_file(file).items()
+"""
 FAKE = """
 import json, sys
 from pathlib import Path
@@ -149,6 +194,16 @@ def fake(tmp_path: Path, source: str) -> Peer:
     return found
 
 
+def loaders(tmp_path: Path, *, fastsafetensors: str = FASTSAFETENSORS_STUB) -> list[str]:
+    """Options for both tools that load weights: this interpreter, with packages that do what they do."""
+    place = tmp_path / "stubs"
+    place.mkdir()
+    for module, source in (("fastsafetensors", fastsafetensors), ("runai_model_streamer", RUNAI_STUB)):
+        (place / f"{module}.py").write_text(source)
+    python = _with_stubs(tmp_path, place, "fastsafetensors-7.8", "runai_model_streamer-9.0")
+    return [f"fastsafetensors={python}", f"runai={python}"]
+
+
 def stubbed(tmp_path: Path) -> list[str]:
     """Options for both tools: this interpreter, with packages of their names that do what they do."""
     place = tmp_path / "stubs"
@@ -160,14 +215,18 @@ def stubbed(tmp_path: Path) -> list[str]:
     ):
         (place / module).parent.mkdir(parents=True, exist_ok=True)
         (place / f"{module}.py").write_text(source)
-    for name in ("datatrove-3.4", "megatron_core-5.6"):
+    python = _with_stubs(tmp_path, place, "datatrove-3.4", "megatron_core-5.6")
+    return [f"datatrove={python}", f"megatron={python}"]
+
+
+def _with_stubs(tmp_path: Path, place: Path, *packages: str) -> str:
+    for name in packages:
         (place / f"{name}.dist-info").mkdir()
         package, version = name.replace("_", "-").rsplit("-", 1)
         (place / f"{name}.dist-info/METADATA").write_text(f"Name: {package}\nVersion: {version}\n")
     run_it = "import runpy, sys\nsys.path.insert(0, {!r})\nsys.argv = sys.argv[2:]\n{}"
     source = run_it.format(str(place), "runpy.run_path(sys.argv[0], run_name='__main__')")
-    python = interpreter(tmp_path / "python", source)
-    return [f"datatrove={python}", f"megatron={python}"]
+    return interpreter(tmp_path / "python", source)
 
 
 def test_both_peers_beside_dsmem(tmp_path: Path) -> None:
@@ -180,8 +239,43 @@ def test_both_peers_beside_dsmem(tmp_path: Path) -> None:
     assert report.notes == ()
 
 
+def test_loaders_beside_dsmem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_FEWEST", 4)
+    found = peer.find(loaders(tmp_path))
+    named = [{one.name: one for one in compared.measured} for compared in measured_weights(found)]
+    for name in ("fastsafetensors 7.8", "Run:ai model streamer 9.0"):
+        assert [name in table for table in named] == [True, True, False]  # a torch file is nothing for them
+        assert all((table[name].median_s or 0) > 0 and table[name].role == "recipe" for table in named[:2])
+    assert psutil.Process().children() == []
+
+
+def measured_weights(peers: Sequence[Peer]) -> list[Compared]:
+    with scratch() as place:
+        bench = Workbench(place, Source(path="", data_bytes=0, names=()), 1 << 20)
+        with closing(weights.compare(bench, 1 << 20, peers)) as comparisons:
+            return [measure(one, runs=1) for one in comparisons]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        ("return self.tensors[name]", "return self.tensors[name] + 1", ResultsDiffer, "fastsafetensors 7.8"),
+        ("return list(self.tensors)", "return list(self.tensors)[1:]", ResultsDiffer, "fastsafetensors 7.8"),
+        ("print(", "raise OSError(", PeerFailed, "OSError: a library says something"),
+        ("class SingleGroup", "raise SystemExit(3)\nclass SingleGroup", PeerFailed, "fastsafetensors ended with 3"),
+    ],
+)
+def test_a_loader_that_is_wrong_or_fails(
+    old: str, new: str, error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    asked = loaders(tmp_path, fastsafetensors=FASTSAFETENSORS_STUB.replace(old, new))
+    with pytest.raises(error, match=message):
+        measured_weights(peer.find(asked[:1]))
+    assert psutil.Process().children() == []
+
+
 def test_without_peers_it_says_how_to_add_them() -> None:
-    assert peer.without(()) == (
+    assert peer.without((), "tokenize") == (
         "left out, an environment of its own adds it: "
         "--peer datatrove=PYTHON (pip install 'datatrove[processing]' orjson tokenizers), "
         "--peer megatron=PYTHON (pip install megatron-core torch tokenizers)"
@@ -191,7 +285,8 @@ def test_without_peers_it_says_how_to_add_them() -> None:
         source = Source(path="", data_bytes=0, names=())
         with closing(tokenize.compare(Workbench(place, source, 1 << 20, note=warned.append))) as comparisons:
             assert "datatrove" not in " ".join(one.name for one in next(comparisons).contenders)
-    assert warned == [f"tokenize: {peer.without(())}"]
+    assert warned == [f"tokenize: {peer.without((), 'tokenize')}"]
+    assert "--peer fastsafetensors=PYTHON (pip install fastsafetensors torch)" in (peer.without((), "ckpt") or "")
 
 
 def test_right_ids(tmp_path: Path, material: Material) -> None:
@@ -240,7 +335,7 @@ def test_an_interpreter_without_the_tool() -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["nanogpt=python"], "one of datatrove, megatron"),
+        (["nanogpt=python"], "one of datatrove, megatron, fastsafetensors, runai"),
         (["datatrove"], "NAME=PYTHON is meant"),
         (["datatrove="], "NAME=PYTHON is meant"),
         (["datatrove=/none/bin/python"], "no interpreter /none/bin/python"),
@@ -256,8 +351,10 @@ def test_one_name_twice_and_cases_without_peers(tmp_path: Path) -> None:
     asked = stubbed(tmp_path)
     with pytest.raises(UsageError, match="megatron is given twice"):
         peer.find([*asked, asked[1]])
-    with pytest.raises(UsageError, match="only tokenize takes peers"):
+    with pytest.raises(UsageError, match="only tokenize, ckpt takes peers"):
         runs.run(["hash"], peers=asked)
+    with pytest.raises(UsageError, match="--peer datatrove is measured in the case tokenize"):
+        runs.run(["ckpt"], peers=asked)
 
 
 def test_megatrons_index_is_read(tmp_path: Path, material: Material) -> None:

@@ -90,12 +90,10 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         )
         for name, run in (("threads around it", encode_in_threads), ("its own threads", encode))
     ]
-    others = [beside(one, piece, parts, tokenizer, bench.place.files) for one in bench.peers]
-    left_out = peer.without(bench.peers)
-    if left_out is not None:
-        bench.note(f"tokenize: {left_out}")
+    peers = bench.peers_of("tokenize")
+    others = [beside(one, piece, parts, tokenizer, bench.place.files) for one in peers]
     try:
-        if any(one.tool.takes_parts for one in bench.peers):
+        if any(one.tool.takes_parts for one in peers):
             write_parts(parts, first, proc.usable_cpus())
         with engine(str(tokenizer), first) as alone:
             right = digest(with_ends(encode(alone), end))
