@@ -41,13 +41,14 @@ CHOICE = (
     Column("shared", "use_shared_memory", show=_yes),
     Column("workers", "num_workers", right=True),
     Column("cache", "cache_bytes", show=units.format_bytes, right=True),
+    Column("of", "cache_scope"),
     Column("a batch", "batch_s", show=units.format_duration, right=True),
     Column("first pass", "first_pass_s", show=units.format_duration, right=True),
     Column("memory", "memory_bytes", show=units.format_bytes, right=True),
 )
 TRIED = (
     Column("tried", "kept", show=lambda kept: "kept" if kept else ""),
-    *CHOICE[1:5],
+    *CHOICE[1:6],
     Column("fastest", "min_s", show=units.format_duration, right=True),
     Column("slowest", "max_s", show=units.format_duration, right=True),
     Column("opened in", "opened_s", show=units.format_duration, right=True),
@@ -156,11 +157,15 @@ def _storage(one: Storage) -> list[object]:
 
 def _choice(which: str, one: Estimate) -> list[object]:
     chosen = one.settings
-    about = [which, chosen.use_shared_memory, chosen.num_workers, chosen.cache_bytes]
+    about = [which, chosen.use_shared_memory, chosen.num_workers, *_cache(chosen)]
     return [*about, one.batch_s, one.first_pass_s, one.memory_bytes]
 
 
 def _tried(one: Tried, kept: bool) -> list[object]:
     chosen = one.settings
-    about = [kept, chosen.use_shared_memory, chosen.num_workers, chosen.cache_bytes, one.batch_s]
+    about = [kept, chosen.use_shared_memory, chosen.num_workers, *_cache(chosen), one.batch_s]
     return [*about, min(one.samples), max(one.samples), one.opened_s]
+
+
+def _cache(chosen: Settings) -> list[object]:
+    return [chosen.cache_bytes, None if chosen.cache_bytes is None else chosen.cache_scope]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 
 from dsmem import units
 from dsmem.config import nodes
@@ -27,6 +27,8 @@ class MemoryMapping:
     """Items."""
     cache_bytes: int | None = None
     """The ceiling of the cache of decoded data; None = a share of the memory that is available."""
+    cache_scope: Literal["process", "shared"] = "process"
+    """A cache in each process, or one for all of the machine that read the same files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,12 @@ def _count(least: int) -> _Check:
     return check
 
 
+def _scope(node: Node, place: _Place) -> str:
+    if node.value not in ("process", "shared"):
+        raise place.error(node.line, f"{place.key} is process or shared, not {node.value!r}")
+    return str(node.value)
+
+
 def _size(node: Node, place: _Place) -> int:
     if isinstance(node.value, str):
         try:
@@ -227,7 +235,9 @@ _SECTIONS: Mapping[str, _Check] = {
         ),
         datasets=_entries,
     ),
-    "memory_mapping": _section(MemoryMapping, enabled=_yes, cache_size=_count(0), cache_bytes=_or_none(_size)),
+    "memory_mapping": _section(
+        MemoryMapping, enabled=_yes, cache_size=_count(0), cache_bytes=_or_none(_size), cache_scope=_scope
+    ),
     "shared_memory": _section(SharedMemory, enabled=_yes, preload_critical_data=_yes, memory_limit=_or_none(_size)),
     "dataloader": _section(
         Dataloader, num_workers=_count(0), pin_memory=_yes, persistent_workers=_yes, prefetch_factor=_count(1)

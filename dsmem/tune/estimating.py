@@ -81,19 +81,21 @@ def estimate(system: System, data: Data, speeds: Speeds, workload: Workload, set
     have = room(system)
     pinned = pinned_share(data, settings, have)
     need = cache_need_bytes(data, pinned)
-    each = (settings.cache_bytes if settings.cache_bytes is not None else have.all_bytes // 4) // max(
-        settings.num_workers, 1
-    )
+    ceiling = settings.cache_bytes if settings.cache_bytes is not None else have.all_bytes // 4
+    one_for_all = settings.cache_scope == "shared"
+    each = ceiling if one_for_all else ceiling // max(settings.num_workers, 1)
     cached = min(each / need, 1.0) if need else 1.0
     raw_s = speeds.decode_s - speeds.frames_s if data.is_encoded else speeds.decode_s
     unpinned_s = speeds.frames_s + (1.0 - pinned) * raw_s  # of a sample that no cache has
     read_s = (1.0 - cached) * unpinned_s
+    if one_for_all and need:
+        read_s += cached * min(need / max(data.data_bytes, 1), 1.0) * speeds.copy_s  # it gives out copies
     batch_s = _batch_s(system, speeds, workload, settings, read_s)
     batches = max(data.steps // workload.batch_size // workload.processes, 1)
     pin_s = pinned * (data.steps * speeds.unpacked_s / system.cpus + data.pinned_bytes / _FILL_BYTES_PER_S)
     first_s = _batch_s(system, speeds, workload, settings, unpinned_s)
     shared_bytes = int(pinned * data.pinned_bytes)
-    caches = readers(settings, workload) * min(each, need)
+    caches = (1 if one_for_all else readers(settings, workload)) * min(each, need)
     return Estimate(
         settings=settings,
         batch_s=batch_s,
@@ -101,7 +103,7 @@ def estimate(system: System, data: Data, speeds: Speeds, workload: Workload, set
         pin_s=pin_s,
         memory_bytes=shared_bytes + caches + under_way_bytes(data, workload, settings),
         shared_bytes=shared_bytes,
-        at_hand=1.0 - read_s / speeds.decode_s if speeds.decode_s else 1.0,
+        at_hand=1.0 - (1.0 - cached) * unpinned_s / speeds.decode_s if speeds.decode_s else 1.0,
     )
 
 

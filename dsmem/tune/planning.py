@@ -111,6 +111,10 @@ def candidates(system: System, data: Data, workload: Workload) -> Iterator[Setti
             taken = int(pinned * data.pinned_bytes) + estimating.under_way_bytes(data, workload, made)
             left = max(have.all_bytes - taken, 0) // workload.processes
             yield replace(made, cache_bytes=_ceiling(need * max(workers, 1), left) if need else None)
+            if need and estimating.readers(made, workload) > 1:
+                in_store = max(have.shared_bytes - int(pinned * data.pinned_bytes), 0)
+                ceiling = _ceiling(need, min(left * workload.processes, in_store))
+                yield replace(made, cache_bytes=ceiling, cache_scope="shared")
 
 
 def _ceiling(need_bytes: int, left_bytes: int) -> int:
@@ -210,8 +214,10 @@ def _reasons(
         yield Reason("network", "on a network file system, where files are not mapped: pinning reads each once")
     if settings.cache_bytes is not None:
         need = estimating.cache_need_bytes(data, estimating.pinned_share(data, settings, have))
-        holds = min(settings.cache_bytes / max(settings.num_workers, 1) / max(need, 1), 1.0)
-        yield Reason("cache", f"a cache for {100 * holds:.0f} % of the {units.format_bytes(need)} that are decoded")
+        one_for_all = settings.cache_scope == "shared"
+        holds = min(settings.cache_bytes / (1 if one_for_all else max(settings.num_workers, 1)) / max(need, 1), 1.0)
+        whose = f"one cache for all {number} processes, of" if one_for_all else "a cache for"
+        yield Reason("cache", f"{whose} {100 * holds:.0f} % of the {units.format_bytes(need)} that are decoded")
     yield _about_workers(system, workload, chosen, estimates)
 
 

@@ -11,6 +11,7 @@ from dsmem.tune.facts import Data, Storage, System
 
 if TYPE_CHECKING:
     from dsmem.tune.optimizer import Analysis
+    from dsmem.tune.settings import Settings
 
 
 def lines(found: Analysis) -> Iterator[str]:
@@ -70,6 +71,13 @@ def _measured(one: Storage) -> str:
     return f", {units.format_duration(one.step_s)} a step, {speed}"
 
 
+def _cache(settings: Settings) -> str:
+    if settings.cache_bytes is None:
+        return "as it comes"
+    whose = "one for all" if settings.cache_scope == "shared" else "of each process"
+    return f"{units.format_bytes(settings.cache_bytes)}, {whose}"
+
+
 def estimate(one: Estimate) -> list[tuple[str, str]]:
     """The settings, and what they are expected to cost."""
     settings = one.settings
@@ -79,7 +87,7 @@ def estimate(one: Estimate) -> list[tuple[str, str]]:
     return [
         ("shared memory", shared),
         ("workers", f"{settings.num_workers}, {settings.prefetch_factor} batches ahead"),
-        ("cache", "as it comes" if settings.cache_bytes is None else units.format_bytes(settings.cache_bytes)),
+        ("cache", _cache(settings)),
         ("files kept open", str(settings.cache_size)),
         ("expected", f"{units.format_duration(one.batch_s)} a batch, {units.format_duration(one.first_pass_s)} for the "
          f"first pass, {units.format_bytes(one.memory_bytes)} of memory"),

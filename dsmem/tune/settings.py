@@ -24,6 +24,8 @@ class Settings:
     """Files kept open."""
     cache_bytes: int | None = None
     """The ceiling of the cache of one training process, its workers together; None = a quarter of available memory."""
+    cache_scope: Literal["process", "shared"] = "process"
+    """A cache in each process, or one in shared memory for all that read the same files."""
     memory_limit: int | None = None
     """Bytes of shared memory and cache together; None = as much as fits."""
     num_workers: int = 4
@@ -40,6 +42,7 @@ class Settings:
             "optimization": {
                 "cache_size": self.cache_size,
                 "cache_bytes": self.cache_bytes,
+                "cache_scope": self.cache_scope,
                 "memory_limit": self.memory_limit,
                 "memory_mapping": self.memory_mapping,
                 "preload_critical_data": self.preload_critical_data,
@@ -48,7 +51,7 @@ class Settings:
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """What dsmem.yaml has of it."""
-        mapping = MemoryMapping(self.memory_mapping, self.cache_size, self.cache_bytes)
+        mapping = MemoryMapping(self.memory_mapping, self.cache_size, self.cache_bytes, self.cache_scope)
         sharing = SharedMemory(self.use_shared_memory, self.preload_critical_data, self.memory_limit)
         names = [one.name for one in fields(Dataloader)]
         loading = Dataloader(**{name: getattr(self, name) for name in names})
@@ -73,6 +76,7 @@ def from_config(config: Config) -> Settings:
         memory_mapping=mapping.enabled,
         cache_size=mapping.cache_size,
         cache_bytes=mapping.cache_bytes,
+        cache_scope=mapping.cache_scope,
         **asdict(config.dataloader),
     )
 

@@ -201,7 +201,9 @@ def scale(settings: Settings, share: float) -> Settings:
 
 def warm_passes(settings: Settings) -> int:
     """Until a pass finds what it can find: each worker has a cache of its own, and gets other batches each time."""
-    return 1 if settings.cache_bytes is None else min(2 * max(settings.num_workers, 1) + 1, 7)
+    if settings.cache_bytes is None or settings.cache_scope == "shared":
+        return 1
+    return min(2 * max(settings.num_workers, 1) + 1, 7)
 
 
 def plain_layout(given: GivenLayout) -> Any:

@@ -122,7 +122,9 @@ def test_data_larger_than_memory_is_not_shared() -> None:
 
 
 def test_a_part_is_shared_where_that_pays() -> None:
-    found = recommend(MACHINE, data(130 * GIB))
+    cached = recommend(MACHINE, data(130 * GIB))
+    assert cached.not_shared == "larger-than-memory" and cached.chosen.settings.cache_scope == "shared"
+    found = recommend(MACHINE, data(130 * GIB), replace(SPEEDS, decode_s=20e-3, copy_s=10e-3))  # a cache copies out
     assert found.chosen.settings.use_shared_memory and "in-part" in codes(found)
     assert found.chosen.settings.memory_limit == estimating.room(MACHINE).shared_bytes
     assert found.chosen.settings.preload_critical_data
@@ -159,6 +161,16 @@ def test_encoded_frames_are_cached_decoded() -> None:
         LAPTOP, data(GIB, is_encoded=True, pinned_bytes=GIB // 20, storages=(pictures,)), replace(SPEEDS, frames_s=4e-3)
     )
     assert "encoded" in codes(found) and (found.chosen.settings.cache_bytes or 0) >= GIB
+
+
+def test_one_cache_for_all_processes() -> None:
+    pictures = images(20 * GIB, is_encoded=True, layout="contiguous", chunks=None, filters=())
+    found = recommend(
+        MACHINE, data(20 * GIB, is_encoded=True, pinned_bytes=GIB, storages=(pictures,)), replace(SPEEDS, frames_s=4e-3)
+    )
+    assert found.chosen.settings.cache_scope == "shared" and (found.chosen.settings.cache_bytes or 0) >= 20 * GIB
+    assert found.chosen.memory_bytes < 30 * GIB  # a cache in each of 4 to 32 processes would hold it as often
+    assert any("one cache for all" in reason.text for reason in found.reasons)
 
 
 def test_chunks_that_cost_too_much_are_named() -> None:
