@@ -223,17 +223,16 @@ def _rows(request: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _read(found: Any) -> list[int]:
-    """Read all; (rows, a sum over the bytes of all values, which are last in each array)."""
+    """Read every byte; (rows, bytes of their text). Bytes behind the last row of a batch may be of the next one."""
     import numpy as np
+    import pyarrow.compute as pc
 
-    total = 0
-    for column in found.data.table.itercolumns():
-        for chunk in column.chunks:
-            sums = [
-                int(np.frombuffer(one, np.uint8).sum(dtype=np.uint64)) for one in chunk.buffers() if one is not None
-            ]
-            total += sums[-1]
-    return [len(found), total]
+    column = found.data.table.column("text")
+    for chunk in column.chunks:
+        for buffer in chunk.buffers():
+            if buffer is not None:
+                np.frombuffer(buffer, np.uint8).sum(dtype=np.uint64)
+    return [len(found), int(pc.sum(pc.binary_length(column)).as_py())]
 
 
 _WORKS: Mapping[str, Callable[[Mapping[str, Any]], tuple[Any, Any]]] = {
