@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -35,6 +36,7 @@ def serve(request: dict[str, Any], answers: TextIO) -> None:
 
     from dsmem.training import create_optimized_dataloader
 
+    warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than CPUs are tried, too
     torch.set_num_threads(1)  # what copies a batch to a GPU is one thread
     began = time.perf_counter()
     loader, dataset = create_optimized_dataloader(

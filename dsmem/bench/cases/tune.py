@@ -115,7 +115,7 @@ def _same(mark: int, _: Any) -> int:
 
 CASE = Case(
     "tune",
-    "what is recommended is within 10 % of the best setting there is",
+    "what is recommended is among the fastest settings, and faster than the defaults",
     compare,
     need=Need(memory=4, shared=0.5, files=0.5),
     effort=Effort(md5=0.5, fill=0.5, copy=10, fixed_s=12),
