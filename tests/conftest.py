@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import gc
 import os
 import shutil
 import signal
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.nodeid.startswith(_ALONE):
             item.add_marker(pytest.mark.xdist_group("bench"))
+
+
+def pytest_collection_finish() -> None:
+    """What all test modules import is never garbage: no collection looks at it again, here or in a fork."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
