@@ -30,6 +30,8 @@ from lookup3 import lookup3
 
 PATIENCE_S = 10.0
 """What one file may take; longer is a hang."""
+_CPU_SHARE = 0.4
+"""So much of that as CPU time is a hang, too: the usual one spins, and where it spins tells as much after 4 s."""
 _GROWTH_BYTES = 1 << 30
 _BATCH = 100
 _TOLD_LINES = 12
@@ -292,7 +294,7 @@ def each(
         stack = Path(waiting[0].path).with_suffix(".stack")
         reading, writing = os.pipe()
         batch = list(waiting)[:_BATCH]
-        with children.started(partial(_work_through, batch, work, writing, stack)) as child:
+        with children.started(partial(_work_through, batch, work, writing, stack, patience_s)) as child:
             os.close(writing)
             with os.fdopen(reading, "rb", buffering=0) as pipe:
                 for line in _lines(pipe.fileno(), patience_s):
@@ -301,8 +303,11 @@ def each(
             if not batch:
                 continue
             try:
-                status = child.wait(time.monotonic() + 0.5)
-                told = Outcome("crashed", f"exit {os.waitstatus_to_exitcode(status)}{_told(stack)}")
+                code = os.waitstatus_to_exitcode(child.wait(time.monotonic() + 0.5))
+                if code == -signal.SIGPROF:
+                    told = Outcome("hung", f"for {_CPU_SHARE * patience_s} s of CPU time{_told(stack)}")
+                else:
+                    told = Outcome("crashed", f"exit {code}{_told(stack)}")
             except TimeoutError:
                 os.kill(child.pid, signal.SIGABRT)  # faulthandler tells where it was
                 time.sleep(0.2)
@@ -326,12 +331,18 @@ def _lines(fd: int, patience_s: float) -> Iterator[bytes]:
         yield from lines
 
 
-def _work_through(batch: Sequence[Mutant], work: Callable[[Mutant], Outcome], writing: int, stack: Path) -> None:
+def _work_through(
+    batch: Sequence[Mutant], work: Callable[[Mutant], Outcome], writing: int, stack: Path, patience_s: float
+) -> None:
     bound_memory()
     for mutant in batch:
         with stack.open("w") as file:
             faulthandler.enable(file)
+            faulthandler.register(signal.SIGPROF, file, chain=True)  # which ends this process
+            signal.setitimer(signal.ITIMER_PROF, _CPU_SHARE * patience_s)
             outcome = work(mutant)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            faulthandler.unregister(signal.SIGPROF)
             faulthandler.disable()
         os.write(writing, json.dumps([outcome.what, outcome.message]).encode() + b"\n")
     stack.unlink()
