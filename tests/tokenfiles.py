@@ -10,9 +10,10 @@ import numpy as np
 
 import dsmem
 from dsmem.progress import ignore
-from dsmem.tokens.arrange import Arranged, Arrangement, arrange
+from dsmem.tokens.arrange import Arranged, arrange
 from dsmem.tokens.layout import LARGEST_ID, TokenDtype
 from dsmem.tokens.manifest import Manifest, Place, Tokenizer
+from dsmem.tokens.options import Arrangement
 from dsmem.tokens.parts import Part
 
 Documents = Sequence[Sequence[int]]

@@ -26,6 +26,8 @@ _WITHIN_S = 25.0
 """What a size is chosen for when none is asked for. An estimate: on a busy machine it may take twice as long."""
 _DEADLINE_S = 45.0
 """Then rounds are left out, of each case in proportion; every comparison has one that counts, so it may take longer."""
+_LONG_S = 5.0
+"""A case that takes longer to set up is run only by its name, or with all."""
 
 
 def run(
@@ -39,10 +41,11 @@ def run(
     say: Callable[[str], None] | None = None,
     warn: Callable[[str], None] | None = None,
 ) -> Report:
-    """Run the cases of these names (none = all) on `file`, or on a file that is made.
+    """Run the cases of these names on `file`, or on a file that is made.
 
-    Without a size it is chosen so that the run ends within a minute, but for `peers`: other tools, NAME=PYTHON, each in
-    an environment of its own. Callbacks: `show` gets each comparison once it is complete, `say` what is being done,
+    Without a size it is chosen so that the run ends within a minute (with "all", a minute a case), but for `peers`:
+    other tools, NAME=PYTHON, each in an environment of its own. Without names, too, long cases are left out, else it is
+    all of them. Callbacks: `show` gets each comparison once it is complete, `say` what is being done,
     `warn` what is less than was asked for. Raises UsageError, NoSpace, ResultsDiffer, PeerFailed, and what reading and
     pinning the file raise.
     """
@@ -56,6 +59,7 @@ def run(
         if one.tool.case not in [case.name for case in cases]:
             raise UsageError(f"--peer {one.tool.name} is measured in the case {one.tool.case}")
     hurried = file is None and size_bytes is None
+    minutes = len(cases) if "all" in names else 1
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -63,11 +67,15 @@ def run(
         if warn is not None:
             warn(text)
 
+    if hurried and not names:
+        left_out = [case.name for case in cases if case.effort.fixed_s > _LONG_S]
+        cases = tuple(case for case in cases if case.name not in left_out)
+        note(f"left out, to end within a minute: {', '.join(left_out)}; dsmem bench all takes a minute each")
     with scratch() as place:
         speeds = machine.speeds(place.shared)
         facts = machine.machine(place.shared, speeds)
         if file is None:
-            size = _size(cases, place, speeds, asked_bytes=size_bytes, runs=runs)
+            size = _size(cases, place, speeds, asked_bytes=size_bytes, runs=runs, within_s=minutes * _WITHIN_S)
             if size.why is not None:
                 used, asked = units.format_bytes(size.size_bytes), units.format_bytes(size.asked_bytes)
                 note(f"{used} instead of {asked}: {size.why}")
@@ -83,7 +91,7 @@ def run(
             size = Size(data_bytes, data_bytes)
             _require(cases, place, size)
         bench = Workbench(place, source, size.size_bytes, 1 if hurried else runs, note, found)
-        end = began + _DEADLINE_S if hurried else float("inf")
+        end = began + minutes * _DEADLINE_S if hurried else float("inf")
         results = []
         for index, case in enumerate(cases):
             expected_s = [_expected_s(one, speeds, data_bytes, runs) for one in cases[index:]]
@@ -155,13 +163,15 @@ def _check(file: str | None, size_bytes: int | None, runs: int) -> None:
         raise UsageError(f"{units.format_bytes(size_bytes)} is too little to measure; at least {least}")
 
 
-def _size(cases: Sequence[Case], place: Scratch, speeds: Speeds, *, asked_bytes: int | None, runs: int) -> Size:
+def _size(
+    cases: Sequence[Case], place: Scratch, speeds: Speeds, *, asked_bytes: int | None, runs: int, within_s: float
+) -> Size:
     need, free = _need(cases), sizes.room(place)
     if asked_bytes is not None:
         return sizes.fit(asked_bytes, need, free)
     fixed_s = sum(_expected_s(case, speeds, 0, runs) for case in cases)
     per_byte_s = (sum(_expected_s(case, speeds, 1 << 30, runs) for case in cases) - fixed_s) / (1 << 30)
-    return sizes.fit(DEFAULT_BYTES, need, free, seconds_per_byte=per_byte_s, within_s=max(_WITHIN_S - fixed_s, 1.0))
+    return sizes.fit(DEFAULT_BYTES, need, free, seconds_per_byte=per_byte_s, within_s=max(within_s - fixed_s, 1.0))
 
 
 def _need(cases: Sequence[Case]) -> Need:

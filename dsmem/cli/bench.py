@@ -37,6 +37,7 @@ CASES = (
     "dataset",
     "server",
     "training",
+    "tune",
     "all",
 )
 """What may be typed; a test compares it with what there is, which would be too much to import for `--help`."""
@@ -104,7 +105,7 @@ def bench(
     """Measure dsmem beside what people do without it.
 
     The machine's limit stands beside both. All take turns in one run, and speeds are shown only when the results were
-    equal. Without a size it ends in a minute.
+    equal. Without a size it ends in a minute; without a case it then leaves out the long ones.
     """
     from dsmem.bench.run import run
 

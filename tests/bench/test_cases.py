@@ -17,7 +17,7 @@ import dsmem
 from dsmem import proc
 from dsmem.bench import crowd, limits, recipes, sizes, team
 from dsmem.bench import run as runs
-from dsmem.bench.cases import CASES, attach, checkpoint, pin, training
+from dsmem.bench.cases import CASES, attach, checkpoint, pin, training, tune
 from dsmem.bench.harness import ResultsDiffer
 from dsmem.bench.results import Compared, Measured, Report, Role
 from dsmem.bench.sizes import Room
@@ -38,6 +38,7 @@ ROLES = {
     "dataset": ["dsmem", "recipe", "recipe", "recipe", "limit"],
     "server": ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
     "training": ["dsmem", "recipe", "limit"],
+    "tune": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
     ("ckpt", 2): ["dsmem", "recipe", "limit", "limit"],
@@ -66,6 +67,7 @@ COMPARISONS = {
     "dataset": 3,
     "server": 3,
     "training": 4,
+    "tune": 1,
 }
 
 
@@ -74,6 +76,8 @@ def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
     monkeypatch.setattr(training, "WORKERS", 0)
     monkeypatch.setattr(training, "PROCESSES", (2,))
+    monkeypatch.setattr(tune, "_HURRIED", (("jpeg",), (0,)))
+    monkeypatch.setattr(tune, "DEFAULT_WORKERS", 0)
 
 
 def run(name: str, **options: Any) -> Report:
@@ -375,3 +379,15 @@ def test_without_a_size_it_minds_the_time(monkeypatch: pytest.MonkeyPatch) -> No
     report = runs.run(["read"], runs=3, warn=warned.append)
     assert warned == ["read: 1 of 3 runs, to end within a minute"]
     assert {compared.runs for compared in report.cases[0].compared} == {1}
+
+
+def test_a_bare_run_leaves_long_cases_to_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    short, long = (next(case for case in CASES if case.name == name) for name in ("hash", "training"))
+    monkeypatch.setattr(runs, "CASES", (short, dataclasses.replace(short, name="long", effort=long.effort)))
+    monkeypatch.setattr(runs, "DEFAULT_BYTES", SIZE)
+    warned: list[str] = []
+    report = runs.run(runs=1, warn=warned.append)
+    assert [case.name for case in report.cases] == ["hash"]
+    assert warned == ["left out, to end within a minute: long; dsmem bench all takes a minute each"]
+    assert [case.name for case in runs.run(["all"], runs=1).cases] == ["hash", "long"]
+    assert [case.name for case in runs.run(size_bytes=SIZE, runs=1).cases] == ["hash", "long"]

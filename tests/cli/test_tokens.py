@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenfiles import make_tokens, of_bytes
 
-from dsmem.tokens.arrange import Arrangement
+from dsmem.tokens.options import Arrangement
 
 from .conftest import Dsmem
 

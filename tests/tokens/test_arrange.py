@@ -23,8 +23,9 @@ from dsmem.errors import NoSpace, SourceChanged, UsageError
 from dsmem.progress import ignore
 from dsmem.tokens import arrange as arranging
 from dsmem.tokens import index, joining, manifest, streams
-from dsmem.tokens.arrange import Arranged, Arrangement, arrange, cuts_by_size, even_cuts
+from dsmem.tokens.arrange import Arranged, arrange, cuts_by_size, even_cuts
 from dsmem.tokens.layout import Beside, TokenDtype
+from dsmem.tokens.options import Arrangement
 from dsmem.tokens.parts import Part
 from dsmem.tokens.permutation import Permutation
 

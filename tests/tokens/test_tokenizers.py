@@ -29,8 +29,8 @@ def trained(tmp_path: Path) -> Path:
     return path
 
 
-def known(spec: object, tmp_path: Path, **tokens: str) -> Vocabulary:
-    return describe(str(spec), scratch=lambda: str(tmp_path), **tokens)
+def known(spec: object, tmp_path: Path, *, bos_token: str | None = None, eos_token: str | None = None) -> Vocabulary:
+    return describe(str(spec), scratch=lambda: str(tmp_path), bos_token=bos_token, eos_token=eos_token)
 
 
 def encoded(vocabulary: Vocabulary, texts: Sequence[str], *, engine: str = "auto", special: bool = False) -> Any:

@@ -271,7 +271,7 @@ CASE = Case(
     "a checkpoint loads at the speed of the page cache",
     compare,
     need=Need(memory=2.0, shared=0.1, files=1.8),
-    effort=Effort(md5=0, fill=3, copy=90, fixed_s=4.0),
+    effort=Effort(md5=0, fill=3, copy=90, fixed_s=8.0),
     takes_file=False,
     takes_peers=True,
 )
