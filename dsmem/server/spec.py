@@ -85,7 +85,7 @@ class Spec:
         base = text if local else ("." if text in _PACKAGED else None)
         folder = None if data_dir is None else os.fspath(data_dir)
         if folder is not None and base is not None:
-            folder = _absolute(folder, base)
+            folder = _absolute(folder, base, {})
         hub = base is None
         return cls(
             path=text,
@@ -232,18 +232,27 @@ def _files(given: object, base: str | None) -> dict[str, list[str]]:
     if not isinstance(given, Mapping):
         given = {"train": given}
     found: dict[str, list[str]] = {}
+    directories: dict[str, str] = {}
     for split, listed in given.items():
         several = [listed] if isinstance(listed, str | os.PathLike) else listed
         if not isinstance(several, Sequence) or not all(isinstance(one, str | os.PathLike) for one in several):
             raise UsageError(f"data_files={listed!r} means nothing; it is a path, or a list of paths")
         paths = [os.fspath(one) for one in several]
-        found[str(split)] = [_absolute(path, base) if base is not None else path for path in paths]
+        found[str(split)] = [_absolute(path, base, directories) if base is not None else path for path in paths]
     return found
 
 
-def _absolute(path: str, base: str) -> str:
-    """Absolute and free of links; an address on a network stays as it is."""
-    return path if "://" in path else os.path.realpath(os.path.join(base, os.path.expanduser(path)))
+def _absolute(path: str, base: str, directories: dict[str, str]) -> str:
+    """Absolute and free of links; an address on a network stays as it is. Directories are resolved once."""
+    if "://" in path:
+        return path
+    full = os.path.join(base, os.path.expanduser(path))
+    directory, name = os.path.split(full)
+    if name in ("", ".", "..") or os.path.islink(full):
+        return os.path.realpath(full)
+    if directory not in directories:
+        directories[directory] = os.path.realpath(directory)
+    return os.path.join(directories[directory], name)
 
 
 def _split(split: object) -> str:

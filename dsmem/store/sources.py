@@ -97,7 +97,7 @@ def expand(paths: Sequence[str]) -> Iterator[str]:
     for path in paths:
         if os.path.isdir(path):
             yield from _walk(path)
-        elif os.path.lexists(path) or not glob.has_magic(path):
+        elif not glob.has_magic(path) or os.path.lexists(path):
             yield path
         else:
             found = sorted(one for one in glob.iglob(path, recursive=True) if os.path.isfile(one))

@@ -28,6 +28,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_file_however_it_is_spelt(here: Path) -> None:
     (here / "link").symlink_to(here)
+    (here / "other.jsonl").symlink_to("link/a.jsonl")
     spelt = [
         Spec.parse("a.jsonl"),
         Spec.parse("./a.jsonl"),
@@ -36,6 +37,8 @@ def test_a_file_however_it_is_spelt(here: Path) -> None:
         Spec.of("a.jsonl"),
         Spec.of("json", data_files="a.jsonl"),
         Spec.of("json", data_files=["a.jsonl"]),
+        Spec.of("json", data_files="other.jsonl"),
+        Spec.of("json", data_files=f"link/../{here.name}/a.jsonl"),
         Spec.of("json", data_files={"train": "a.jsonl"}),
         Spec.of("json", data_files=here / "a.jsonl", cache_dir="elsewhere", num_proc=4, token="secret", name=None),
         Spec.of("json", data_files="a.jsonl", data_dir=None, revision="main", features=None),
