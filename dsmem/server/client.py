@@ -105,8 +105,9 @@ def load_dataset(
 
 
 def _store() -> Store | None:
-    chosen = settings.read().data_dir
-    return open_store(os.path.abspath(chosen) if chosen is not None else None)
+    chosen = settings.read()
+    root = chosen.data_dir or chosen.root
+    return open_store(os.path.abspath(root) if root is not None else None)
 
 
 def _wanted(

@@ -85,8 +85,8 @@ def identity(source: str, *, revision: str = "") -> FileIdentity:
     size_bytes = mtime_ns = 0
     for path in expand(local_paths(source)):
         status = _stat(path)
-        facts = [path, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
-        known.update(json.dumps(facts).encode())
+        facts = f"{path}\0{status.st_dev} {status.st_ino} {status.st_size} {status.st_mtime_ns}\n"
+        known.update(facts.encode("utf-8", "surrogateescape"))
         size_bytes += status.st_size
         mtime_ns = max(mtime_ns, status.st_mtime_ns)
     return FileIdentity(0, int.from_bytes(known.digest(), "little") & _BITS, size_bytes, mtime_ns, 0)
