@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -91,6 +92,13 @@ def _comparison(size_bytes: int) -> Comparison:
                 "recipe",
                 lambda _: load(),
                 answer=_last_row,
+            ),
+            Contender(
+                "datasets.load_dataset, the first time",
+                "recipe",
+                lambda place: load(cache_dir=place, download_mode="force_redownload"),
+                answer=_last_row,
+                around=tempfile.TemporaryDirectory,
             ),
             Contender("open + mmap", "limit", lambda _: limits.open_and_map(shard), repeat=_REPEAT),
         ],
