@@ -46,7 +46,7 @@ UNLIKE_THE_REST = {
     **{("ckpt", number): ["dsmem", "recipe", "limit", "limit"] for number in (8, 9)},
     ("ckpt", 10): ["dsmem", "recipe", "recipe", "limit", "limit"],
     ("tokens", 0): ["dsmem"] * 3 + ["recipe", "limit"],
-    ("dataset", 1): ["dsmem", "recipe", "recipe", "limit"],
+    ("dataset", 1): ["dsmem", "recipe", "recipe", "recipe", "limit"],
     ("dataset", 2): ["dsmem", "dsmem", "dsmem", "recipe", "limit"],
     ("server", 0): ["dsmem", "dsmem", "dsmem", "recipe", "recipe", "dsmem", "limit"],
     ("server", 1): ["dsmem", "recipe", "limit"],
