@@ -16,6 +16,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+import psutil
+
 T = TypeVar("T")
 PATIENCE_S = 60.0
 _LIBC = ctypes.CDLL(None, use_errno=True)
@@ -153,6 +155,12 @@ def call(function: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
     """The function's result, computed in a fork."""
     with started(function) as child:
         return child.result(timeout_s)
+
+
+def still_running() -> list[str]:
+    """Command lines of what this process has started, down to the last; SharedMemory's tracker stays with it."""
+    found = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
+    return [one for one in found if "resource_tracker" not in one]
 
 
 def _fork(function: Callable[[], T], *, leads: bool = True) -> Child[T]:

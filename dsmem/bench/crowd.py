@@ -78,13 +78,15 @@ class Crowd:
 
 @contextmanager
 def crowd(place: Path) -> Iterator[Crowd]:
-    """Start it; its server's socket, log and bytecode lie in `place`.
+    """Start it; its server's socket and log lie in `place`.
 
-    Whoever installed dsmem has its bytecode on the disk; here it is made once, whatever PYTHONDONTWRITEBYTECODE says.
+    Whoever installed dsmem has its bytecode on the disk; where PYTHONDONTWRITEBYTECODE says that it may not be made
+    there, it is made once, in `place`.
     """
     package = Path(dsmem.__file__).parent.parent
-    environ = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    environ |= {name: str(place) for name in ("XDG_RUNTIME_DIR", "XDG_STATE_HOME", "PYTHONPYCACHEPREFIX")}
+    environ = {**os.environ, "XDG_RUNTIME_DIR": str(place), "XDG_STATE_HOME": str(place)}
+    if environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+        environ["PYTHONPYCACHEPREFIX"] = str(place)
     environ["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     with subprocess.Popen(
         [sys.executable, "-P", "-m", "dsmem.bench.crowd"],

@@ -7,7 +7,20 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import datasets
 import pytest
+import torch.distributed.checkpoint
+
+from dsmem.bench import machine
+
+IMPORTED = datasets, torch.distributed.checkpoint
+"""By the cases, too: beforehand, nothing looks for garbage among it (`pytest_collection_finish`)."""
+
+
+@pytest.fixture(autouse=True)
+def quick_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's speeds, of which every run measures three, on 1 MiB."""
+    monkeypatch.setattr(machine, "_TRY_BYTES", 1 << 20)
 
 
 @pytest.fixture(autouse=True)

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import children
 import h5py
 import numpy as np
-import psutil
 import pytest
 
 import dsmem
@@ -129,8 +129,7 @@ def test_structure(case: Case) -> None:
             assert one.ratio_to_recipe and (one.percent_of_limit or one.role == "predicted")
         assert max(one.percent_of_limit or 0 for one in compared.measured if one.role == "limit") == 100
     assert json.loads(json.dumps(dataclasses.asdict(report)))["cases"][0]["name"] == case.name
-    left = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]
-    assert [one for one in left if "resource_tracker" not in one] == []  # SharedMemory's stays with its process
+    assert children.still_running() == []
 
 
 def test_the_machine_is_recorded() -> None:

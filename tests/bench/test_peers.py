@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 
+import children
 import numpy as np
 import psutil
 import pytest
@@ -246,7 +247,7 @@ def test_loaders_beside_dsmem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     for name in ("fastsafetensors 7.8", "Run:ai model streamer 9.0"):
         assert [name in table for table in named] == [True, True, False]  # a torch file is nothing for them
         assert all((table[name].median_s or 0) > 0 and table[name].role == "recipe" for table in named[:2])
-    assert psutil.Process().children() == []
+    assert children.still_running() == []
 
 
 def measured_weights(peers: Sequence[Peer]) -> list[Compared]:
@@ -271,7 +272,7 @@ def test_a_loader_that_is_wrong_or_fails(
     asked = loaders(tmp_path, fastsafetensors=FASTSAFETENSORS_STUB.replace(old, new))
     with pytest.raises(error, match=message):
         measured_weights(peer.find(asked[:1]))
-    assert psutil.Process().children() == []
+    assert children.still_running() == []
 
 
 def test_without_peers_it_says_how_to_add_them() -> None:
