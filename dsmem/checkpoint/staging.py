@@ -1,7 +1,8 @@
 """A file or a directory that is written under a hidden name beside its place, and takes the place when it is whole.
 
 Killed at any moment, what was there is there under its name. The hidden thing stays, its lock free: whoever writes next
-in that directory removes it. The lock is on the thing itself, so that what is being written is never taken for left.
+in that directory removes it. The lock is on the thing itself, so that what is being written is never taken for left;
+on network file systems, where locks do not hold, nothing is removed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from dsmem import files
+from dsmem import files, proc
 from dsmem.errors import OutputExists
 
 _HIDDEN = re.compile(r"\.dsmem-[0-9a-f]{16}\.part")
@@ -55,6 +56,8 @@ def staged(path: str, *, directory: bool, force: bool) -> Iterator[str]:
 
 def sweep(directory: str) -> None:
     """Remove what killed processes of this user left there half-written."""
+    if not _can_lock(directory):
+        return
     try:
         with os.scandir(directory) as entries:
             found = [entry.path for entry in entries if _HIDDEN.fullmatch(entry.name)]
@@ -90,9 +93,16 @@ def _made(parent: str, directory: bool) -> tuple[str, int]:
             if not os.path.isdir(parent):
                 raise
             continue  # a sweep took it for one that was left, before it was locked
+        if not _can_lock(parent):
+            return path, fd  # nobody sweeps there
         if files.try_lock(fd, exclusive=True) and files.names_inode(path, os.fstat(fd)):
             return path, fd
         os.close(fd)
+
+
+def _can_lock(directory: str) -> bool:
+    """NFS keeps locks of directories to one machine, CIFS keeps the writer itself out."""
+    return not proc.is_network_fs(proc.mount_of(directory or ".").fstype)
 
 
 def _replace(hidden: str, path: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -116,6 +117,8 @@ def _hint_damaged(error: DamagedObject, typed: Typed) -> str:
 
 
 def _hint_unsafe_root(error: UnsafeRoot, typed: Typed) -> str:
+    if typed.command == "dsmem tokenize":
+        return f"see what it is, before you take it away: ls -ld {shlex.quote(error.root)}"
     return "use a directory of your own: export DSMEM_ROOT=$(mktemp -d /dev/shm/dsmem-$(id -u)-XXXXXX)"
 
 

@@ -126,6 +126,8 @@ def _targets(files: Sequence[str], rechunk: str | None, force: bool) -> list[str
     for target in targets:
         if not force and os.path.lexists(target):
             raise OutputExists(f"{target} is there already", path=target)
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise UsageError(f"--rechunk: {target} is not a regular file")
     return targets
 
 

@@ -181,10 +181,10 @@ def _from_store(store: Store | None, wanted: _Wanted) -> Dataset | DatasetDict |
     try:
         if store is not None:
             found = attaching.attach(store, wanted.spec)
-        if isinstance(found, Missing):
+        if isinstance(found, Missing) or overflow.is_later(store, wanted.spec):
             other = overflow.second(store)
             elsewhere = attaching.attach(other, wanted.spec) if other is not None else found
-            if not isinstance(elsewhere, Missing) or not elsewhere.expected:
+            if not isinstance(elsewhere, Missing) or (isinstance(found, Missing) and not elsewhere.expected):
                 return elsewhere
         return found
     except (DamagedObject, InUse) as exc:

@@ -68,6 +68,20 @@ def has(store: Store, spec: Spec) -> bool:
     return ref is not None and os.path.lexists(store.object_path(ref.object))
 
 
+def is_later(store: Store | None, spec: Spec) -> bool:
+    """Whether a later generation than the store's lies in the second one.
+
+    A sweep of the store finds the way to what has moved again; of local files the identity tells which is right.
+    """
+    if store is None or spec.local_paths():
+        return False
+    other = second(store)
+    refs_of = [refs.find_source(one, spec.source, spec.selection) for one in (store, other) if one is not None]
+    if len(refs_of) < 2 or refs_of[0] is None or refs_of[1] is None:
+        return False
+    return refs_of[1].provenance.created_ns > refs_of[0].provenance.created_ns
+
+
 def _forget(store: Store, spec: Spec) -> None:
     """No source leads to what may be there of an earlier generation: it goes when nobody holds it."""
     files.unlink_if_there(f"{store.refs}/{refs.source_file(spec.source, spec.selection)}")

@@ -6,14 +6,16 @@ It is locked while it is used; what a killed process left behind goes when the n
 from __future__ import annotations
 
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from dsmem import files
 
-_PREFIX = "dsmem-"
+_NAME = re.compile(r"\.dsmem-[0-9a-f]{16}\.tmp")
+"""Of nothing that `datasets` puts there, whose directories are named after datasets."""
 
 
 @contextmanager
@@ -25,7 +27,8 @@ def directory() -> Iterator[str]:
     os.makedirs(base, exist_ok=True)
     _sweep(base)
     while True:
-        path = tempfile.mkdtemp(prefix=_PREFIX, dir=base)
+        path = os.path.join(base, f".dsmem-{secrets.token_hex(8)}.tmp")
+        os.mkdir(path, 0o700)
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except FileNotFoundError:  # a sweep took it for an abandoned one, before it was locked
@@ -44,14 +47,15 @@ def directory() -> Iterator[str]:
 
 def _sweep(base: str) -> None:
     with os.scandir(base) as entries:
-        paths = [entry.path for entry in entries if entry.name.startswith(_PREFIX)]
+        paths = [entry.path for entry in entries if _NAME.fullmatch(entry.name)]
     for path in paths:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:  # gone, or not ours
             continue
         try:
-            if files.try_lock(fd, exclusive=True):
+            status = os.fstat(fd)
+            if status.st_uid == os.geteuid() and files.try_lock(fd, exclusive=True) and files.names_inode(path, status):
                 shutil.rmtree(path, ignore_errors=True)
         finally:
             os.close(fd)

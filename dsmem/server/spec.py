@@ -206,9 +206,27 @@ class Spec:
         wrong += [key for key in ("sample_limit", "shuffle_seed") if key in record and type(record[key]) is not int]
         wrong += ["flatten"] if not isinstance(record.get("flatten", False), bool) else []
         unknown = sorted(record.keys() - {field.name for field in fields(cls)})
+        wrong += [key for key in texts if not wrong and not _is_path_like(record.get(key, ""))]
+        wrong += [key for key in ("options", "data_files") if not wrong and not _is_json_object(record.get(key, ""))]
+        wrong += ["sample_limit"] if not wrong and record.get("sample_limit", 1) < 1 else []
         if wrong or unknown:
             raise ValueError(f"not a request for a table: {', '.join(wrong + unknown)}")
         return cls(**record)
+
+
+def _is_path_like(text: str) -> bool:
+    """Whether the file system and JSON take it; what comes through the socket may be anything."""
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def _is_json_object(text: str) -> bool:
+    try:
+        return not text or isinstance(json.loads(text), dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 @lru_cache(maxsize=256)

@@ -67,7 +67,8 @@ class Watcher:
     def stop(self) -> None:
         """Look no more; a look at a disk that hangs is not waited for."""
         self._stop.set()
-        self._thread.join(1.0)
+        if self._thread.ident is not None:  # it was started
+            self._thread.join(1.0)
 
     def _run(self) -> None:
         pause_s = self._watch_s
@@ -108,7 +109,7 @@ class Watcher:
             return True
         try:
             found = one.spec.identity()
-        except (DsmemError, OSError) as exc:
+        except (DsmemError, OSError, ValueError) as exc:
             _log.debug("%s: %s", name, exc)
             self._seen.pop(name, None)  # what is gone does not take away what was read from it
             return False

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import glob
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +40,12 @@ class Beside:
         """The files that belong to `path`, which ends in `.bin` (else that is added to the names of the others)."""
         stem = path.removesuffix(".bin")
         return cls(path, f"{stem}.idx", f"{stem}.docs.npy", f"{stem}.json")
+
+
+def shards_there(path: str) -> list[str]:
+    """The shards of OUT.bin that lie beside it, however many they were: OUT-00000-of-00003.bin …"""
+    digits = "[0-9]" * 5
+    return sorted(glob.glob(f"{glob.escape(path.removesuffix('.bin'))}-{digits}-of-{digits}.bin"))
 
 
 def val_path(out: str) -> str:

@@ -27,7 +27,7 @@ from dsmem.tokens import workdir
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.inputs import Format, Source, Wanted
-from dsmem.tokens.layout import TokenDtype, val_path
+from dsmem.tokens.layout import TokenDtype, shards_there, val_path
 from dsmem.tokens.manifest import Input, Manifest, Place
 from dsmem.tokens.manifest import Tokenizer as About
 from dsmem.tokens.options import (
@@ -109,7 +109,9 @@ def tokenize(
     )
     arrangement.check()
     target = os.path.abspath(os.fspath(out))
-    _refuse_taken([target, *([val_path(target)] if val_fraction else [])], overwrite)
+    _refuse_taken(
+        [target, *([val_path(target)] if val_fraction else [])], overwrite, sharded=bool(shards or shard_tokens)
+    )
     sources = gathering.gather([os.fspath(one) for one in named], Wanted(format, split, subset))
     cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field)
     processes = _processes(sources, part_bytes, workers)
@@ -373,12 +375,14 @@ def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) 
     return wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))
 
 
-def _refuse_taken(paths: Sequence[str], overwrite: bool) -> None:
+def _refuse_taken(paths: Sequence[str], overwrite: bool, *, sharded: bool) -> None:
     for path in paths:
         if os.path.isdir(path):
             raise UsageError(f"{path} is a directory")
         if not overwrite and os.path.lexists(path):
             raise OutputExists(f"{path} is there already", path=path)
+        if sharded and not overwrite and (taken := shards_there(path)):
+            raise OutputExists(f"{taken[0]} is there already", path=taken[0])
     parent = os.path.dirname(paths[0])
     if not os.path.isdir(parent):
         raise UsageError(f"there is no directory {parent}")

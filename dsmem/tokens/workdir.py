@@ -6,6 +6,7 @@ another plan is refused, and told what differs.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from dsmem import files
-from dsmem.errors import OtherPlan, OutputBusy
+from dsmem.errors import OtherPlan, OutputBusy, UnsafeRoot
 
 _PLAN_BYTES = 1 << 30
 Plan = Mapping[str, object]
@@ -32,6 +33,7 @@ def locked(out: str) -> Iterator[str]:
         with suppress(FileExistsError):
             os.mkdir(path, 0o700)
         try:
+            _check_own(path)
             fd = files.open_own(f"{path}/lock", os.O_RDWR | os.O_CREAT)
         except FileNotFoundError:
             if os.path.isdir(os.path.dirname(path) or "."):
@@ -47,6 +49,24 @@ def locked(out: str) -> Iterator[str]:
         yield path
     finally:
         os.close(fd)
+
+
+def _check_own(path: str) -> None:
+    """Raise UnsafeRoot for a link, or for a directory that others may put something into; FileNotFoundError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError as exc:
+        if exc.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise UnsafeRoot(f"{path} is not a directory, where the parts would go", root=path) from exc
+        raise
+    status = os.fstat(fd)
+    os.close(fd)
+    if status.st_uid != os.geteuid() or status.st_mode & 0o022:
+        raise UnsafeRoot(
+            f"{path}, where the parts would go, is of uid {status.st_uid}, mode {status.st_mode & 0o777:o}: "
+            "others can write to it",
+            root=path,
+        )
 
 
 def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bool:

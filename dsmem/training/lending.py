@@ -3,6 +3,8 @@
 New shared memory costs several times what is copied into it, in pages taken and zeroed. A worker lends a block with a
 number never used before; the main process gives that number back when no tensor, array or view of the block is left.
 Until then, and wherever something is lost on the way, the block is not used again: new memory is taken, as torch does.
+What the main process sends on to another one by torch.multiprocessing is lost in that sense. A process that is forked
+must not read the batches that it inherits.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.multiprocessing.reductions import StorageWeakRef
+from torch.multiprocessing.reductions import StorageWeakRef, shared_cache
 from torch.utils.data import get_worker_info
 
 _uses: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
@@ -121,7 +123,10 @@ class Borrower:
 
     def __init__(self, lender: Lender) -> None:
         self._lender = lender
-        self._held: list[tuple[Loan, StorageWeakRef]] = []
+        self._held: list[tuple[Loan, StorageWeakRef, object]] = []
+        """Each with the key of its entry in torch's cache of storages that came: sending it on replaces the entry."""
+        self._gone: set[Loan] = set()
+        """What is never given back: another process may use it."""
 
     def received(self, batch: Any) -> None:
         """A batch has come."""
@@ -132,22 +137,29 @@ class Borrower:
             if image.is_pinned():  # a copy, made by the loader's thread
                 self._lender.give_back(loan)
             else:
-                reference = StorageWeakRef(image.untyped_storage())  # type: ignore[no-untyped-call]  # torch's is not
-                self._held.append((loan, reference))
+                mine = StorageWeakRef(image.untyped_storage())  # type: ignore[no-untyped-call]  # torch's is not
+                came = [(key, one) for key, one in list(shared_cache.items()) if one.cdata == mine.cdata]
+                if came:
+                    key, reference = came[0]
+                    self._held.append((loan, reference, key))
+                else:
+                    self._gone.add(loan)
 
     def give_back(self) -> None:
         """What the caller has let go of since."""
         kept = []
-        for loan, reference in self._held:
-            if reference.expired():  # type: ignore[no-untyped-call]  # torch's is not annotated
+        for loan, reference, key in self._held:
+            if not reference.expired():  # type: ignore[no-untyped-call]  # torch's is not annotated
+                kept.append((loan, reference, key))
+            elif shared_cache.get(key) is reference:  # type: ignore[no-untyped-call]
                 self._lender.give_back(loan)
             else:
-                kept.append((loan, reference))
+                self._gone.add(loan)
         self._held = kept
 
     def out(self) -> set[Loan]:
         """What is lent and has not come yet."""
-        return self._lender.out() - {loan for loan, _ in self._held}
+        return self._lender.out() - {loan for loan, _, _ in self._held} - self._gone
 
     def lost(self, loans: set[Loan]) -> None:
         """Batches with these were dropped by the loader: an epoch was broken off."""

@@ -7,6 +7,7 @@ again for the file. Only `Unread`, when all have failed, leaves.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -18,6 +19,7 @@ import numpy as np
 
 from dsmem import proc
 from dsmem.errors import BadSource, NotPinned
+from dsmem.files import FileIdentity
 from dsmem.training import images
 from dsmem.training.cache import Array, Cache
 from dsmem.training.episodes import EpisodeFile, Stored
@@ -132,6 +134,7 @@ class FileReader:
         self._part = part
         self._lock = threading.Lock()
         self._refused: dict[Source, str] = {}
+        self._seen = ""
         self._opened: dict[str, Any] = {}
         self._order: list[Source] = []
         if ways.pinned and self._open_pinned():
@@ -171,7 +174,7 @@ class FileReader:
         if not stored.is_encoded:
             array: Array = self.rows(path, step, step + 1)[0]
             return array if array.ndim == 3 else array[:, :, None]
-        key = (self._number, path, "frame", step)
+        key = (self._number, path, "frame", step, self._version())
         began = time.perf_counter()
         found = self._cache.get(key)
         if found is not None:
@@ -179,6 +182,15 @@ class FileReader:
             return found
         data = np.asarray(self.rows(path, step, step + 1)[0], np.uint8)
         return self._cache.put(key, images.decoded(data, f"{self._about.path}: /{path}, step {step}"))
+
+    def _version(self) -> str:
+        """Of the file when its first frame was read here."""
+        if not self._seen:
+            try:
+                self._seen = str(FileIdentity.of(os.stat(self._about.path)).as_list())
+            except OSError as exc:  # what is pinned is read without it
+                self._seen = str(exc)
+        return self._seen
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -218,7 +230,7 @@ class FileReader:
     def _blocks(self, file: FileRows, stored: Stored, first: int, last: int) -> Iterator[Array]:
         for block in range(first, last):
             began = time.perf_counter()
-            key = (self._number, stored.path, block)
+            key = (self._number, stored.path, block, file.version)
             found = self._cache.get(key)
             source: Source = "decoded" if found is None else "cache"
             if found is None:

@@ -18,6 +18,7 @@ import numpy as np
 from dsmem import digest, proc
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import DamagedObject, NotPinned
+from dsmem.files import FileIdentity
 from dsmem.hdf5 import opening
 from dsmem.hdf5.chunks import Band, ChunkedDataset, read_table
 from dsmem.hdf5.codecs import Pipeline
@@ -73,6 +74,8 @@ class FileRows:
         self._fd = digest.open_source(file.path)
         # Not closed by hand: another thread may be reading by its number.
         weakref.finalize(self, os.close, self._fd).atexit = False
+        self.version = str(FileIdentity.of(os.fstat(self._fd)).as_list())
+        """Of what is open here: one in another process may have a later file of that name."""
         self._open(file)
 
     def _open(self, file: EpisodeFile) -> None:

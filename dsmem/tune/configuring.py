@@ -35,6 +35,7 @@ def write_config(path: str | os.PathLike[str], settings: Settings) -> bool:
     """
     name = os.fspath(path)
     target = os.path.realpath(name)
+    _check_regular(name)
     before = os.stat(target) if os.path.exists(target) else None
     old = _text(name)
     new = merged(old or _HEADER, settings.sections(), name)
@@ -52,7 +53,16 @@ def check_target(path: str | os.PathLike[str]) -> None:
     above = os.path.dirname(os.path.realpath(name))
     if not os.path.isdir(above):
         raise SourceMissing(f"{name}: there is no directory {above}")
+    if not os.access(above, os.W_OK):
+        raise UsageError(f"{name}: nothing can be written to {above}")
+    _check_regular(name)
     merged(_text(name) or _HEADER, Settings().sections(), name)
+
+
+def _check_regular(name: str) -> None:
+    """Raise UsageError for a device, a fifo, a directory: none of them is replaced, or waited for."""
+    if os.path.exists(name) and not os.path.isfile(name):
+        raise UsageError(f"{name} is not a regular file")
 
 
 def _text(name: str) -> str:

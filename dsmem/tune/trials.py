@@ -71,10 +71,11 @@ class Trial:
             "loader": settings.loader_options(),
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "dsmem.tune.trial"],
+            [sys.executable, "-P", "-m", "dsmem.tune.trial"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,  # an interrupt is this process's to answer; it ends with its standard input
         )
         self._send(json.dumps(request))
 

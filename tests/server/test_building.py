@@ -191,7 +191,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, hf_cache: Path) -> None
     assert load(name)["train"]["id"][:] == list(range(30))
     assert [one.name for one in objects.scan(make_store())] == [name]
     assert [one for one in os.listdir(make_store().objects) if one.startswith(".")] == []
-    assert [one for one in os.listdir(hf_cache) if one.startswith("dsmem-")] == []
+    assert [one for one in os.listdir(hf_cache) if one.startswith(".dsmem-")] == []
 
 
 def test_a_source_that_changes_meanwhile_is_not_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +274,7 @@ def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_a_killed_build_left_on_the_disk_goes(tmp_path: Path, hf_cache: Path) -> None:
     with scratch.directory() as held:
-        abandoned = hf_cache / "dsmem-abandoned"
+        abandoned = hf_cache / ".dsmem-0123456789abcdef.tmp"
         (abandoned / "json").mkdir(parents=True)
         publish(Spec.parse(str(write_jsonl(tmp_path / "a.jsonl", rows(0, 30)))))
         assert not abandoned.exists() and os.path.isdir(held)

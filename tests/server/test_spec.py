@@ -150,7 +150,7 @@ def test_caches_of_a_saved_directory_are_no_part_of_it(tmp_path: Path) -> None:
     assert spec.identity() != first
 
 
-texts = st.text(max_size=20)
+texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 
 
 @given(texts, st.none() | texts, st.none() | texts, st.none() | texts, st.none() | st.integers(1), st.booleans())
@@ -164,7 +164,20 @@ def test_round_trip(
 
 
 @pytest.mark.parametrize(
-    "record", [None, [], {}, {"path": 1}, {"path": "x", "sample_limit": True}, {"path": "x", "y": 1}]
+    "record",
+    [
+        None,
+        [],
+        {},
+        {"path": 1},
+        {"path": "x", "sample_limit": True},
+        {"path": "x", "sample_limit": 0},
+        {"path": "x", "y": 1},
+        {"path": "/tmp/\ud800"},
+        {"path": "a\0b"},
+        {"path": "json", "options": "{"},
+        {"path": "json", "data_files": "[]"},
+    ],
 )
 def test_what_is_no_record(record: object) -> None:
     with pytest.raises(ValueError, match="not a request"):

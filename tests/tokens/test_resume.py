@@ -17,6 +17,7 @@ import pytest
 import tokentexts
 
 import dsmem
+from dsmem.errors import OutputExists, UnsafeRoot
 from dsmem.tokens import workdir
 
 PART = 1 << 14
@@ -163,3 +164,31 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     digest = hashlib.sha256(out.read_bytes()).hexdigest()
     dsmem.tokenize(path, tmp_path / "again.bin", tokenizer=tmp_path / "tokenizer.json", part_bytes=1 << 15)
     assert hashlib.sha256((tmp_path / "again.bin").read_bytes()).hexdigest() == digest
+
+
+def test_a_work_directory_that_is_not_ours_is_left_alone(corpus: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.mkdir()
+    (victim / "thesis.txt").write_text("mine")
+    out = tmp_path / "out.bin"
+    hidden = Path(workdir.path_of(str(out)))
+    hidden.symlink_to(victim)
+    with pytest.raises(UnsafeRoot, match="is not a directory"):
+        dsmem.tokenize(corpus, out)
+    assert [one.name for one in victim.iterdir()] == ["thesis.txt"]
+    hidden.unlink()
+    hidden.mkdir()
+    hidden.chmod(0o777)
+    with pytest.raises(UnsafeRoot, match="others can write"):
+        dsmem.tokenize(corpus, out)
+    assert not out.exists() and not list(hidden.iterdir())
+
+
+def test_shards_are_replaced_only_when_told(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    first = dsmem.tokenize(corpus, out, shards=2)
+    before = Path(first.outputs[0].path).read_bytes()
+    with pytest.raises(OutputExists, match="out-00000-of-00002"):
+        dsmem.tokenize(corpus, out, shards=3)
+    assert Path(first.outputs[0].path).read_bytes() == before
+    dsmem.tokenize(corpus, out, shards=3, overwrite=True)

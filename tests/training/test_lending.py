@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,27 @@ def test_the_users_own_initialisation_of_workers(paths: list[Path]) -> None:
     loader, dataset = create_optimized_dataloader(paths, CAMERAS, 4, 1, worker_init_fn=begin)
     assert next(iter(loader)).loans
     assert dataset.lender is None
+
+
+def test_what_is_sent_to_another_process_is_not_used_again(paths: list[Path]) -> None:
+    right = expected(paths)
+    loader, _ = create_optimized_dataloader(paths, CAMERAS, 3, 1)
+    batch = next(iter(loader))
+    sent = Batch({**batch, "images": {"top": batch["images"]["top"]}})
+    letter = ForkingPickler.dumps(sent["images"]["top"])
+    gone = {(one.worker, one.block) for one in batch.loans[:1] if one is not None}
+    assert gone
+    del batch, sent["images"]
+    for _ in range(3):
+        for batch in loader:
+            check(batch, right)
+            assert not gone & {(one.worker, one.block) for one in batch.loans if one is not None}
+    received = pickle.loads(bytes(letter))
+    assert torch.equal(received, torch.stack([right[place] for place in _places(sent)]))
+
+
+def _places(batch: Batch) -> list[tuple[int, int]]:
+    return list(zip(batch["episode"].tolist(), batch["step"].tolist(), strict=True))
 
 
 def test_pinned_copies_give_back_at_once() -> None:

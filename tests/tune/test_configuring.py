@@ -124,3 +124,13 @@ def test_a_new_file_and_an_old_one(tmp_path: Path) -> None:
 def test_no_directory_for_it(tmp_path: Path) -> None:
     with pytest.raises(SourceMissing, match="there is no directory"):
         check_target(tmp_path / "none" / "dsmem.yaml")
+
+
+def test_what_is_no_regular_file_is_left_alone(tmp_path: Path) -> None:
+    fifo = tmp_path / "dsmem.yaml"
+    os.mkfifo(fifo)
+    with pytest.raises(UsageError, match="not a regular file"):
+        check_target(fifo)
+    with pytest.raises(UsageError, match="not a regular file"):
+        write_config(fifo, Settings())
+    assert fifo.is_fifo()
