@@ -15,10 +15,10 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dsmem demo
 
-# Benches look at the whole machine: they run by themselves, after the others.
+# Tests start hundreds of interpreters: bytecode is kept. Benches look at the whole machine: a group, one by one.
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --ignore tests/bench
-	$(BIN)/python -m pytest tests/bench
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,12 @@ def scratch_parents(tmp_path: Path, store_root: Path, monkeypatch: pytest.Monkey
     yield files, store_root.parent
     assert list(files.iterdir()) == []
     assert list(store_root.parent.iterdir()) == []
-    assert _segments() <= segments
+    deadline = time.monotonic() + 60  # others on this machine may have segments, which go; what is left here stays
+    left = _segments() - segments
+    while left and time.monotonic() < deadline:
+        time.sleep(0.05)
+        left &= _segments()
+    assert left == set()
 
 
 def _segments() -> set[str]:
