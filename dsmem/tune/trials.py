@@ -6,6 +6,7 @@ What they pin goes into the store, as in training, and is removed at the end, bu
 from __future__ import annotations
 
 import json
+import select
 import statistics
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from dsmem.tune.facts import Workload
 from dsmem.tune.looking import GivenLayout, Looked
 from dsmem.tune.settings import Settings
 
+PATIENCE_S = 600.0
+"""For one answer: pinning all of the files, or a pass over the sample."""
 ROUNDS = 5
 _SAMPLE_BYTES = 512 << 20
 """Decoded, of the files that are tried; at least one file."""
@@ -119,6 +122,9 @@ class Trial:
 
     def _heard(self) -> dict[str, Any]:
         assert self._process.stdout is not None
+        if not select.select([self._process.stdout], [], [], PATIENCE_S)[0]:  # it answers with one line at a time
+            self._process.kill()
+            raise TrialFailed(f"a trial did not answer for {PATIENCE_S:.0f} s")
         line = self._process.stdout.readline()
         if not line:
             raise TrialFailed(f"a trial ended with exit code {self._process.wait()}")

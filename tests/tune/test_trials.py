@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -73,6 +74,18 @@ def test_a_trial_that_fails(robots: list[str], tmp_path: Path) -> None:
         with pytest.raises(TrialFailed, match="exit code -9"):
             trial.end()
     assert len(placing.remove(pinned())) == 1  # who is killed removes nothing
+
+
+def test_a_trial_that_does_not_answer(robots: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    looked = looking.look(robots, CAMERAS)
+    with Trial(looked.files[:1], CAMERAS, replace(SHARED, use_shared_memory=False), Workload(4)) as trial:
+        trial.opened()
+        trial._process.send_signal(signal.SIGSTOP)
+        monkeypatch.setattr(trials, "PATIENCE_S", 0.2)
+        trial.begin()
+        with pytest.raises(TrialFailed, match="did not answer"):
+            trial.end()
+    assert children() == []
 
 
 def test_the_winner_must_be_clearly_faster() -> None:
