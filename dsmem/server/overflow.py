@@ -9,14 +9,15 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
 from dsmem import files, settings
-from dsmem.errors import NoSpace
+from dsmem.errors import InUse, NoSpace
 from dsmem.server import catalogue
 from dsmem.server.records import Published
 from dsmem.server.spec import Spec
-from dsmem.store import refs
+from dsmem.store import objects, refs
 from dsmem.store.root import Store, make_store, open_store
 
 _LIMIT_BYTES = 4096
@@ -83,8 +84,12 @@ def is_later(store: Store | None, spec: Spec) -> bool:
 
 
 def _forget(store: Store, spec: Spec) -> None:
-    """No source leads to what may be there of an earlier generation: it goes when nobody holds it."""
+    """No source leads to what may be there of an earlier generation: it goes, or when nobody holds it any more."""
+    ref = refs.find_source(store, spec.source, spec.selection)
     files.unlink_if_there(f"{store.refs}/{refs.source_file(spec.source, spec.selection)}")
+    if ref is not None and all(one.object != ref.object for one in refs.all_refs(store)):
+        with suppress(InUse):
+            objects.remove(store, ref.object)
 
 
 def _path(store: Store) -> str:
