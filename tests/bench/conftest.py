@@ -1,4 +1,4 @@
-"""Benches that leave nothing: files below the test's own directory, shared memory as it was."""
+"""Benches that leave nothing: no files in a directory made for the test, shared memory as it was."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ def quick_speeds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def scratch_parents(tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
-    """Where private places are made; checked for leftovers, and for the user's own store not being touched."""
-    files = tmp_path / "files"
-    files.mkdir()
+def scratch_parents(store_root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Path, Path]]:
+    """Where private places are made; checked for leftovers, and for the user's own store not being touched.
+
+    A short path: below pytest's own, the sockets by which torch's workers send tensors have names over 108 bytes, and a
+    worker that can't send leaves its loader waiting.
+    """
+    files = Path(tempfile.mkdtemp(prefix="dsmem-"))
     monkeypatch.setattr(tempfile, "tempdir", str(files))
     monkeypatch.setenv("TMPDIR", str(files))
     segments = _segments()
@@ -41,6 +44,7 @@ def scratch_parents(tmp_path: Path, store_root: Path, monkeypatch: pytest.Monkey
         time.sleep(0.05)
         left &= _segments()
     assert left == set()
+    files.rmdir()
 
 
 def _segments() -> set[str]:

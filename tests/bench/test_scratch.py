@@ -56,11 +56,13 @@ def test_a_variable_that_was_not_set_is_not_set_afterwards(monkeypatch: pytest.M
     assert "XDG_CACHE_HOME" not in os.environ
 
 
-def test_without_a_root_of_ones_own_it_is_dev_shm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_root_of_ones_own_it_is_dev_shm(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, scratch_parents: tuple[Path, Path]
+) -> None:
     monkeypatch.delenv("DSMEM_ROOT")
     assert module.shared_directory() == Path("/dev/shm")
     monkeypatch.setattr(module, "SHARED_MEMORY", str(tmp_path / "none"))
-    assert module.shared_directory() == tmp_path / "files"
+    assert module.shared_directory() == scratch_parents[0]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
