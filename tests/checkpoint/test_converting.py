@@ -182,6 +182,39 @@ def test_what_a_killed_process_left_goes_with_the_next(
     assert checkpoint.load(path).keys() == {"old"}
 
 
+@pytest.mark.parametrize("killed_at", [1, 2])
+@pytest.mark.parametrize(("to", "out"), [("dcp", "out"), ("safetensors", "s")])
+def test_what_steps_aside_is_never_lost(
+    to: To, out: str, killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where two names can't change places: killed after the first rename, and after the second."""
+    source, path = written(weights(), tmp_path, "pt"), tmp_path / out
+    checkpoint.convert(written({"old": noise((3,))}, tmp_path, "safetensors"), path, to=to)
+    renamed = 0
+
+    def rename(one: str, other: str) -> None:
+        nonlocal renamed
+        if renamed == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.replace(one, other)
+        renamed += 1
+
+    def cannot(one: str, other: str) -> bool:
+        monkeypatch.setattr(os, "rename", rename)  # in the child, from here on
+        return False
+
+    with monkeypatch.context() as patched:
+        patched.setattr(staging, "_exchange", cannot)
+        with pytest.raises(children.ChildDied):
+            children.call(lambda: checkpoint.convert(source, path, to=to, force=True))
+    assert path.exists() == (killed_at == 2)
+    with pytest.raises(OutputExists):
+        checkpoint.convert(source, path, to=to)
+    assert checkpoint.load(path).keys() == ({"old"} if killed_at == 1 else weights().keys())
+    checkpoint.convert(source, tmp_path / "other.pt")
+    assert hidden(tmp_path) == []
+
+
 @pytest.mark.parametrize(("to", "out"), OUTS)
 def test_what_is_being_written_is_no_leftover(
     to: To, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,6 +232,7 @@ def test_what_is_being_written_is_no_leftover(
 
 def test_a_sweep_takes_nothing_else(tmp_path: Path) -> None:
     others = [".dsmem-0123.part", "dsmem-0123456789abcdef.part", ".dsmem-0123456789abcdef.part.old"]
+    others += [".dsmem-0123456789abcdef.old", ".dsmem-0123456789abcdef.old-"]
     for name in others:
         (tmp_path / name).touch()
     (tmp_path / "precious").touch()
