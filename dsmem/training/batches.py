@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import default_collate, get_worker_info
 
 from dsmem.training.lending import Batch, Lender, shared_bytes
+from dsmem.training.pool import Pool
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,12 +29,17 @@ class Block:
 
 
 class Samples(list[Any]):
-    """The samples of a batch; `blocks` has the frames of all, by camera, in memory of the lender where there is one."""
+    """The samples of a batch; `blocks` has the frames of all, by camera, in memory of the lender or the pool."""
 
-    def __init__(self, samples: list[Any], lender: Lender | None = None) -> None:
+    def __init__(self, samples: list[Any], lender: Lender | None = None, pool: Pool | None = None) -> None:
         super().__init__(samples)
         self.blocks: dict[str, Block] = {}
         self.lender = lender
+        self.pool = pool
+
+    def row(self, number: int) -> Row:
+        """Where the frames of a sample go."""
+        return Row(self.blocks, number, len(self), self.lender, self.pool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,26 +51,32 @@ class Row:
     count: int
     """Of samples in the batch."""
     lender: Lender | None = None
+    pool: Pool | None = None
 
     def filled(self, camera: str, frame: Array) -> torch.Tensor:
         """A copy of a frame, in its row; a frame unlike the first one of its camera is copied apart."""
         block = self.blocks.get(camera)
         if block is None:
-            block = self.blocks[camera] = _block((self.count, *frame.shape), frame.dtype, self.lender)
+            block = self.blocks[camera] = _block((self.count, *frame.shape), frame.dtype, self.lender, self.pool)
         if block.array.shape[1:] != frame.shape or block.array.dtype != frame.dtype:
             return torch.from_numpy(np.array(frame))
         block.array[self.number] = frame
         return block.tensor[self.number]
 
 
-def _block(shape: tuple[int, ...], dtype: np.dtype[Any], lender: Lender | None) -> Block:
-    if get_worker_info() is None:
-        array = np.empty(shape, dtype)
-        return Block(torch.from_numpy(array), array)
+def _block(shape: tuple[int, ...], dtype: np.dtype[Any], lender: Lender | None, pool: Pool | None) -> Block:
     size_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    taken = lender.take(size_bytes) if lender is not None else None
-    # Shared, as torch's default_collate does it: else sending the batch to the main process copies it once more.
-    number, flat = taken or (None, shared_bytes(size_bytes))
+    number: int | None = None
+    flat: torch.Tensor | None = None
+    if get_worker_info() is None:
+        flat = pool.take(size_bytes) if pool is not None else None
+        if flat is None:
+            array = np.empty(shape, dtype)
+            return Block(torch.from_numpy(array), array)
+    else:
+        taken = lender.take(size_bytes) if lender is not None else None
+        # Shared, as torch's default_collate does it: else sending the batch to the main process copies it once more.
+        number, flat = taken or (None, shared_bytes(size_bytes))
     tensor = flat[:size_bytes].view(torch.from_numpy(np.empty(0, dtype)).dtype).view(shape)
     return Block(tensor, tensor.numpy(), number)
 

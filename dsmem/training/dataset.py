@@ -30,12 +30,15 @@ from dsmem.training.episodes import Episode, EpisodeFile
 from dsmem.training.layouts import Layout, Names
 from dsmem.training.lending import Lender
 from dsmem.training.monitoring import Monitor, Report
+from dsmem.training.pool import Pool
 from dsmem.training.reading import FileReader, Readers, Ways
 from dsmem.training.sharedcache import SharedCache
 
 Sample = dict[str, Any]
 CacheScope = Literal["process", "shared"]
 DEFAULT_CACHE_SIZE = 100
+_BATCHES_KEPT = 4
+"""Of memory for batches made in this process: those that a training loop holds at once."""
 _CACHE_SHARE = 4
 """A quarter of the memory that is available when the dataset is made, unless cache_bytes says otherwise."""
 
@@ -137,9 +140,10 @@ class EpisodicDataset(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> Samples:
         """The samples of a batch, in its order; they are read in the order in which they lie in the files."""
         places = [self._place(index) for index in indices]
-        samples = Samples([None] * len(places), self.lender)
+        self._here()
+        samples = Samples([None] * len(places), self.lender, self._pool)
         for where in sorted(range(len(places)), key=places.__getitem__):
-            samples[where] = self._sample(*places[where], Row(samples.blocks, where, len(places), self.lender))
+            samples[where] = self._sample(*places[where], samples.row(where))
         return samples
 
     def get_language_instruction(self) -> str:
@@ -180,6 +184,7 @@ class EpisodicDataset(Dataset[Sample]):
     def clear_cache(self) -> None:
         """Let go of the decoded chunks and frames, of a shared cache those of all; objects stay, files stay open."""
         self._here().cache.clear()
+        self._pool.clear()
 
     def performance_report(self) -> Report:
         """What came from where, all workers together; see `monitoring.Report`. Latencies with enable_monitoring."""
@@ -209,7 +214,7 @@ class EpisodicDataset(Dataset[Sample]):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_readers", "_inherited", "_local", "_starting"):
+        for name in ("_readers", "_inherited", "_local", "_starting", "_pool"):
             state.pop(name, None)
         return state
 
@@ -227,6 +232,7 @@ class EpisodicDataset(Dataset[Sample]):
         self._monitor.enter(None if info is None else info.id)
         cache, without = self._cache(inherited, shares)
         self._local = threading.local()
+        self._pool = Pool(_BATCHES_KEPT * len(self.camera_names))
         self._inherited: list[Readers] = [*getattr(self, "_inherited", ()), *([inherited] if inherited else [])]
         readers = Readers(self._files, self._ways, cache, self._monitor, self._placed.parts)
         if without is not None:

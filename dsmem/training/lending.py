@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef, shared_cache
 from torch.utils.data import get_worker_info
 
 _uses: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
-"""How many tensors share a storage; None in a torch that does not say: then nothing is lent."""
+"""How many tensors share a storage; None in a torch that does not say: then no memory is used again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class _Owned:
     """A block of this worker."""
 
     flat: torch.Tensor
-    at_rest: int
-    """Uses of its storage when there is no tensor but this one."""
+    at_rest: int | None
+    """`uses` of it when there is no tensor but this one."""
     number: int = 0
     """Of the last loan."""
 
@@ -62,6 +63,14 @@ def shared_bytes(size_bytes: int) -> torch.Tensor:
     # Not Tensor.share_memory_: it copies with OpenMP, which hangs in a fork of a process that has used it.
     storage = torch.UntypedStorage._new_shared(size_bytes)  # type: ignore[no-untyped-call]  # torch's is not annotated
     return torch.empty(0, dtype=torch.uint8).set_(storage)
+
+
+def uses(flat: torch.Tensor) -> int | None:
+    """A number that is larger while other tensors, arrays or storages share its memory; None where torch can't say."""
+    if _uses is None:
+        return None
+    storage = flat.untyped_storage()  # the same object for all who ask, and no use by itself
+    return _uses(storage._cdata) + sys.getrefcount(storage)
 
 
 class Lender:
@@ -86,13 +95,14 @@ class Lender:
             self._owned, self._pid = [], os.getpid()
         returned = self._returned.numpy()[info.id]
         for block, one in enumerate(self._owned):
-            is_back = one.number in (0, returned[block])
-            if is_back and len(one.flat) >= size_bytes and _uses(one.flat.untyped_storage()._cdata) == one.at_rest:
+            if one.number not in (0, returned[block]) or len(one.flat) < size_bytes:
+                continue
+            if uses(one.flat) == one.at_rest:
                 return block, one.flat
         if len(self._owned) == len(returned):
             return None
         flat = shared_bytes(size_bytes)
-        self._owned.append(_Owned(flat, _uses(flat.untyped_storage()._cdata)))
+        self._owned.append(_Owned(flat, uses(flat)))
         return len(self._owned) - 1, flat
 
     def lend(self, block: int) -> Loan:
