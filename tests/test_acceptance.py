@@ -1,4 +1,4 @@
-"""One test a row of the README's table "old name → new": what users of the older systems type, in dsmem's words."""
+"""One test a row of the table in docs/older-tools.md: what users of the older systems type, in dsmem's words."""
 
 from __future__ import annotations
 
