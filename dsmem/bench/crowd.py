@@ -20,10 +20,9 @@ from typing import Any, BinaryIO, NoReturn
 
 import dsmem
 from dsmem import helpers, proc
-from dsmem.bench import recipes
+from dsmem.bench import recipes, told
 from dsmem.errors import DsmemError
 
-_PATIENCE_S = 10.0
 _IMPORTS = "import dsmem.server.daemon"
 _SETTLE_S = 0.05
 """Forks that have just said that they are ready are still on their way to the gate."""
@@ -83,27 +82,11 @@ def crowd(place: Path) -> Iterator[Crowd]:
     Whoever installed dsmem has its bytecode on the disk; where PYTHONDONTWRITEBYTECODE says that it may not be made
     there, it is made once, in `place`.
     """
-    package = Path(dsmem.__file__).parent.parent
-    environ = {**os.environ, "XDG_RUNTIME_DIR": str(place), "XDG_STATE_HOME": str(place)}
+    environ = {**helpers.environment(), "XDG_RUNTIME_DIR": str(place), "XDG_STATE_HOME": str(place)}
     if environ.pop("PYTHONDONTWRITEBYTECODE", ""):
         environ["PYTHONPYCACHEPREFIX"] = str(place)
-    environ["PYTHONPATH"] = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "dsmem.bench.crowd"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environ,
-        process_group=0,  # Ctrl-C is for the parent; this ends when it does
-    ) as process:
-        try:
-            yield Crowd(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with told.started("dsmem.bench.crowd", environ=environ) as process:
+        yield Crowd(process)
 
 
 def main() -> None:

@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 Way = Literal["shared", "cached"]
@@ -29,15 +27,13 @@ class Started:
 
 def start(way: Way, pattern: str, cache: str) -> Started:
     """Run it in a fresh interpreter; raises CalledProcessError."""
-    import dsmem
+    from dsmem import helpers
 
-    package = Path(dsmem.__file__).parent.parent
-    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-P", "-m", "dsmem.bench.first_row", way, pattern, cache],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
+        env={**helpers.environment(), "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"},
         check=True,
     )
     return Started(**json.loads(done.stdout))

@@ -36,7 +36,7 @@ def opening(bench: Workbench, files: Sequence[Path], size_bytes: int) -> Compare
     home = bench.new_file("hub")
     with hub.serving(files, answer_s=ANSWER_S) as address, bench.place.store():
         done = subprocess.run(
-            [*helpers.command(__name__), str(bench.runs), str(size_bytes)],
+            helpers.command(__name__, bench.runs, size_bytes, _REPEAT),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -52,15 +52,15 @@ def opening(bench: Workbench, files: Sequence[Path], size_bytes: int) -> Compare
 
 def main(arguments: Sequence[str]) -> None:
     """The child."""
-    parent, runs, size_bytes = map(int, arguments)
+    parent, runs, size_bytes, repeat = map(int, arguments)
     helpers.end_with_parent(parent)
     import datasets
 
     datasets.disable_progress_bars()
-    sys.stdout.write(json.dumps(asdict(measure(_comparison(size_bytes), runs=runs))))
+    sys.stdout.write(json.dumps(asdict(measure(_comparison(size_bytes, repeat), runs=runs))))
 
 
-def _comparison(size_bytes: int) -> Comparison:
+def _comparison(size_bytes: int, repeat: int) -> Comparison:
     import datasets
 
     import dsmem
@@ -78,14 +78,14 @@ def _comparison(size_bytes: int) -> Comparison:
         f"open a dataset of a hub, {units.format_bytes(size_bytes)}, in a warm process",
         0,
         [
-            Contender("dsmem.load_dataset", "dsmem", lambda _: shared(), answer=_last_row, repeat=_REPEAT),
+            Contender("dsmem.load_dataset", "dsmem", lambda _: shared(), answer=_last_row, repeat=repeat),
             Contender(
                 "datasets.load_dataset, cached, offline",
                 "recipe",
                 lambda _: load(),
                 answer=_last_row,
                 around=_offline,
-                repeat=_REPEAT // 5,
+                repeat=max(repeat // 5, 1),
             ),
             Contender(
                 f"datasets.load_dataset, cached, the hub answers in {units.format_duration(ANSWER_S)}",
@@ -100,7 +100,7 @@ def _comparison(size_bytes: int) -> Comparison:
                 answer=_last_row,
                 around=tempfile.TemporaryDirectory,
             ),
-            Contender("open + mmap", "limit", lambda _: limits.open_and_map(shard), repeat=_REPEAT),
+            Contender("open + mmap", "limit", lambda _: limits.open_and_map(shard), repeat=repeat),
         ],
     )
 

@@ -30,7 +30,7 @@ def serving(files: Sequence[Path], *, answer_s: float) -> Iterator[str]:
         sha = revision
         delay_s = answer_s
 
-    server = ThreadingHTTPServer(("127.0.0.1", globals().get("PORT", 0)), Handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, name="dsmem-bench-hub", daemon=True)
     thread.start()

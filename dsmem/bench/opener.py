@@ -14,16 +14,15 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import dsmem
 from dsmem import proc
+from dsmem.bench import told
 from dsmem.errors import DsmemError
 
 Way = Literal["l", "p"]
 BATCH_SIZE, SEQ_LEN, CONSUMED = 64, 1024, 1 << 29
-_PATIENCE_S = 10.0
 
 
 class OpenerFailed(DsmemError, RuntimeError):
@@ -77,24 +76,8 @@ class Opener:
 @contextmanager
 def opener(path: str) -> Iterator[Opener]:
     """Start it; at the end it ends, too."""
-    package = Path(dsmem.__file__).parent.parent
-    search = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", "dsmem.bench.opener", path],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": search},
-        process_group=0,  # Ctrl-C is for the parent; this ends when it does
-    ) as process:
-        try:
-            yield Opener(process)
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            try:
-                process.wait(_PATIENCE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
+    with told.started("dsmem.bench.opener", path) as process:
+        yield Opener(process)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-import dsmem
+from dsmem import helpers
 from dsmem.bench.recipes import Array
 from dsmem.errors import DsmemError, UsageError
 
@@ -169,9 +169,7 @@ def without(peers: Iterable[Peer], case: str) -> str | None:
 
 def run_dsmem(*arguments: str) -> None:
     """`dsmem ARGUMENTS` as a process, from this very package; raises PeerFailed."""
-    package = Path(dsmem.__file__).parent.parent
-    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    run("dsmem", [sys.executable, "-P", "-m", "dsmem", *arguments], {**os.environ, "PYTHONPATH": path})
+    run("dsmem", [sys.executable, "-P", "-m", "dsmem", *arguments], helpers.environment())
 
 
 def run(name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:

@@ -19,8 +19,9 @@ FILES = 10
 def make(directory: Path, size_bytes: int) -> int:
     """The files; their bytes."""
     directory.mkdir()
+    rows = texts.documents(max(size_bytes // FILES, 1000))
     for number in range(FILES):
-        texts.write_jsonl(directory / f"{number}.jsonl", texts.documents(max(size_bytes // FILES, 1000)))
+        texts.write_jsonl(directory / f"{number}.jsonl", rows)
     return sum(path.stat().st_size for path in directory.iterdir())
 
 

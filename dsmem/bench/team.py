@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import dsmem
-from dsmem import proc, settings
+from dsmem import helpers, proc, settings
+from dsmem.bench import told
 from dsmem.bench.sources import Source
 from dsmem.errors import DsmemError
 
 Way = Literal["preload", "attach"]
-_PATIENCE_S = 10.0
 _GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536"}
 """glibc, mallopt(3): else it keeps arrays below 32 MiB after they are freed, and they count as what came before."""
 
@@ -89,32 +85,9 @@ class Team:
 def team(processes: int) -> Iterator[Team]:
     """Start that many; at the end, or when this process dies in whatever way, they end too."""
     with ExitStack() as stack:
-        started = [_start(stack) for _ in range(processes)]
-        yield Team(started)
-
-
-def _start(stack: ExitStack) -> subprocess.Popen[bytes]:
-    package = Path(dsmem.__file__).parent.parent
-    path = os.pathsep.join([str(package), *filter(None, [os.environ.get("PYTHONPATH")])])
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "dsmem.bench.worker"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, **_GIVE_BACK},
-        process_group=0,  # Ctrl-C is for the parent; these end when it does
-    )
-    stack.callback(_stop, process)
-    return process
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    with process:  # closes the pipes and waits
-        try:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait(_PATIENCE_S)
-        except (subprocess.TimeoutExpired, BrokenPipeError):
-            process.kill()
+        environ = {**helpers.environment(), **_GIVE_BACK}
+        started = [told.started("dsmem.bench.worker", environ=environ) for _ in range(processes)]
+        yield Team([stack.enter_context(one) for one in started])
 
 
 def _ask(members: Sequence[subprocess.Popen[bytes]], request: dict[str, object]) -> tuple[Answer, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sysconfig
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 
 END = "<|endoftext|>"
@@ -56,10 +56,8 @@ def train_tokenizer(path: Path, texts: list[str], size_bytes: int) -> int:
 
 
 def _pieces() -> Iterator[str]:
-    """The library's files, then those of packages, cut at ends of lines."""
-    library, packages = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
-    own = (path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts)
-    for path in chain(own, sorted(packages.rglob("*.py"))):
+    """All sources, cut at ends of lines."""
+    for path in _sources():
         try:
             text = path.read_text(encoding="utf-8")
         except (UnicodeDecodeError, OSError):
@@ -69,3 +67,10 @@ def _pieces() -> Iterator[str]:
             end = text.find("\n", start + _DOCUMENT_CHARACTERS) + 1 or len(text)
             yield text[start:end]
             start = end
+
+
+def _sources() -> Iterator[Path]:
+    """The library's files, then those of packages, which are looked for only when they are wanted."""
+    library, packages = (Path(sysconfig.get_paths()[name]) for name in ("stdlib", "purelib"))
+    yield from (path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts)
+    yield from sorted(packages.rglob("*.py"))

@@ -50,6 +50,7 @@ def _opening(bench: Workbench, directory: Path, size_bytes: int, cache: str) -> 
         warm = partial(recipes.load_rows, pattern, cache)
         warm().save_to_disk(saved)
         in_memory = partial(recipes.load_rows, pattern, cache, keep_in_memory=True)
+        fewer = max(_REPEAT // 5, 1)
         shard = min(map(str, Path(saved).glob("*.arrow")))
         yield Comparison(
             f"open {rowfiles.FILES} files, {units.format_bytes(size_bytes)}, in a warm process",
@@ -59,9 +60,10 @@ def _opening(bench: Workbench, directory: Path, size_bytes: int, cache: str) -> 
                     "dsmem.load_dataset",
                     "dsmem",
                     partial(dsmem.load_dataset, "json", data_files=pattern, split="train"),
+                    repeat=_REPEAT,
                 ),
-                _opened("datasets.load_dataset, cached, offline", "recipe", warm, repeat=_REPEAT // 5),
-                _opened("datasets.load_from_disk", "recipe", partial(recipes.load_saved, saved), repeat=_REPEAT // 5),
+                _opened("datasets.load_dataset, cached, offline", "recipe", warm, repeat=fewer),
+                _opened("datasets.load_from_disk", "recipe", partial(recipes.load_saved, saved), repeat=fewer),
                 _opened("load_dataset(keep_in_memory=True)", "recipe", in_memory, repeat=1),
                 Contender("open + mmap", "limit", lambda _: limits.open_and_map(shard), repeat=_REPEAT),
             ],
@@ -126,7 +128,7 @@ def _loading(bench: Workbench, directory: Path, size_bytes: int) -> Comparison:
     )
 
 
-def _opened(name: str, role: Any, load: Callable[[], Any], *, repeat: int = _REPEAT) -> Contender:
+def _opened(name: str, role: Any, load: Callable[[], Any], *, repeat: int) -> Contender:
     return Contender(name, role, lambda _: load(), answer=_last_row, repeat=repeat)
 
 
