@@ -15,10 +15,10 @@ import pytest
 
 import dsmem
 from dsmem import proc
-from dsmem.bench import crowd, limits, recipes, sizes, team
+from dsmem.bench import crowd, episode_sets, from_hub, harness, limits, recipes, sizes, team
 from dsmem.bench import run as runs
-from dsmem.bench.cases import CASES, attach, checkpoint, pin, training, tune
-from dsmem.bench.harness import ResultsDiffer
+from dsmem.bench.cases import CASES, attach, checkpoint, dataset, pin, server, training, tune
+from dsmem.bench.harness import Comparison, ResultsDiffer
 from dsmem.bench.results import Compared, Measured, Report, Role
 from dsmem.bench.sizes import Room
 from dsmem.bench.workbench import Case
@@ -73,8 +73,15 @@ COMPARISONS = {
 
 
 @pytest.fixture(autouse=True)
-def _few_arrays(monkeypatch: pytest.MonkeyPatch) -> None:
+def _few_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attach, "MANY", 50)
+    monkeypatch.setattr(dataset, "_REPEAT", 2)
+    monkeypatch.setattr(from_hub, "_REPEAT", 2)
+    monkeypatch.setattr(from_hub, "ANSWER_S", 0.001)
+    monkeypatch.setattr(server, "PROCESSES", (1, 2, 4))
+    monkeypatch.setattr(server, "_MANY", 4)
+    monkeypatch.setattr(server, "_PRIVATE", 2)
+    monkeypatch.setattr(episode_sets, "FRAME", (48, 64, 3))
     monkeypatch.setattr(training, "WORKERS", 0)
     monkeypatch.setattr(training, "PROCESSES", (2,))
     monkeypatch.setattr(tune, "_HURRIED", (("jpeg",), (0,)))
@@ -131,7 +138,8 @@ def test_structure(case: Case) -> None:
             sample = one.median_s if compared.quantity == "time" else one.median_bytes
             assert sample is not None and sample > 0
             assert one.ratio_to_recipe and (one.percent_of_limit or one.role == "predicted")
-        assert max(one.percent_of_limit or 0 for one in compared.measured if one.role == "limit") == 100
+        limits = [one.percent_of_limit or 0 for one in compared.measured if one.role == "limit"]
+        assert max(limits) == pytest.approx(100)
     assert json.loads(json.dumps(dataclasses.asdict(report)))["cases"][0]["name"] == case.name
     assert children.still_running() == []
 
@@ -297,17 +305,32 @@ def test_a_wrong_result_shows_no_speed(name: str, spoil: Any, monkeypatch: pytes
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_an_error_in_the_middle_leaves_nothing(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leftovers are looked for by the fixtures; the error comes from the last contender of the last comparison."""
-    count = 0
+    """Leftovers are looked for by the fixtures; the error comes from the last contender of the last comparison.
 
-    def fail(title: str) -> None:
-        nonlocal count
-        count += 1
-        if count == COMPARISONS[case.name] + 1:  # the first thing that is said is about the file
-            raise RuntimeError(title)
+    What comes before is set up, and not measured: `test_structure` does that.
+    """
+    said: list[str] = []
 
-    with pytest.raises(RuntimeError, match=case.name):
-        run(case.name, say=fail)
+    def is_last() -> bool:
+        return len(said) == COMPARISONS[case.name] + 1  # the first thing that is said is about the file
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the last contender")
+
+    def measure(comparison: Comparison, **options: Any) -> Compared:
+        if not is_last():
+            return Compared(comparison.title, comparison.quantity, comparison.size_bytes, 1, ())
+        failing = dataclasses.replace(comparison.contenders[-1], run=fail)
+        return harness.measure(dataclasses.replace(comparison, contenders=[failing]), **options)
+
+    def show(case: Case, compared: Compared) -> None:
+        if is_last():  # one that measures by itself
+            fail()
+
+    monkeypatch.setattr(runs, "measure", measure)
+    with pytest.raises(RuntimeError, match="the last contender"):
+        run(case.name, say=said.append, show=show)
+    assert len(said) == COMPARISONS[case.name] + 1
 
 
 def test_a_recipe_that_fails_half_way_leaves_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
