@@ -58,7 +58,15 @@ class Digests:
 
 
 class _Pass:
-    def __init__(self, fd: int, size_bytes: int, draft: Draft, extents: Sequence[Extent], progress: Progress) -> None:
+    def __init__(
+        self,
+        fd: int,
+        size_bytes: int,
+        draft: Draft,
+        extents: Sequence[Extent],
+        progress: Progress,
+        cache: PageCache,
+    ) -> None:
         self.fd = fd
         self.size_bytes = size_bytes
         self._draft = draft
@@ -72,7 +80,7 @@ class _Pass:
         self.digests = [b""] * len(starts)
         self.finished = [threading.Event() for _ in starts]
         self.failed = threading.Event()
-        self.cache = PageCache(fd, size_bytes)
+        self.cache = cache
         self.threads = proc.usable_cpus()
         self.followed = False
         """Whether a stream digest reads each slice once more, and lets go of it then."""
@@ -157,18 +165,17 @@ def copy(
     decodings: Iterable[Decoding],
     stream_algo: str | None,
     progress: Progress,
+    cache: PageCache,
 ) -> Digests:
     """Hash the file, copy its extents into the draft, run the decodings; `progress` gets (bytes in the object, 0).
 
+    What was not in the page cache is let go behind the reading, but for the last of it: that is the caller's to finish.
     A plain stream (`stream_algo`) is computed in order by a thread that follows the copiers, on what they just read.
     Raises SourceChanged when the file becomes shorter, NoSpace when the store is full.
     """
-    work = _Pass(fd, size_bytes, draft, extents, progress)
+    work = _Pass(fd, size_bytes, draft, extents, progress, cache)
     tasks = _in_file_order(work, decodings)
-    try:
-        stream_hex = _run(work, tasks, work.threads, stream_algo)
-    finally:
-        work.cache.finish()
+    stream_hex = _run(work, tasks, work.threads, stream_algo)
     return Digests(digest.tree_digest(work.digests), stream_hex)
 
 

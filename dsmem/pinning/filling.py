@@ -22,6 +22,7 @@ from dsmem.hdf5.opening import translated
 from dsmem.hdf5.scan import Scan
 from dsmem.pinning import copying, decoding, processes
 from dsmem.pinning.copying import Digests, Extent
+from dsmem.pinning.pagecache import PageCache
 from dsmem.pinning.processes import Slab
 from dsmem.progress import Progress
 from dsmem.store.draft import Draft
@@ -116,44 +117,47 @@ def fill(
 
     `fd` is the open source, `file` the h5py.File of it. Raises BadSource, SourceChanged, NoSpace, ReadDifferently.
     """
-    draft.allocate(plan.known_bytes)
-    copied = [item for item in plan.scan.items if item.tier == "contiguous"]
-    extents = [Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None]
-    total = plan.total_bytes
-    decoded = [item for item in plan.scan.items if item.tier == "chunked"]
-    shared_out = decoding.in_processes(decoded)
-    with decoding.started(shared_out, fd, draft, object_bytes=plan.known_bytes) as decoders:
-        decodings = decoding.decodings(
-            decoded, plan.begin, fd, size_bytes, file, draft, path=path, shared_out=shared_out, decoders=decoders
+    with PageCache(fd, size_bytes) as cache:
+        draft.allocate(plan.known_bytes)
+        copied = [item for item in plan.scan.items if item.tier == "contiguous"]
+        extents = [Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None]
+        total = plan.total_bytes
+        decoded = [item for item in plan.scan.items if item.tier == "chunked"]
+        shared_out = decoding.in_processes(decoded)
+        with decoding.started(shared_out, fd, draft, object_bytes=plan.known_bytes) as decoders:
+            decodings = decoding.decodings(
+                decoded, plan.begin, fd, size_bytes, file, draft, path=path, shared_out=shared_out, decoders=decoders
+            )
+            digests = copying.copy(
+                fd, size_bytes, draft, extents, decodings, stream_algo, lambda done, _: progress(done, total), cache
+            )
+        done = sum(item.size_bytes for item in (*copied, *decoded))
+        tensors = dict(plan.tensors)
+        rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
+        for size in _read_rest(plan, draft, fd, file, path, rest):
+            done += size
+            progress(done, total)
+        cursor = plan.known_bytes
+        by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
+        for planned in plan.unknown:
+            item = by_name[planned.name]
+            end, elements = _read_variable(plan, draft, file, path, item, cursor, lambda: progress(done, total))
+            tensors[planned.name] = _variable_tensor(
+                planned, item, elements, cursor - plan.data_start, end - plan.data_start
+            )
+            cursor = end
+        direct = [*copied, *decoded]
+        if not verify:  # a look at some blocks: what would be read ahead of them is not wanted
+            os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_RANDOM)
+        compare(
+            plan,
+            draft,
+            file,
+            path,
+            direct if verify else _sampled(direct),
+            whole=verify,
+            at_piece=lambda: progress(done, total),
         )
-        digests = copying.copy(
-            fd, size_bytes, draft, extents, decodings, stream_algo, lambda done, _: progress(done, total)
-        )
-    done = sum(item.size_bytes for item in (*copied, *decoded))
-    tensors = dict(plan.tensors)
-    rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
-    for size in _read_rest(plan, draft, fd, file, path, rest):
-        done += size
-        progress(done, total)
-    cursor = plan.known_bytes
-    by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
-    for planned in plan.unknown:
-        item = by_name[planned.name]
-        end, elements = _read_variable(plan, draft, file, path, item, cursor, lambda: progress(done, total))
-        tensors[planned.name] = _variable_tensor(
-            planned, item, elements, cursor - plan.data_start, end - plan.data_start
-        )
-        cursor = end
-    direct = [*copied, *decoded]
-    compare(
-        plan,
-        draft,
-        file,
-        path,
-        direct if verify else _sampled(direct),
-        whole=verify,
-        at_piece=lambda: progress(done, total),
-    )
     draft.allocate(cursor)
 
     def seal(provenance: Provenance) -> None:

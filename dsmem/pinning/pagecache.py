@@ -15,6 +15,8 @@ _PROBES = 7
 class PageCache:
     """Which slices were not cached before they were read; those are dropped from the cache behind the reading.
 
+    What is left of them goes at the end of a `with` block.
+
     Measured: pinning a cold file of 3 GiB left the cache 0.05–0.2 GiB larger, not 3.
     """
 
@@ -43,8 +45,11 @@ class PageCache:
         for one in due:
             self._drop(one)
 
-    def finish(self) -> None:
-        """Everything has been read, and some of it twice (by decodings): let go of it all."""
+    def __enter__(self) -> PageCache:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Some of it was read twice (by decodings, by a comparison): let go of it all."""
         for index in self._cold:
             self._drop(index)
 
