@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -44,9 +46,16 @@ class Gate:
     def open(self) -> None:
         os.close(self._writing)
 
-    def through(self, function: Callable[[Path], Seen], path: Path) -> Seen:
+    def leave_to_the_parent(self) -> None:
+        """In a child: it opens once the parent has opened it."""
         os.close(self._writing)
+
+    def wait(self) -> None:
         os.read(self._reading, 1)
+
+    def through(self, function: Callable[[Path], Seen], path: Path) -> Seen:
+        self.leave_to_the_parent()
+        self.wait()
         return function(path)
 
     def close(self) -> None:
@@ -61,14 +70,42 @@ def pin_and_look(path: Path) -> Seen:
         return Seen(obtained.loaded, file.object_name, content.hexdigest())
 
 
-def race(paths: list[Path], function: Callable[[Path], Seen] = pin_and_look) -> list[Seen]:
-    gate = Gate()
-    try:
-        with all_started([partial(gate.through, function, path) for path in paths]) as running:
+def races(rounds: int, paths: list[Path]) -> Iterator[list[Seen]]:
+    """A process a path; each round all of them pin at the same moment, and what each has found is yielded."""
+    gates = [Gate() for _ in range(rounds)]
+
+    def take_part(path: Path, says: int) -> None:
+        for gate in gates:
+            gate.leave_to_the_parent()
+        for gate in gates:
+            gate.wait()
+            os.write(says, pickle.dumps(pin_and_look(path)))
+
+    with ExitStack() as stack:
+        for gate in gates:
+            stack.callback(gate.close)
+        running = []
+        for path in paths:
+            reading, says = os.pipe()
+            heard = stack.enter_context(os.fdopen(reading, "rb"))
+            child = stack.enter_context(started(partial(take_part, path, says)))
+            os.close(says)
+            running.append((child, heard))
+        for gate in gates:
             gate.open()
-            return [child.result() for child in running]
-    finally:
-        gate.close()
+            seen = []
+            for child, heard in running:
+                if not heard.peek(1):  # it has ended without a word
+                    child.result()
+                seen.append(pickle.load(heard))
+            yield seen
+        for child, _ in running:
+            child.result()
+
+
+def race(paths: list[Path]) -> list[Seen]:
+    (seen,) = races(1, paths)
+    return seen
 
 
 def clear(root: Path) -> None:
@@ -80,8 +117,7 @@ def clear(root: Path) -> None:
 @pytest.mark.parametrize("rounds", [4, pytest.param(30, marks=pytest.mark.slow)])
 def test_sixteen_pin_one_file(rounds: int, tmp_path: Path, store_root: Path) -> None:
     path = settle(write_sample(tmp_path / "data.h5"))
-    for _ in range(rounds):
-        seen = race([path] * PROCESSES)
+    for seen in races(rounds, [path] * PROCESSES):
         assert sum(one.loaded for one in seen) == 1
         assert len({(one.name, one.content) for one in seen}) == 1
         assert os.listdir(store_root / "objects") == [seen[0].name]
@@ -98,8 +134,7 @@ def test_two_paths_of_equal_content_share_one_object(rounds: int, tmp_path: Path
     two = tmp_path / "a longer name, so that the headers differ.h5"
     two.write_bytes(one.read_bytes())
     settle(two)
-    for _ in range(rounds):
-        seen = race([one, two] * 4)
+    for seen in races(rounds, [one, two] * 4):
         assert sum(each.loaded for each in seen) == 2
         assert os.listdir(store_root / "objects") == [seen[0].name]
         assert {ref.provenance.source for ref in refs.all_refs(Store(str(store_root)))} == {str(one), str(two)}
