@@ -9,6 +9,7 @@ import typer
 
 from dsmem import units
 from dsmem.cli import progress
+from dsmem.cli.ckpt_options import SkipUnsupported, Trusted
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Column, Output
 
@@ -32,12 +33,8 @@ def convert(
         str, typer.Option("--max-shard", metavar="SIZE", help="The largest file of sharded safetensors.")
     ] = "5GB",
     force: Annotated[bool, typer.Option("--force", help="Replace what is there.")] = False,
-    skip_unsupported: Annotated[
-        bool, typer.Option("--skip-unsupported", help="Leave out what safetensors has no place for.")
-    ] = False,
-    trusted: Annotated[
-        bool, typer.Option("--trusted", help="Unpickle whatever it holds: that can run code of who made it.")
-    ] = False,
+    skip_unsupported: SkipUnsupported = False,
+    trusted: Trusted = False,
     json: Json = False,
 ) -> None:
     """Write a checkpoint in another format, bit for bit, in little memory.

@@ -9,6 +9,7 @@ import typer
 
 from dsmem import units
 from dsmem.cli import rows
+from dsmem.cli.ckpt_options import Checkpoint
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Column, Output
 
@@ -19,12 +20,6 @@ EXAMPLES = ("dsmem ckpt ls step-1000/", "dsmem ckpt ls model/ --sort size", "dsm
 
 _MOST_NAMED = 8
 Sort = Literal["name", "size"]
-Checkpoint = Annotated[
-    str,
-    typer.Argument(
-        metavar="PATH", help="A directory or a file: DCP, safetensors, its index, .pt, .pth, .bin.", show_default=False
-    ),
-]
 
 _TENSOR = (
     Column("tensor", "tensor"),

@@ -7,10 +7,11 @@ from typing import Annotated
 import typer
 
 from dsmem import units
-from dsmem.cli import progress, rows
-from dsmem.cli.ckpt_ls import Checkpoint
+from dsmem.cli import progress
+from dsmem.cli.ckpt_options import Checkpoint, SkipUnsupported, Trusted, Workers
 from dsmem.cli.commands import Budget, Json, Keep
-from dsmem.cli.output import Column, Output, note
+from dsmem.cli.output import Column, Output
+from dsmem.cli.pinned import sum_up, tell_evicted
 
 EXAMPLES = (
     "dsmem ckpt pin step-1000/ --name weights",
@@ -33,18 +34,11 @@ def pin(
         list[str] | None,
         typer.Option("--only", metavar="GLOB", help="Pin only the tensors that match; may be repeated."),
     ] = None,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, metavar="N", help="Threads; else by CPUs, memory, size.", show_default=False),
-    ] = None,
+    workers: Workers = None,
     budget: Budget = None,
     keep: Keep = None,
-    skip_unsupported: Annotated[
-        bool, typer.Option("--skip-unsupported", help="Leave out tensors that safetensors has no place for.")
-    ] = False,
-    trusted: Annotated[
-        bool, typer.Option("--trusted", help="Unpickle whatever it holds: that can run code of who made it.")
-    ] = False,
+    skip_unsupported: SkipUnsupported = False,
+    trusted: Trusted = False,
     json: Json = False,
 ) -> None:
     """Put the tensors of a checkpoint into shared memory, once.
@@ -67,8 +61,7 @@ def pin(
             trusted=trusted,
             progress=bar.follow(path),
         )
-    if pinned.evicted:
-        note(f"evicted {rows.count(len(pinned.evicted))}, {units.format_bytes(pinned.evicted_bytes)}")
+    tell_evicted(pinned)
     if json:
         out.json(pinned)
         return
@@ -76,11 +69,4 @@ def pin(
     if pinned.left_out:
         more = f" and {len(pinned.left_out) - 3} more" if len(pinned.left_out) > 3 else ""
         out.warning(f"left out: {', '.join(pinned.left_out[:3])}{more}")
-    size, took = units.format_bytes(pinned.size_bytes), units.format_duration(pinned.elapsed_s)
-    if pinned.already:
-        out.result(f"{pinned.name} is already pinned: {size}, found in {took}")
-    elif pinned.waited:
-        out.result(f"{pinned.name} was pinned by another process meanwhile: {size}, waited {took}")
-    else:
-        rate = units.format_rate(pinned.size_bytes, pinned.elapsed_s)
-        out.result(f"pinned {pinned.name}: {size} in {took}, {rate}")
+    sum_up(out, pinned)

@@ -8,7 +8,7 @@ import typer
 
 from dsmem import units
 from dsmem.cli import progress, rows
-from dsmem.cli.ckpt_ls import Checkpoint
+from dsmem.cli.ckpt_options import Checkpoint, Trusted, Workers
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Column, Output
 from dsmem.errors import BadSource
@@ -33,10 +33,7 @@ _FILE = (
 
 def read(
     path: Checkpoint,
-    workers: Annotated[
-        int | None,
-        typer.Option("--workers", min=1, metavar="N", help="Threads; else by CPUs, memory, size.", show_default=False),
-    ] = None,
+    workers: Workers = None,
     io: Annotated[
         Literal["auto", "pread", "mmap"], typer.Option("--io", help="How bytes get to their places.")
     ] = "auto",
@@ -44,9 +41,7 @@ def read(
         list[str] | None,
         typer.Option("--only", metavar="GLOB", help="Read only the tensors that match; may be repeated."),
     ] = None,
-    trusted: Annotated[
-        bool, typer.Option("--trusted", help="Unpickle whatever it holds: that can run code of who made it.")
-    ] = False,
+    trusted: Trusted = False,
     json: Json = False,
 ) -> None:
     """Read a checkpoint into memory and say how fast, from which files, and which way the tensors took.

@@ -9,7 +9,7 @@ import typer
 
 from dsmem import units
 from dsmem.cli import progress, rows
-from dsmem.cli.ckpt_ls import Checkpoint
+from dsmem.cli.ckpt_options import Checkpoint
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Column, Output, escape, paint
 

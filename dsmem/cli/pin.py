@@ -12,7 +12,8 @@ from dsmem import units
 from dsmem.cli import explained, progress, rows
 from dsmem.cli.commands import Algo, Budget, Json, Keep
 from dsmem.cli.errors import Failures
-from dsmem.cli.output import Column, Output, note
+from dsmem.cli.output import Column, Output
+from dsmem.cli.pinned import sum_up, tell_evicted
 from dsmem.errors import UsageError
 
 if TYPE_CHECKING:
@@ -108,7 +109,9 @@ def pin(
             if one is None:
                 continue
             pinned.append(one)
-            _tell_evicted(bar, one)
+            if one.evicted:
+                with bar.aside():
+                    tell_evicted(one)
             if out.terminal:
                 with bar.aside():
                     _show(out, one, more=len(pinned) > 1)
@@ -117,12 +120,6 @@ def pin(
     elif not out.terminal and pinned:
         _show_rows(out, pinned)
     failures.end()
-
-
-def _tell_evicted(bar: progress.Bar, pinned: Pinned) -> None:
-    if pinned.evicted:
-        with bar.aside():
-            note(f"evicted {rows.count(len(pinned.evicted))}, {units.format_bytes(pinned.evicted_bytes)}")
 
 
 def _gathered(paths: Sequence[str], failures: Failures) -> list[str]:
@@ -140,7 +137,7 @@ def _show(out: Output, pinned: Pinned, *, more: bool) -> None:
         out.line("")
     out.record([("name", pinned.name), ("source", pinned.source), ("digest", f"{pinned.algo}:{pinned.digest}")])
     out.table(rows.DATASET, [rows.dataset(one) for one in pinned.datasets])
-    _sum_up(out, pinned)
+    _end(out, pinned)
 
 
 def _show_rows(out: Output, pinned: Sequence[Pinned]) -> None:
@@ -159,17 +156,10 @@ def _show_rows(out: Output, pinned: Sequence[Pinned]) -> None:
             cells.append([*about, None, None, None, 0])
     out.table(columns, cells)
     for one in pinned:
-        _sum_up(out, one)
+        _end(out, one)
 
 
-def _sum_up(out: Output, pinned: Pinned) -> None:
+def _end(out: Output, pinned: Pinned) -> None:
     for refusal in pinned.refused:
         out.warning(f"left out: {refusal.path}: {refusal.reason}")
-    size, took = units.format_bytes(pinned.size_bytes), units.format_duration(pinned.elapsed_s)
-    if pinned.already:
-        out.result(f"{pinned.name} is already pinned: {size}, found in {took}")
-    elif pinned.waited:
-        out.result(f"{pinned.name} was pinned by another process meanwhile: {size}, waited {took}")
-    else:
-        rate = units.format_rate(pinned.size_bytes, pinned.elapsed_s)
-        out.result(f"pinned {pinned.name}: {size} in {took}, {rate}")
+    sum_up(out, pinned)
