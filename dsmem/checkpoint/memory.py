@@ -9,6 +9,7 @@ import ctypes
 import logging
 import mmap
 import os
+from functools import cache
 
 import torch
 
@@ -30,12 +31,21 @@ def storage(size_bytes: int) -> torch.UntypedStorage:
     return made
 
 
-def _advise(address: int, size_bytes: int) -> None:
-    """Of whole pages, so that memory of others is left as it is."""
-    if size_bytes < _WORTH_BYTES:
-        return
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def advise(address: int, size_bytes: int, advice: int) -> None:
+    """madvise(2), of whole pages, so that memory of others is left as it is; Python's own would hold its lock."""
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_HUGEPAGE):
-        log.debug("no huge pages: %s", os.strerror(ctypes.get_errno()))  # a kernel without them
+    if end <= begin:
+        return
+    if _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice):
+        log.debug("madvise %d: %s", advice, os.strerror(ctypes.get_errno()))  # a kernel without huge pages
+
+
+def _advise(address: int, size_bytes: int) -> None:
+    if size_bytes >= _WORTH_BYTES:
+        advise(address, size_bytes, mmap.MADV_HUGEPAGE)

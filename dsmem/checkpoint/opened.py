@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Literal
 
 from dsmem import files, proc
+from dsmem.checkpoint import memory
 from dsmem.errors import BadSource, SourceMissing, UntrustedPickle
 
 Io = Literal["auto", "pread", "mmap"]
@@ -67,10 +68,7 @@ class Opened:
 
     def copy(self, address: int, size_bytes: int, offset: int) -> None:
         """Bring bytes of the file to an address in memory, in the way that was asked for."""
-        if self._io == "auto":
-            # Cached pages of a local file are copied without a call into the kernel for each.
-            self._io = "mmap" if self._local() and resident(self.fd, self.size_bytes) else "pread"
-        if self._io == "pread":
+        if self.preads:
             self.read([memory_at(address, size_bytes)], offset)
             return
         if offset + size_bytes > os.fstat(self.fd).st_size:  # behind the end a map kills the process
@@ -81,6 +79,16 @@ class Opened:
             self.read([memory_at(address, size_bytes)], offset)
         else:
             ctypes.memmove(address, start + offset, size_bytes)
+            # The pages stay in the cache, but are this process's no longer: else it would seem to hold the whole file.
+            memory.advise(start + offset, size_bytes, mmap.MADV_DONTNEED)
+
+    @property
+    def preads(self) -> bool:
+        """Whether large parts are brought by pread: asked for, or chosen now."""
+        if self._io == "auto":
+            # Cached pages of a local file are copied without a call into the kernel for each.
+            self._io = "mmap" if self._local() and resident(self.fd, self.size_bytes) else "pread"
+        return self._io == "pread"
 
     def copy_with_crc(self, address: int, size_bytes: int, offset: int) -> int:
         """`copy`, a few MiB at a time, so that the checksum is computed of what is still in the CPU's cache."""
@@ -146,7 +154,8 @@ class Directory:
         found = {one.way for one in self._files.values() if isinstance(one, Opened)} - {"auto"}
         return ", ".join(sorted(found)) or "pread"
 
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether the directory lies on a file system of this machine."""
         if self._network is None:
             self._network = is_network(self.path)
         return not self._network
@@ -157,7 +166,7 @@ class Directory:
             found = self._files.get(name)
             if found is None:
                 try:
-                    found = Opened(os.path.join(self.path, name), self._io, local=self._is_local)
+                    found = Opened(os.path.join(self.path, name), self._io, local=self.is_local)
                 except Exception as exc:  # noqa: BLE001 - kept, and raised below
                     found = exc
                 self._files[name] = found

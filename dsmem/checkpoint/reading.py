@@ -125,13 +125,13 @@ class _Reading:
     def run(self) -> None:
         options = self._options
         budget = options.memory_budget or workers.available_bytes()
-        self._choose(budget)
-        pool = self._pool = Pool(self._choice.workers, lambda outcome: outcome.size_bytes)
         with ExitStack() as stack:
             if self._hooks.local:
                 directory = stack.enter_context(Directory(os.fspath(self._path), io=options.io))
                 self._directory = directory
                 self._direct = Direct(directory, verify=options.verify)
+            self._choose(budget)
+            pool = self._pool = Pool(self._choice.workers, lambda outcome: outcome.size_bytes)
             if options.executor == "process":
                 self._processes = stack.enter_context(stock.processes(self._choice.workers))
             if self._progress is not None:
@@ -151,7 +151,7 @@ class _Reading:
     def _choose(self, budget: int) -> None:
         options, size_bytes = self._options, sum(item.length for item in self._items)
         local = self._hooks.local
-        network = not local or (size_bytes >= options.sequential_below and opened.is_network(os.fspath(self._path)))
+        network = not local or (size_bytes >= options.sequential_below and not self._directory.is_local())
         everything = bool(self._hooks.replaced) or not local
         left = (item.length for item in self._items if everything or item.info.transform_descriptors)
         self._choice = workers.choose(

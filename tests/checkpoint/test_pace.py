@@ -23,22 +23,25 @@ SLEEP_S = 0.01
 
 
 def _disk(monkeypatch: pytest.MonkeyPatch, sleep_s: Callable[[int], float]) -> None:
-    """Every read takes so long as `sleep_s` says of the number of reads at once."""
-    copy = Opened.copy
+    """Every read of a tensor takes so long as `sleep_s` says of the number of reads at once."""
+    read = Opened.read
     lock = threading.Lock()
     inside = 0
 
-    def slow(self: Opened, address: int, size_bytes: int, offset: int) -> None:
+    def slow(self: Opened, buffers: list[memoryview], offset: int) -> None:
         nonlocal inside
+        if sum(len(buffer) for buffer in buffers) < 300_000:
+            read(self, buffers, offset)
+            return
         with lock:
             inside += 1
             taken_s = sleep_s(inside)
         time.sleep(taken_s)
-        copy(self, address, size_bytes, offset)
+        read(self, buffers, offset)
         with lock:
             inside -= 1
 
-    monkeypatch.setattr(Opened, "copy", slow)
+    monkeypatch.setattr(Opened, "read", slow)
     monkeypatch.setattr(paces, "AFTER_S", 0.3)
 
 
@@ -66,7 +69,9 @@ def read_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReadRep
     monkeypatch.setattr("dsmem.checkpoint.extents.PIECE_BYTES", 400_000)
     safetensors.torch.save_file(state(), tmp_path / "m.safetensors")
     reports: list[ReadReport] = []
-    loaded = checkpoint.load(tmp_path / "m.safetensors", workers=3, sequential_below=1, report=reports.append)
+    loaded = checkpoint.load(
+        tmp_path / "m.safetensors", workers=3, sequential_below=1, io="pread", report=reports.append
+    )
     assert all(same(loaded[name], one) for name, one in state().items())
     return reports[0]
 

@@ -157,8 +157,9 @@ def test_memory_budget_makes_waves(tmp_path: Path) -> None:
     check(load(zeros(), ParallelFileSystemReader(path, memory_budget=4000)))
 
 
-def test_little_memory_beside_the_tensors(tmp_path: Path) -> None:
-    """The kernel's own mark of the highest use: less than 64 MiB for 192 MiB of tensors, large ones and small ones."""
+@pytest.mark.parametrize("io_way", ["pread", "mmap"])
+def test_little_memory_beside_the_tensors(tmp_path: Path, io_way: Any) -> None:
+    """The kernel's own mark of the highest use, pages of maps too: less than 64 MiB for 192 MiB of tensors."""
     wide = {f"w{number}": torch.zeros(48 << 18) for number in range(3)}
     state = {**wide, **{f"s{number}": torch.zeros(1 << 14) for number in range(768)}}
     path = save(state, tmp_path / "c", files=4)
@@ -167,7 +168,7 @@ def test_little_memory_beside_the_tensors(tmp_path: Path) -> None:
         torch.set_num_threads(1)  # threads of OpenMP do not outlive a fork
         for tensor in state.values():
             tensor.fill_(1)
-        reader = ParallelFileSystemReader(path, workers=4, io="pread")
+        reader = ParallelFileSystemReader(path, workers=2, io=io_way)
         load({"w0": state["w0"]}, reader)  # what is imported and made once
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_bytes("VmRSS")

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from torch.distributed.checkpoint._extension import ExtensionRegistry, StreamTransformExtension, ZStandard
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
 from dsmem.checkpoint import ParallelFileSystemReader, ReadReport, regions, unpickling
+from dsmem.checkpoint.opened import Opened
 from dsmem.errors import CheckpointReadError
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")
@@ -169,6 +171,38 @@ def test_one_large_tensor_is_cut(tmp_path: Path, io_way: Any, verify: Any) -> No
     assert report.size_bytes == 70 << 20
     assert report.verified == (verify == "crc")
     assert io_way == "auto" or report.io == io_way
+
+
+def test_an_item_of_a_known_kind_takes_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first of its dtype and shape is looked at; the others come with what stands around them, which is checked."""
+    state = {name: noise((300, 300), seed=seed) for seed, name in enumerate("abcd")}
+    path = save(state, tmp_path / "c")
+    read = Opened.read
+    calls: list[int] = []
+
+    def counted(self: Opened, buffers: list[memoryview], offset: int) -> None:
+        calls.append(len(buffers))
+        read(self, buffers, offset)
+
+    monkeypatch.setattr(Opened, "read", counted)
+    for harmed in (False, True):
+        if harmed:  # in what stands before the bytes of c: the name of its first record
+            info = {at.fqn: one for at, one in FileSystemReader(path).read_metadata().storage_data.items()}["c"]
+            flip(path / info.relative_path, info.offset + 30, 4)
+        calls.clear()
+        reader = ParallelFileSystemReader(path, workers=1, io="pread")
+        zeros = {name: torch.zeros_like(one) for name, one in state.items()}
+        try:
+            theirs = stock({name: torch.zeros_like(one) for name, one in state.items()}, path)
+        except CheckpointException:
+            with pytest.raises(CheckpointException):
+                load(zeros, reader)
+        else:
+            loaded = load(zeros, reader)
+            assert all(same(loaded[name], one) for name, one in theirs.items())
+        report = report_of(reader)
+        assert report.direct == (3 if harmed else 4)
+        assert calls == [1, 1, 1, 3, 3, 3] if not harmed else calls[:6] == [1, 1, 1, 3, 3, 1]
 
 
 class Scrambled(StreamTransformExtension):
