@@ -23,11 +23,10 @@ Dtype = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON: sizes in bytes, times in seconds.")]
 Budget = Annotated[
-    str | None, typer.Option("--budget", metavar="SIZE", help="Evict what is longest unused, to hold no more: 40GiB.")
+    str | None,
+    typer.Option("--budget", metavar="SIZE", help="Hold no more than this, say 40GiB: what is longest unused goes."),
 ]
-Keep = Annotated[
-    bool | None, typer.Option("--keep/--no-keep", help="Never evict it, clean it only by its name; or no longer so.")
-]
+Keep = Annotated[bool | None, typer.Option("--keep/--no-keep", help="Never evict it, and clean it only by its name.")]
 Yes = Annotated[bool, typer.Option("-y", "--yes", help="Don't ask.")]
 DryRun = Annotated[bool, typer.Option("-n", "--dry-run", help="Show what would be done, and do nothing.")]
 

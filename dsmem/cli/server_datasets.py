@@ -29,7 +29,7 @@ def add(
     timeout: Timeout = None,
     json: Json = False,
 ) -> None:
-    """Have the server load more datasets, and wait until they are ready."""
+    """Have the server load more datasets, and wait for them."""
     from dsmem.server import control
 
     out = Output(as_json=json)
@@ -45,7 +45,10 @@ def add(
 
 
 def remove(name: Name, json: Json = False) -> None:
-    """Have the server forget a dataset; its data stays in the store."""
+    """Have the server forget a dataset.
+
+    Its data stays in the store.
+    """
     from dsmem.server import control, places
 
     out = Output(as_json=json)
@@ -64,7 +67,10 @@ def refresh(
     timeout: Timeout = None,
     json: Json = False,
 ) -> None:
-    """Look whether sources have changed, and load what is new; readers keep what they have."""
+    """Look whether sources have changed, and load what is new.
+
+    Readers keep what they have.
+    """
     from dsmem.server import control, places
 
     out = Output(as_json=json)

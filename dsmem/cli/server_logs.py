@@ -43,7 +43,10 @@ def unit(
     pid_file: PidFile = None,
     log_file: LogFile = None,
 ) -> None:
-    """Print a systemd user unit that runs the server with these options."""
+    """Print a systemd user unit that runs the server.
+
+    The server is run with the options that are given here.
+    """
     from dsmem.server.unit import unit as text
 
     found = chosen(config=config, sample_limit=sample_limit, data_dir=data_dir, pid_file=pid_file, log_file=log_file)

@@ -26,7 +26,10 @@ RESTART_EXAMPLES = ("dsmem server restart", "dsmem server restart --config dsmem
 
 @serving
 def run(given: Serving) -> None:
-    """Serve in the foreground until Ctrl-C or SIGTERM; for systemd, containers and looking on."""
+    """Serve in the foreground until Ctrl-C or SIGTERM.
+
+    For systemd, for containers, and to watch what it does.
+    """
     import logging
 
     from dsmem.server import daemon, logs
@@ -46,14 +49,20 @@ def run(given: Serving) -> None:
 
 @serving
 def start(given: Serving, timeout: Timeout = None, json: Json = False) -> None:
-    """Start the server, and wait until its datasets are loaded; one that runs already gets what is new."""
+    """Start the server, and wait until its datasets are loaded.
+
+    A server that runs already gets what is new.
+    """
     found = given.chosen(timeout=timeout)
     _start(given.planned(found), found.timeout_s.value, Output(as_json=json))
 
 
 @serving
 def restart(given: Serving, timeout: Timeout = None, json: Json = False) -> None:
-    """Stop the server and start it anew, with the datasets that it had and what is typed."""
+    """Stop the server and start it anew.
+
+    It gets the datasets that it had, and what is typed.
+    """
     from dsmem.server import lifecycle
     from dsmem.server.spec import Spec
 

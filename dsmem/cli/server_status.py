@@ -35,7 +35,10 @@ def status(
     pid_file: PidFile = None,
     json: Json = False,
 ) -> None:
-    """Show the server and its datasets. Exit codes: 0 runs, 1 died and left its pid file, 3 does not run."""
+    """Show the server and its datasets.
+
+    Exit codes: 0 it runs, 1 it died and left its pid file, 3 it does not run.
+    """
     if json and prometheus:
         raise UsageError("--json and --prometheus are two forms of the same")
     out = Output(as_json=json)
@@ -53,7 +56,10 @@ def status(
 
 
 def ls(config: Config = None, data_dir: DataDir = None, json: Json = False) -> None:
-    """List the datasets; without a server those that it has left in the store."""
+    """List the datasets of the server.
+
+    Where no server runs, those that it has left in the store.
+    """
     out = Output(as_json=json)
     found = _look(config, data_dir, None)
     if json:

@@ -35,9 +35,10 @@ def info(
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
-    """Tell what a token file holds: counts, its manifest, a histogram of document lengths.
+    """Tell what a token file holds and was made from.
 
-    A bare .bin is enough; what lies beside it tells the rest.
+    That is counts, the manifest, and a histogram of document lengths. A bare .bin is enough; what lies beside it tells
+    the rest.
     """
     from dsmem.tokens.inspecting import inspect
 

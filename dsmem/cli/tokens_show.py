@@ -28,9 +28,10 @@ def show(
     dtype: Dtype = None,
     json: Json = False,
 ) -> None:
-    """Show one document, decoded by the tokenizer that the manifest names.
+    """Show one document of a token file as text.
 
-    Without --doc and --at the first document. With --at and no --limit 256 tokens.
+    The tokenizer is the one that the manifest names. Without --doc and --at it is the first document; --at without
+    --limit shows 256 tokens.
     """
     from dsmem.tokens.decoding import decoder
     from dsmem.tokens.inspecting import excerpt, manifest_of

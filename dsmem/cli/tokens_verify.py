@@ -25,9 +25,10 @@ def verify(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Token files.")],
     json: Json = False,
 ) -> None:
-    """Check size, manifest, document ends, index, ids and checksum of token files; exit 1 on any fault.
+    """Check that token files are whole; exit 1 on any fault.
 
-    Also counts what looks like the end of a document within one: who scans for it would cut there.
+    Size, manifest, document ends, index, ids and checksum are checked. It also counts what looks like the end of a
+    document within one: who scans for it would cut there.
     """
     from dsmem.tokens.verifying import verify as verify_file
 
