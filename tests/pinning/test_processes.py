@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from pathlib import Path
 
 import h5py
@@ -83,18 +84,20 @@ def test_a_missing_dataset_is_one_clear_error(scaled: Path) -> None:
     assert workers() == []
 
 
-def test_a_worker_that_dies_is_one_clear_error(scaled: Path) -> None:
-    killed = False
+def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = processes._Worker.feed
+    killed: list[int] = []
 
-    def kill_one(done_bytes: int, total_bytes: int) -> None:
-        nonlocal killed
-        if workers() and not killed:
-            killed = True
-            workers()[0].kill()
+    def kill_one(worker: processes._Worker, waiting: deque[processes.Slab]) -> None:
+        if not killed:
+            worker._process.kill()
+            killed.append(worker._process.pid)
+        feed(worker, waiting)  # its part is with one that can't answer any more
 
+    monkeypatch.setattr(processes._Worker, "feed", kill_one)
     with pytest.raises(dsmem.BadSource, match="signal 9"):
-        dsmem.pin(scaled, progress=kill_one)
-    assert killed
+        dsmem.pin(scaled)
+    assert len(killed) == 1
     assert workers() == []
     with pytest.raises(dsmem.NotPinned):
         dsmem.attach(scaled)
