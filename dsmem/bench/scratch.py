@@ -11,18 +11,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
-from dsmem import settings
+from dsmem import settings, stopping
 from dsmem.bench import janitor
 from dsmem.store.root import SHARED_MEMORY
 
-_ENDING = (signal.SIGTERM, signal.SIGHUP)
 _PREFIX = "dsmem-bench-"
 
 
@@ -52,7 +49,12 @@ class Scratch:
 @contextmanager
 def scratch() -> Iterator[Scratch]:
     """The private place. While it is there, SIGTERM and SIGHUP raise SystemExit(128 + n), so that it is removed."""
-    with _signals_raise(), _directory(None) as files, _directory(shared_directory()) as shared, _janitor(files, shared):
+    with (
+        stopping.raised(),
+        _directory(None) as files,
+        _directory(shared_directory()) as shared,
+        _janitor(files, shared),
+    ):
         try:
             yield Scratch(files, shared)
         finally:
@@ -91,29 +93,12 @@ def _janitor(*directories: Path) -> Iterator[None]:
 
 def _remove(*directories: Path) -> None:
     # A second Ctrl-C waits until everything is gone.
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *_ENDING))
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, *stopping.ENDING))
     try:
         for directory in directories:
             shutil.rmtree(directory)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers; the janitor cleans up after a kill
-        return
-    before = {number: signal.signal(number, _raise_exit) for number in _ENDING}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _raise_exit(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from dsmem import stopping
 from dsmem.cli import progress, tuned
 from dsmem.cli.commands import Json
 from dsmem.cli.output import Output, note
@@ -76,9 +77,18 @@ def tune(
         from dsmem.tune.configuring import check_target
 
         check_target(output)
+    if preset is not None and measure:
+        raise UsageError("--measure looks for the fastest settings, and --preset takes its own: give one of them")
     if not paths:
         if preset is None:
             raise UsageError("no files to look at; name some, or a --preset")
+        asked = {
+            "--measure": measure, "--rechunk": rechunk, "--force": force, "--camera": camera, "--mask": mask,
+            "--gpus": gpus is not None, "--step": step is not None, "--changing": changing,
+        }  # fmt: skip
+        meant = [name for name, value in asked.items() if value]
+        if meant:
+            raise UsageError(f"{', '.join(meant)}: there are no files to look at; name some")
         _take_preset(out, preset, output)
         return
     from dsmem.pinning.gather import gather
@@ -97,7 +107,8 @@ def tune(
     )
     if measure and out.terminal:
         note("trying the best settings for real; about a minute")
-    found = optimizer.optimize(preset_name=preset, measure=measure)
+    with stopping.raised():  # what is tried is removed
+        found = optimizer.optimize(preset_name=preset, measure=measure)
     if output is not None:
         _write(found.settings, output)
     rewritten = _rechunked(files, targets, found, mask=mask, force=force)

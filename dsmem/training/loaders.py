@@ -40,7 +40,7 @@ class EpisodicLoader(DataLoader[Any]):
                 _log.warning("each batch gets new memory: %s", exc)
                 return
             # In its workers alone: with another loader's collate, nobody would say what is in use.
-            self.worker_init_fn = partial(_with_lender, lender, self.worker_init_fn)
+            self.worker_init_fn = partial(_with_lender, lender, _without_lender(self.worker_init_fn))
             self._borrower = Borrower(lender)
 
     def __iter__(self) -> Any:
@@ -67,6 +67,13 @@ def _with_lender(lender: Lender, then: Callable[[int], None] | None, worker: int
     info.dataset.lender = lender
     if then is not None:
         then(worker)
+
+
+def _without_lender(given: Callable[[int], None] | None) -> Callable[[int], None] | None:
+    """What the user gave: a loader that is made again is given what the one before it had, with that one's lender."""
+    while isinstance(given, partial) and given.func is _with_lender:
+        given = given.args[1]
+    return given
 
 
 def create_optimized_dataloader(

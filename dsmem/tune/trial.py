@@ -1,11 +1,13 @@
 """One setting tried for real, in a process of its own as a training script would be: `python -m dsmem.tune.trial`.
 
 It reads a request, a line of JSON, from stdin, opens the loader, answers with a line on stdout, and then makes a pass
-over all batches for each further line. It ends with its stdin. What it pins stays in the store: its parent removes it.
+over all batches for each further line. It ends with its stdin. With "spare" in the request it removes then what was
+pinned of the files and has no such name, unless another process holds it: also when its parent was killed.
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -13,7 +15,10 @@ import time
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, TextIO
+
+from dsmem import stopping
 
 
 def main() -> None:
@@ -23,11 +28,31 @@ def main() -> None:
     request = json.loads(sys.stdin.readline())
     from dsmem.errors import DsmemError
 
-    try:
-        serve(request, answers)
-    except (DsmemError, OSError, RuntimeError, MemoryError) as exc:
-        _answer(answers, {"error": " ".join(f"{type(exc).__name__}: {exc}".split())})
-        sys.exit(1)
+    code: int | str | None = 0
+    with stopping.raised():
+        try:
+            serve(request, answers)
+        except (DsmemError, OSError, RuntimeError, MemoryError) as exc:
+            code = 1
+            with suppress(BrokenPipeError):  # its parent was killed
+                _answer(answers, {"error": _said(exc)})
+        except SystemExit as exc:
+            code = exc.code
+    if request["spare"] is not None:
+        gc.collect()  # loader, workers and leases are gone
+        from dsmem.tune import trials
+
+        trials.remove_pinned(request["paths"], request["spare"])
+    with suppress(BrokenPipeError):
+        answers.close()
+    sys.exit(code)
+
+
+def _said(exc: Exception) -> str:
+    """An error in a line: of a traceback from a worker, the error it ends with."""
+    lines = [line for line in str(exc).splitlines() if line.strip()] or [""]
+    text = lines[-1] if lines[0].startswith("Caught ") else " ".join(lines)
+    return " ".join(f"{type(exc).__name__}: {text}".split())
 
 
 def serve(request: dict[str, Any], answers: TextIO) -> None:

@@ -6,11 +6,12 @@ What they pin goes into the store, as in training, and is removed at the end, bu
 from __future__ import annotations
 
 import json
+import os
 import select
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,6 +20,8 @@ import numpy as np
 
 from dsmem.errors import DsmemError, UsageError
 from dsmem.shm import listing
+from dsmem.store.root import open_store
+from dsmem.store.sweep import sweep
 from dsmem.training import layouts, placing
 from dsmem.training.episodes import EpisodeFile
 from dsmem.tune.facts import Workload
@@ -56,15 +59,19 @@ class Trial:
     def __init__(
         self, files: Sequence[EpisodeFile], cameras: Sequence[str], settings: Settings, workload: Workload,
         *, chunk_size: int = 100, layout: GivenLayout = None, mask: str | None = None,
-        steps: Sequence[int] | None = None,
+        steps: Sequence[int] | None = None, spare: Sequence[str] | None = None,
     ) -> None:  # fmt: skip
-        """Start it; `opened` waits until it is ready. `steps`: always these, in this order; None = all, shuffled."""
+        """Start it; `opened` waits until it is ready. `steps`: always these, in this order; None = all, shuffled.
+
+        `spare`: when it ends it removes what is pinned of the files but for these objects; None = it removes nothing.
+        """
         request = {
             "paths": [file.path for file in files],
             "cameras": list(cameras),
             "batch_size": workload.batch_size,
             "step_s": workload.step_s or 0.0,
             "steps": None if steps is None else list(steps),
+            "spare": None if spare is None else list(spare),
             "dataset": {
                 **settings.dataset_options(),
                 "chunk_size": chunk_size,
@@ -94,9 +101,11 @@ class Trial:
         """`batch_s`, and of a "check" a `mark`, the same for the same samples; raises TrialFailed."""
         return self._heard()
 
-    def close(self) -> None:
-        """End it."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End it; `at_once`: whatever it is at."""
         assert self._process.stdin is not None and self._process.stdout is not None
+        if at_once:
+            self._process.terminate()
         with suppress(BrokenPipeError):  # it has ended already
             self._process.stdin.close()
         try:
@@ -109,8 +118,8 @@ class Trial:
     def __enter__(self) -> Trial:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        self.close(at_once=kind is not None)
 
     def _send(self, line: str) -> None:
         assert self._process.stdin is not None
@@ -152,18 +161,17 @@ def compare(
     files, share = sample(looked.files, looked.data.data_bytes)
     report = progress or (lambda done, total: None)
     total = len(settings) * (rounds + 1)
-    with _own_objects() as own, ExitStack() as stack:
+    with _only(files) as spare, ExitStack() as stack:
         groups: list[list[Trial]] = []
         opened: list[float] = []
         for one in settings:
-            options: dict[str, Any] = {"chunk_size": chunk_size, "layout": layout, "mask": mask}
+            options: dict[str, Any] = {"chunk_size": chunk_size, "layout": layout, "mask": mask, "spare": spare}
             scaled = scale(one, share)
             group = [
                 stack.enter_context(Trial(files, looked.data.cameras, scaled, workload, **options))
                 for _ in range(workload.processes)
             ]
             answers = [trial.opened() for trial in group]
-            own += [name for answer in answers for name in answer["objects"]]
             opened.append(max(answer["opened_s"] for answer in answers))
             groups.append(group)
             for _ in range(warm_passes(one)):
@@ -229,11 +237,21 @@ def _pass(group: Sequence[Trial]) -> float:
 
 
 @contextmanager
-def _own_objects() -> Iterator[list[str]]:
-    """Names of objects, of which those that are not there yet are removed at the end."""
-    there = {entry.name for entry in listing.list_objects().entries}
-    own: list[str] = []
+def _only(files: Sequence[EpisodeFile]) -> Iterator[list[str]]:
+    """Names of the objects that are there; what else is pinned of the files is removed at the end."""
+    there = [entry.name for entry in listing.list_objects().entries]
     try:
-        yield own
+        yield there
     finally:
-        placing.remove([name for name in dict.fromkeys(own) if name not in there])
+        remove_pinned([file.path for file in files], there)  # a trial that was killed has removed nothing
+
+
+def remove_pinned(paths: Sequence[str], spare: Collection[str]) -> None:
+    """Remove what is pinned of the files and held by nobody, but for objects with these names; and abandoned caches."""
+    store = open_store()
+    if store is None:
+        return
+    wanted = {os.path.realpath(path) for path in paths}
+    found = [one for one in listing.survey(store) if wanted & {source.path for source in one.sources}]
+    placing.remove([one.name for one in found if one.name not in spare])
+    sweep(store)

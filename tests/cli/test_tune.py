@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,25 @@ def test_measured(robots: Path, dsmem: Dsmem) -> None:
     kept = [row[1] for row in rows if row[0] == "tried" and row[2:] == ["kept", "True"]]
     assert ran.exit_code == 0 and len(kept) == 1
     assert dsmem("shm", "ls").out.splitlines()[1:] == []
+
+
+def test_stopped_while_it_measures(robots: Path, dsmem: Dsmem, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`tests/tune/test_trials.py` sees that nothing is left."""
+    from dsmem.tune import trials
+
+    ended: list[str] = []
+
+    def compare(*_: object, **__: object) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            ended.append("cleaned up")
+
+    monkeypatch.setattr(trials, "compare", compare)
+    before = signal.getsignal(signal.SIGTERM)
+    ran = dsmem("tune", str(robots), "--measure")
+    assert (ran.exit_code, ran.out, ended) == (143, "", ["cleaned up"])
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_to_a_pipe(robots: Path, dsmem: Dsmem) -> None:
@@ -110,6 +130,22 @@ def test_a_preset_needs_no_files(dsmem: Dsmem, tmp_path: Path) -> None:
     assert found == {"preset": "small", "config": found["config"], "written": None}
     assert found["config"]["dataloader"]["num_workers"] == 2
     assert dsmem("tune", "--preset", "huge").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    "more", [["--measure"], ["--rechunk", "out.h5"], ["--rechunk", "out.h5", "--force"], ["--camera", "top"],
+             ["--mask", "train"], ["--gpus", "0"], ["--step", "0"], ["--changing"]],
+)  # fmt: skip
+def test_what_needs_files_is_not_passed_over_in_silence(dsmem: Dsmem, tmp_path: Path, more: list[str]) -> None:
+    output = tmp_path / "dsmem.yaml"
+    ran = dsmem("tune", "--preset", "large", "-o", str(output), *more)
+    assert (ran.exit_code, ran.out) == (2, "") and ran.err.startswith("error: --") and more[0] in ran.err
+    assert "hint: dsmem tune --help" in ran.err and not output.exists()
+
+
+def test_a_preset_is_not_measured(robots: Path, dsmem: Dsmem) -> None:
+    ran = dsmem("tune", str(robots), "--preset", "large", "--measure")
+    assert (ran.exit_code, ran.out) == (2, "") and "give one of them" in ran.err
 
 
 def test_a_preset_is_light(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -168,6 +169,17 @@ def test_the_users_own_initialisation_of_workers(paths: list[Path]) -> None:
     loader, dataset = create_optimized_dataloader(paths, CAMERAS, 4, 1, worker_init_fn=begin)
     assert next(iter(loader)).loans
     assert dataset.lender is None
+
+
+def test_a_loader_made_again_runs_what_the_user_gave_once(paths: list[Path]) -> None:
+    """As frameworks make a loader anew, with the arguments that it has as attributes."""
+    ran: list[int] = []
+    first, dataset = create_optimized_dataloader(paths, CAMERAS, 4, 1, worker_init_fn=ran.append)
+    second = EpisodicLoader(dataset, 4, num_workers=1, collate_fn=collate, worker_init_fn=first.worker_init_fn)
+    again = EpisodicLoader(dataset, 4, num_workers=1, collate_fn=collate, worker_init_fn=second.worker_init_fn)
+    assert isinstance(again.worker_init_fn, partial)
+    assert again.worker_init_fn.args == (lender_of(again), ran.append)
+    assert next(iter(again)).loans
 
 
 def test_what_is_sent_to_another_process_is_not_used_again(paths: list[Path]) -> None:

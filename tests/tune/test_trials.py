@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -86,6 +89,46 @@ def test_a_trial_that_does_not_answer(robots: list[str], monkeypatch: pytest.Mon
         with pytest.raises(TrialFailed, match="did not answer"):
             trial.end()
     assert children() == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_nothing_is_left_of_one_that_is_stopped(robots: list[str], number: signal.Signals) -> None:
+    """Whether it can clean up itself or not; what was pinned before stays."""
+    kept = dsmem.pin(robots[0]).name
+    program = (
+        "import sys\nfrom dsmem import stopping\nfrom dsmem.tune import Settings, looking, trials\n"
+        "from dsmem.tune.facts import Workload\n"
+        f"looked = looking.look(sys.argv[1:], {CAMERAS!r})\n"
+        "with stopping.raised():\n    trials.compare(looked, [Settings(num_workers=1)], Workload(4), rounds=100000)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", program, *robots], stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: len(pinned()) == 3)
+        parent.send_signal(number)
+        assert parent.wait(30) == {signal.SIGTERM: 143, signal.SIGINT: -2, signal.SIGKILL: -9}[number]
+        if number == signal.SIGKILL:  # then its trial does it, a moment later
+            wait_for(lambda: pinned() == [kept])
+        assert pinned() == [kept]
+    finally:
+        parent.kill()
+        parent.wait()
+
+
+def wait_for(done: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not done():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_what_a_killed_trial_has_pinned_goes_too(robots: list[str]) -> None:
+    kept = dsmem.pin(robots[0]).name
+    files = looking.look(robots, CAMERAS).files
+    with trials._only(files) as spare, Trial(files, CAMERAS, SHARED, Workload(4), spare=spare) as trial:
+        trial.opened()
+        assert spare == [kept] and len(pinned()) == 3
+        trial._process.kill()
+    assert pinned() == [kept]
 
 
 def test_the_winner_must_be_clearly_faster() -> None:
