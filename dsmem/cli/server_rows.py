@@ -16,23 +16,15 @@ def _count(number: int) -> str:
     return f"{number:,}"
 
 
-TOLD = (
+_ANY = (
     Column("name", "name"),
     Column("state", "state"),
     Column("rows", "rows", show=_count, right=True),
     Column("size", "size_bytes", show=units.format_bytes, right=True),
     Column("generation", "generation", right=True),
-    Column("error", "error"),
 )
-DATASET = (
-    Column("name", "name"),
-    Column("state", "state"),
-    Column("rows", "rows", show=_count, right=True),
-    Column("size", "size_bytes", show=units.format_bytes, right=True),
-    Column("generation", "generation", right=True),
-    Column("clients", "clients", right=True),
-    Column("source", "source"),
-)
+TOLD = (*_ANY, Column("error", "error"))
+DATASET = (*_ANY, Column("clients", "clients", right=True), Column("source", "source"))
 CLIENT = (
     Column("pid", "pid", right=True),
     Column("command", "command"),

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from daemons import eventually
+from daemons import end
 
 from dsmem.cli.server_options import absolute, named
 from dsmem.config.resolve import resolve
@@ -33,11 +30,7 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected_leftovers: s
     expected_leftovers.add("server/catalogue.json")
     found = places.find(resolve())
     yield found
-    running = places.holder(found)
-    if running is not None and running.pid and running.lives():
-        with suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGKILL)
-        eventually(lambda: places.holder(found) is None)
+    end(found)
 
 
 @pytest.fixture

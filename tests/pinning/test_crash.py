@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from children import Child, all_started, started
+from dying import die, dying_after
 from samples import MIB, assert_reads_as_h5py, settle, write_sample
 from stores import InTmpfs, refuse, unnamed_bytes
 
@@ -25,19 +26,6 @@ from dsmem.store.draft import Draft
 from dsmem.store.root import Store
 
 ROUNDS = 50
-
-
-def die(*args: object, **kwargs: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
-
-
-def dying_after(original: Callable[..., Any]) -> Callable[..., Any]:
-    def patched(*args: object, **kwargs: object) -> None:
-        original(*args, **kwargs)
-        die()
-
-    return patched
 
 
 def dying_halfway(done_bytes: int, total_bytes: int) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from daemons import Plans, eventually
+from daemons import Plans, end
 
 from dsmem.config.resolve import resolve
 from dsmem.server import lifecycle, places
@@ -47,8 +45,4 @@ def plan(where: Places) -> Iterator[Plans]:
         return replace(lifecycle.plan_of(resolve()), datasets=named, loader=loader, watch_s=watch_s, log_level="debug")
 
     yield make
-    running = places.holder(where)
-    if running is not None and running.pid and running.lives():
-        with suppress(ProcessLookupError):
-            os.kill(running.pid, signal.SIGKILL)
-        eventually(lambda: places.holder(where) is None)
+    end(where)

@@ -13,25 +13,13 @@ from typing import Any
 import pytest
 from children import started
 from directory_objects import FILES, data_of, hidden, make
+from dying import die, dying_after
 
 from dsmem import files
 from dsmem.store import directories, objects, refs
 from dsmem.store.root import Store, make_store
 from dsmem.store.staging import DirectoryDraft
 from dsmem.store.sweep import sweep
-
-
-def die(*args: object, **kwargs: object) -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(60)
-
-
-def dying_after(original: Callable[..., Any]) -> Callable[..., Any]:
-    def patched(*args: object, **kwargs: object) -> None:
-        original(*args, **kwargs)
-        die()
-
-    return patched
 
 
 def patch(owner: object, name: str, how: Callable[[Callable[..., Any]], Callable[..., Any]] | None = None) -> None:
