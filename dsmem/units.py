@@ -35,8 +35,9 @@ def parse_bytes(text: str) -> int:
 
 
 def format_rate(size_bytes: int, elapsed_s: float) -> str:
-    """GB/s (10^9), the unit in which memory and disks are sold."""
-    return f"{size_bytes / max(elapsed_s, 1e-9) / 1e9:.2f} GB/s"
+    """GB/s (10^9), the unit in which memory and disks are sold; MB/s below a tenth of that."""
+    bytes_per_s = size_bytes / max(elapsed_s, 1e-9)
+    return f"{bytes_per_s / 1e9:.2f} GB/s" if bytes_per_s >= 1e8 else f"{bytes_per_s / 1e6:.3g} MB/s"
 
 
 def format_duration(elapsed_s: float) -> str:

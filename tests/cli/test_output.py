@@ -147,3 +147,16 @@ def test_full_disk_under_stdout_is_one_line(tmp_path: Path) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == b"error: the output can't be written: No space left on device\n"
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "elapsed_s", "shown"),
+    [
+        (12_288_000, 0.005, "2.46 GB/s"),
+        (10**8, 1, "0.10 GB/s"),
+        (99_000_000, 1, "99 MB/s"),
+        (4_240, 0.001, "4.24 MB/s"),
+    ],
+)
+def test_rates(size_bytes: int, elapsed_s: float, shown: str) -> None:
+    assert units.format_rate(size_bytes, elapsed_s) == shown
