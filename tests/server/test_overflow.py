@@ -6,6 +6,7 @@ import gc
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def served(tiny_tmpfs: InTmpfs) -> Callable[..., Any]:
 
 def start(where: Places, **named: Spec) -> dict[str, Any]:
     """The datasets of the server, none of which is loading any more."""
-    lifecycle.ensure_started(60)
+    lifecycle.ensure_started(60, plan=replace(lifecycle.plan_of(resolve()), watch_s=0.05))
     for name, spec in named.items():
         control.ask({"op": "add", "name": name, "spec": spec.as_dict()}, where=where)
     return settled(where)
