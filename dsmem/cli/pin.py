@@ -56,12 +56,14 @@ def pin(
         typer.Option(
             "--allow",
             metavar="external|oversized",
-            help="Of a file that you trust: read other files too; take sizes that can hardly be.",
+            help="For a file that you trust: read the other files that it names, or take sizes that can hardly be.",
         ),
     ] = None,
     untrusted: Annotated[
         bool,
-        typer.Option("--untrusted", help="Of a file from elsewhere: read it in a child that may crash (0.3 s more)."),
+        typer.Option(
+            "--untrusted", help="For a file from elsewhere: read it in a child process, which may crash (0.3 s more)."
+        ),
     ] = False,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show how each dataset would be read, and pin nothing.")
