@@ -332,6 +332,7 @@ def test_an_error_in_the_middle_leaves_nothing(case: Case, monkeypatch: pytest.M
     with pytest.raises(RuntimeError, match="the last contender"):
         run(case.name, say=said.append, show=show)
     assert len(said) == COMPARISONS[case.name] + 1
+    assert children.still_running() == []
 
 
 def test_a_recipe_that_fails_half_way_leaves_no_segment(monkeypatch: pytest.MonkeyPatch) -> None:
