@@ -7,12 +7,14 @@ process. Names are random; who belongs together finds an area by the tag at its 
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import mmap
 import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from dsmem import files
@@ -26,6 +28,7 @@ KIND = "cache"
 TAG_BYTES = 32
 _PATIENCE_S = 5.0
 _PAUSE_S = 0.001
+_MOST_MAPPED_BYTES = 1 << 40
 _BLOCK_BYTES = 512
 """The unit of st_blocks, stat(2)."""
 _log = logging.getLogger(__name__)
@@ -68,18 +71,35 @@ def again(area: Area) -> Area:
 
 
 def leave(store: Store, area: Area) -> bool:
-    """Close it; whether this process was the last one, and has removed it."""
+    """Close it; whether this process was the last one, and has removed it, its memory too.
+
+    For the process that took the lease: a child that was forked for something else, and has it open and mapped all the
+    same, loses its copy of the lease, and sees zeros.
+    """
+    fcntl.flock(area.lease_fd, fcntl.LOCK_UN)
     area.close()
     path = store.object_path(area.name)
     try:
-        fd = files.open_own(path)
+        fd = files.open_own(path, os.O_RDWR)
     except FileNotFoundError:
         return False
     try:
-        abandoned = files.try_lock(fd, exclusive=True) and files.names_inode(path, os.fstat(fd))
-        return abandoned and files.unlink_if_there(path)
+        if not files.try_lock(fd, exclusive=True) or not files.names_inode(path, os.fstat(fd)):
+            return False
+        gone = files.unlink_if_there(path)
+        with suppress(OSError):  # not on this file system: then it goes with the last who has it open
+            free(fd, 0, os.fstat(fd).st_size)
+        return gone
     finally:
         os.close(fd)
+
+
+def free(fd: int, first: int, size_bytes: int) -> None:
+    """Give the pages of a stretch back, which reads as zeros then; raises OSError."""
+    end = min(first + size_bytes, os.fstat(fd).st_size)
+    for offset in range(first, end, _MOST_MAPPED_BYTES):
+        with mmap.mmap(fd, min(_MOST_MAPPED_BYTES, end - offset), offset=offset) as piece:
+            piece.madvise(mmap.MADV_REMOVE)
 
 
 def is_free(store: Store, name: str) -> bool:

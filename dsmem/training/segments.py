@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from dsmem.store import areas
 from dsmem.store.areas import TAG_BYTES
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -44,7 +45,6 @@ _MAGIC = b"dsmemrec"
 RECORD_BYTES = 128
 _MOST_DIMENSIONS = 8
 _ALIGNMENT = 64
-_MOST_MAPPED_BYTES = 1 << 40
 _PAUSE_S = 0.00005
 _FLOCK64 = struct.Struct("hhqqixxxx")
 """struct flock of 64-bit Linux, fcntl(2)."""
@@ -220,12 +220,8 @@ class Index:
 
     def free(self, ranges: list[tuple[int, int]]) -> None:
         """Give the pages back; raises OSError."""
-        end = os.fstat(self._fd).st_size
         for first, size_bytes in ranges:
-            for offset in range(first, min(first + size_bytes, end), _MOST_MAPPED_BYTES):
-                length = min(_MOST_MAPPED_BYTES, first + size_bytes - offset, end - offset)
-                with mmap.mmap(self._fd, length, offset=offset) as piece:
-                    piece.madvise(mmap.MADV_REMOVE)
+            areas.free(self._fd, first, size_bytes)
 
     @property
     def stored_bytes(self) -> int:

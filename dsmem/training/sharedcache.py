@@ -13,8 +13,10 @@ import logging
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.util import Finalize
 
 from dsmem import proc
@@ -55,7 +57,7 @@ class SharedCache:
         self._store = store
         self._area = area
         self._is_short = is_short or (lambda: memory_is_short() or _is_full(store))
-        self._pid = os.getpid()
+        self._holds_lease = True
         self._lock = threading.Lock()
         self._index = Index(area.fd)
         self._segment: int | None = None
@@ -66,6 +68,8 @@ class SharedCache:
         self._window_hits = self._window_ghosts = self._window_lookups = 0
         # After the workers: multiprocessing ends what is left of them before it comes to negative priorities.
         self._leave = Finalize(self, areas.leave, (store, area), exitpriority=-20)
+        # A child forked for something else must not hold it; one that reads takes a lease of its own (`forked`).
+        os.register_at_fork(after_in_child=partial(_let_go_of_lease, weakref.ref(self)))
 
     @classmethod
     def obtain(cls, tag: bytes, ceiling_bytes: int) -> SharedCache:
@@ -126,8 +130,6 @@ class SharedCache:
     def forked(self, shares: int = 1) -> SharedCache:
         """The same cache in a forked child, with descriptors of its own; of it there are no shares. Raises OSError."""
         area = areas.again(self._area)
-        if self._pid != os.getpid():
-            os.close(self._area.lease_fd)  # the parent's: it must not live as long as the child
         return SharedCache(self._store, area, is_short=self._is_short)
 
     @property
@@ -299,6 +301,14 @@ class SharedCache:
         with self._lock, self._index.alone("writing", 100 * _PATIENCE_S) as can:
             freed = self._index.evict(limit_bytes) if can else []
         self._index.free(freed)
+
+
+def _let_go_of_lease(reference: weakref.ref[SharedCache]) -> None:
+    """In a forked child, before anything else runs there: close the descriptor that is the parent's lease."""
+    cache = reference()
+    if cache is not None and cache._holds_lease and cache._leave.still_active():
+        os.close(cache._area.lease_fd)
+        cache._holds_lease = False  # nor has a child of the child anything to close
 
 
 def _is_full(store: Store) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -16,7 +17,7 @@ import pytest
 from episodes import CAMERAS, GZIP, check_aloha, write_aloha
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import InTmpfs
+from stores import InTmpfs, unnamed_bytes, used_bytes
 
 from dsmem.errors import UsageError
 from dsmem.shm import listing
@@ -212,6 +213,73 @@ def test_forked_children_share_it() -> None:
     use(cache, 1, 0.1)
     cache.close()
     assert left() == []
+
+
+def test_a_child_forked_for_something_else_keeps_nothing(tiny_tmpfs: InTmpfs) -> None:
+    """Neither its name nor its memory outlives those who use it; and a child of the child loses no file of its own."""
+
+    def inside(point: Path) -> tuple[int, list[str], int]:
+        cache = made(2 * MIB)
+        for number in range(8):
+            cache.put(("a", number), block(number, 16 * KIB))
+        before = used_bytes(point)
+
+        def child() -> None:
+            with open(os.devnull, "rb") as own:  # gets the number that the lease had
+
+                def grandchild() -> None:
+                    os.fstat(own.fileno())
+
+                children.call(grandchild)
+                Path("begun").touch()
+                time.sleep(60)
+
+        with contextlib.chdir(point), children.started(child):
+            while not Path("begun").exists():
+                time.sleep(0.005)
+            cache.close()
+            return before, left(), unnamed_bytes(point)
+
+    before, names, kept = tiny_tmpfs(inside)
+    assert before > 8 * 16 * KIB and names == [] and kept == 0
+
+
+def test_a_killed_process_that_had_forked_leaves_what_goes_with_the_next(tmp_path: Path) -> None:
+    def parent() -> None:
+        cache = made(MIB)
+        cache.put(("a", 1), block(1))
+        if os.fork() == 0:
+            (tmp_path / "forked").touch()
+            time.sleep(60)
+            os._exit(0)
+        time.sleep(60)
+
+    with children.started(parent) as running:
+        while not (tmp_path / "forked").exists():
+            time.sleep(0.005)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        assert len(left()) == 1
+        made(MIB).close()
+        assert left() == []
+
+
+def test_a_child_that_reads_after_its_parent_has_left_reads_without(tmp_path: Path) -> None:
+    paths = [write_aloha(tmp_path / "e.h5")]
+    dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, cache_bytes=MIB, cache_scope="shared")
+
+    def child() -> str:
+        while not (tmp_path / "left").exists():
+            time.sleep(0.005)
+        check_aloha(dataset, paths)
+        return type(dataset._here().cache).__name__
+
+    with children.started(child) as running:
+        assert isinstance(dataset._here().cache, SharedCache)
+        dataset._here().cache.close()
+        assert left() == []
+        (tmp_path / "left").touch()
+        assert running.result() == "ArrayCache"
 
 
 @pytest.mark.slow
