@@ -44,7 +44,8 @@ class TokenLoader:
     (pinned, with `pin_memory`) and used in turns: the last k batches that you got are whole, older ones overwritten.
 
     Small batches are read together, by blocks of 4 MiB. With `prefetch=n` n threads read n blocks ahead: worth it where
-    the file is not in memory, or where the training loop leaves CPUs idle.
+    the file is not in memory, or where a step of training takes longer than reading its batch and leaves a CPU idle.
+    A loop that does next to nothing with a batch is slower with it: what another CPU wrote has to come over.
 
     Documents: "ignore" (windows run over ends), "within" (windows cross no end; what is too short is left out), "mark"
     (as "ignore", with `batch.cu_seqlens`, `.position_ids`, `.max_seqlen` for packed attention), "pack" (whole documents
@@ -86,6 +87,7 @@ class TokenLoader:
         rank, world_size = _ranks(rank, world_size)
         share = Share(batch_size, rank, world_size, drop_last)
         files = open_all(path, token_dtype=token_dtype)
+        every = seq_len if stride is None else stride
         self._order: Order[Any]
         self._reader: Reader[Any]
         if documents == "pack":
@@ -96,15 +98,18 @@ class TokenLoader:
             if numpy_dtype(dtype, files) == "uint16":
                 raise UsageError("dtype=torch.uint16 can't hold the targets that documents='pack' marks with -100")
         else:
-            windows = Windows(files, seq_len, stride or seq_len, within_documents=documents == "within")
+            windows = Windows(files, seq_len, every, within_documents=documents == "within")
             numpy_dtype(dtype, files)
             self._reader = WindowReader(windows, mark=documents == "mark")
             if weights is None:
                 self._order = InEpochs(windows.count, share, seed=seed, shuffle=shuffle)
+                if not self._order.steps_an_epoch():
+                    step = f"one step of {batch_size} for each of {world_size} ranks"
+                    raise UsageError(f"{windows.count} windows are not {step}; drop_last=False takes what there is")
             else:
                 paths = [file.path for file in files]
                 self._order = Mixture(paths, windows.offsets, weights, share, seed=seed, shuffle=shuffle)
-        self._about = {"seq_len": seq_len, "stride": stride or seq_len, "documents": documents, **self._order.about()}
+        self._about = {"seq_len": seq_len, "stride": every, "documents": documents, **self._order.about()}
         self._batch_size, self._dtype = batch_size, dtype
         self._pinned = pin_memory and _can_pin()
         self._buffers, self._prefetch = buffers, prefetch

@@ -19,6 +19,10 @@ from dsmem.tokens.permutation import Indices
 _GATHER_BYTES = 512 << 10
 """What is gathered at once before it is widened, so that it stays in the cache."""
 _PAGE_BYTES = 4096
+_UNLOCKED_ITEMS = 500
+"""More items than these numpy gathers without Python's lock (NPY_BEGIN_THREADS_THRESHOLDED)."""
+_FEWEST_TOKENS = 32
+"""Of a piece of a window: of smaller ones the items cost more than the tokens."""
 
 
 class Starts(Protocol):
@@ -65,7 +69,7 @@ class Windows:
             tokens = sum(file.tokens for file in files)
             where = "in no document" if within_documents else f"not in the {tokens} tokens"
             raise UsageError(f"no window: {seq_len} tokens and one more fit {where} of {self.files[0].path}")
-        self._maps: list[tuple[Tokens, Tokens] | None] = [None] * len(files)
+        self._maps: list[Tokens | None] = [None] * len(files)
         self._pages = {
             item: np.append(np.arange(0, seq_len, _PAGE_BYTES // item), seq_len) for item in ITEM_BYTES.values()
         }
@@ -96,10 +100,10 @@ class Windows:
         number = int(np.searchsorted(self.offsets, index, side="right")) - 1
         inside = np.array([index - int(self.offsets[number])], np.int64)
         start = int(self._layout[number].starts(inside)[0])
-        return self._mapped(number)[0][start : start + self.seq_len + 1].astype(dtype)
+        return self._mapped(number)[start : start + self.seq_len + 1].astype(dtype)
 
     def _gather(self, number: int, starts: Indices, out: Tokens) -> None:
-        ids, windows = self._mapped(number)
+        ids = self._mapped(number)
         item = ITEM_BYTES[self.files[number].dtype]
         at_once = max(_GATHER_BYTES // ((self.seq_len + 1) * item), 1)
         pages = self._pages[item]
@@ -108,16 +112,28 @@ class Windows:
             # Windows lie far apart: a load from every page first lets the processor wait for all of them at once, where
             # the copies below would wait for one after the other (a quarter less time in all, 64 windows of 1,024).
             ids[here[:, None] + pages]
-            out[first : first + at_once] = windows[here].view(ids.dtype).reshape(len(here), -1)
+            out[first : first + at_once] = self._gathered(ids, here)
 
-    def _mapped(self, number: int) -> tuple[Tokens, Tokens]:
+    def _gathered(self, ids: Tokens, starts: Indices) -> Tokens:
+        """[len(starts), seq_len + 1], in memory of its own.
+
+        A window is gathered as one item, a third faster than as a row of a sliding_window_view; or as several, for
+        numpy keeps Python's lock while it gathers up to 500: two threads would read one after the other.
+        """
+        width = self.seq_len + 1
+        pieces = _UNLOCKED_ITEMS // max(len(starts), 1) + 1
+        size = -(-width // pieces)  # the last piece may reach beyond the window, but not beyond the file
+        if size < _FEWEST_TOKENS or starts.max(initial=0) + pieces * size > len(ids):
+            pieces, size = 1, width
+        items = np.ndarray((len(ids) - size + 1,), f"V{size * ids.itemsize}", ids, strides=(ids.itemsize,))
+        taken = items[starts[:, None] + np.arange(0, pieces * size, size)]
+        found: Tokens = taken.view(ids.dtype).reshape(len(starts), -1)[:, :width]
+        return found
+
+    def _mapped(self, number: int) -> Tokens:
         found = self._maps[number]
         if found is None:
-            ids = self.files[number].map()
-            # A window is one item: they are gathered a third faster than as rows of a sliding_window_view.
-            width = np.dtype(f"V{(self.seq_len + 1) * ids.itemsize}")
-            count = max(len(ids) - self.seq_len, 0)
-            found = self._maps[number] = ids, np.ndarray((count,), width, ids, strides=(ids.itemsize,))
+            found = self._maps[number] = self.files[number].map()
         return found
 
     def __getstate__(self) -> dict[str, Any]:

@@ -287,6 +287,9 @@ def test_misuse(path: Path) -> None:
         {"dtype": torch.float32},
         {"documents": "all"},
         {"stride": -1},
+        {"stride": 0},
+        {"batch_size": WINDOWS + 1},
+        {"batch_size": WINDOWS // 2 + 1, "rank": 0, "world_size": 2},
     ]
     for options in wrong:
         with pytest.raises(UsageError):
