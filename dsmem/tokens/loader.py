@@ -98,7 +98,8 @@ class TokenLoader:
             if numpy_dtype(dtype, files) == "uint16":
                 raise UsageError("dtype=torch.uint16 can't hold the targets that documents='pack' marks with -100")
         else:
-            windows = Windows(files, seq_len, every, within_documents=documents == "within")
+            within = documents == "within"
+            windows = Windows(files, seq_len, every, within_documents=within, in_threads=prefetch > 0)
             numpy_dtype(dtype, files)
             self._reader = WindowReader(windows, mark=documents == "mark")
             if weights is None:

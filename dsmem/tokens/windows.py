@@ -21,8 +21,8 @@ _GATHER_BYTES = 512 << 10
 _PAGE_BYTES = 4096
 _UNLOCKED_ITEMS = 500
 """More items than these numpy gathers without Python's lock (NPY_BEGIN_THREADS_THRESHOLDED)."""
-_FEWEST_TOKENS = 32
-"""Of a piece of a window: of smaller ones the items cost more than the tokens."""
+_FEWEST_BYTES = 512
+"""Of a piece of a window: smaller ones take longer to gather than the lock is worth."""
 
 
 class Starts(Protocol):
@@ -51,13 +51,23 @@ class Windows:
     """Numbered windows and how they are read. Threads and forks may share one."""
 
     def __init__(
-        self, files: Sequence[TokenFile], seq_len: int, stride: int, *, within_documents: bool = False
+        self,
+        files: Sequence[TokenFile],
+        seq_len: int,
+        stride: int,
+        *,
+        within_documents: bool = False,
+        in_threads: bool = False,
     ) -> None:
-        """Raises UsageError where there is no window at all, BadSource where documents are wanted and not known."""
+        """`in_threads`: they are read beside other threads, which Python's lock shall not keep waiting.
+
+        Raises UsageError where there is no window at all, BadSource where documents are wanted and not known.
+        """
         if seq_len < 1 or stride < 1:
             raise UsageError(f"seq_len={seq_len} and stride={stride}: both are at least 1")
         self.files = tuple(files)
         self.seq_len = seq_len
+        self._in_threads = in_threads
         self._layout: list[Starts] = [
             WithinDocuments(ends_of(file), seq_len, stride) if within_documents else Even(file.tokens, seq_len, stride)
             for file in files
@@ -117,13 +127,13 @@ class Windows:
     def _gathered(self, ids: Tokens, starts: Indices) -> Tokens:
         """[len(starts), seq_len + 1], in memory of its own.
 
-        A window is gathered as one item, a third faster than as a row of a sliding_window_view; or as several, for
-        numpy keeps Python's lock while it gathers up to 500: two threads would read one after the other.
+        A window is gathered as one item, a third faster than as a row of a sliding_window_view. In threads as several,
+        a few percent slower: numpy keeps Python's lock while it gathers up to 500, and they would read in turns.
         """
         width = self.seq_len + 1
-        pieces = _UNLOCKED_ITEMS // max(len(starts), 1) + 1
+        pieces = _UNLOCKED_ITEMS // max(len(starts), 1) + 1 if self._in_threads else 1
         size = -(-width // pieces)  # the last piece may reach beyond the window, but not beyond the file
-        if size < _FEWEST_TOKENS or starts.max(initial=0) + pieces * size > len(ids):
+        if size * ids.itemsize < _FEWEST_BYTES or starts.max(initial=0) + pieces * size > len(ids):
             pieces, size = 1, width
         items = np.ndarray((len(ids) - size + 1,), f"V{size * ids.itemsize}", ids, strides=(ids.itemsize,))
         taken = items[starts[:, None] + np.arange(0, pieces * size, size)]
