@@ -67,7 +67,9 @@ def tokenize(
         typer.Option("--split-on", help="Documents of a .txt: lines, or what blank lines part.", case_sensitive=False),
     ] = None,
     encoding: Annotated[str, typer.Option("--encoding", metavar="NAME", help="Of text and JSON files.")] = "utf-8",
-    bos: Annotated[Literal["none", "prepend"], typer.Option("--bos", help="Where documents get a bos token.")] = "none",
+    bos: Annotated[
+        Literal["append", "prepend", "none"], typer.Option("--bos", help="Where documents get a bos token.")
+    ] = "none",
     eos: Annotated[
         Literal["append", "prepend", "none"], typer.Option("--eos", help="Where documents get an eos token.")
     ] = "append",

@@ -22,7 +22,7 @@ from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.engines import Engine, EngineName, Ids
-from dsmem.tokens.feeding import LONG_BYTES, decoded, feed
+from dsmem.tokens.feeding import LONG_BYTES, Comparing, decoded, feed
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.parts import LongDocument, PartWriter, Record
 from dsmem.tokens.pieces import Piece
@@ -108,7 +108,7 @@ class Encoder:
             if len(text) <= LONG_BYTES:
                 continue
             self._add_short(batch, begin, batch.texts[begin:index], writer, verifying)
-            self._add_long(_read_text(text), writer, path=batch.path, place=batch.place(index))
+            self._add_long(_read_text(text), writer, verifying, path=batch.path, place=batch.place(index))
             begin = index + 1
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
 
@@ -119,9 +119,10 @@ class Encoder:
             writer.add(some, ids, lengths)
             begin += len(some)
 
-    def _add_long(self, read: Read, writer: PartWriter, *, path: str, place: str) -> None:
-        seen = LongDocument()
-        writer.add_long(feed(self._engine, lambda size: seen.update(read(size)), path=path, place=place), seen)
+    def _add_long(self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: str) -> None:
+        seen, comparing = LongDocument(), verifying.long()
+        fed = feed(self._engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
+        writer.add_long(fed, seen)
 
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
         recipe = self._recipe
@@ -204,7 +205,7 @@ class Encoder:
                             with self._document(path, compression, piece) as first:
                                 _check_utf8(first, path=shown)
                         flush()
-                        self._add_long(_from(head, read), writer, path=shown, place="")
+                        self._add_long(_from(head, read), writer, verifying, path=shown, place="")
                         report(os.stat(path).st_size)
             except BadDocument as exc:
                 if not faults.skip:
@@ -286,6 +287,14 @@ class _Verifying:
         self._left -= 1
         end = int(lengths[: index + 1].sum())
         self._compare(texts[index], ids[end - int(lengths[index]) : end], path, lambda _: "", 0)
+
+    def long(self) -> Comparing | None:
+        """How the next long document is compared: all of it, or around its cuts, or not at all."""
+        if not self._all and self._left <= 0:
+            return None
+        self._left -= 1
+        self.count += 1
+        return Comparing(self._encoder.reference(), whole=self._all)
 
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
         reference = self._encoder.reference()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from dsmem import units
-from dsmem.errors import BadDocument, BadSource
+from dsmem.errors import BadDocument, BadSource, EngineDiffers
 from dsmem.tokens.engines import Engine, Ids
 
 LONG_BYTES = 8 << 20
@@ -31,10 +32,21 @@ _CUTS = (
 """Best first: after a line end between characters that are no spaces; before a single space; between two characters."""
 
 
-def feed(engine: Engine, read: Callable[[int], bytes], *, path: str, place: str) -> Iterator[Ids]:
+@dataclass(frozen=True, slots=True)
+class Comparing:
+    """How a long document is compared with the reference: around each cut and before its end, or every piece, too."""
+
+    reference: Engine
+    whole: bool
+    """At the speed of the reference."""
+
+
+def feed(
+    engine: Engine, read: Callable[[int], bytes], *, path: str, place: str, comparing: Comparing | None = None
+) -> Iterator[Ids]:
     """The ids of one document, whose UTF-8 `read(size)` gives piece by piece and b"" at the end.
 
-    Raises BadDocument (not UTF-8), BadSource (more than MOST_WHOLE_BYTES without a place to cut).
+    Raises BadDocument (not UTF-8), BadSource (more than MOST_WHOLE_BYTES without a place to cut), EngineDiffers.
     """
     held = b""
     done_bytes, line = 0, 1
@@ -54,7 +66,22 @@ def feed(engine: Engine, read: Callable[[int], bytes], *, path: str, place: str)
                 )
             continue
         if cut:
-            yield engine.encode([decoded(held[:cut], path=path, place=place, line=line)])[0]
+            text = decoded(held[:cut], path=path, place=place, line=line)
+            ids = engine.encode([text])[0]
+            if comparing is not None:
+                reference = comparing.reference
+                # Around the cut the engine gives together what it gives apart: so does the reference, if it agrees.
+                alike = _same(engine, reference, "".join(_around(held, cut) or ()))
+                if alike and comparing.whole:
+                    alike = bool(np.array_equal(ids, reference.encode([text])[0]))
+                if not alike:
+                    raise EngineDiffers(
+                        f"{path}{place and f':{place}'}: the engine and {reference.name}, the reference, "
+                        f"differ in bytes {done_bytes} to {done_bytes + cut} of this document, or right behind them",
+                        path=path,
+                        place=place,
+                    )
+            yield ids
         line += held.count(b"\n", 0, cut)
         done_bytes += cut
         held = held[cut:]
@@ -85,16 +112,26 @@ def find_cut(engine: Engine, held: bytes) -> int | None:
 
 
 def _changes_nothing(engine: Engine, held: bytes, cut: int) -> bool:
+    texts = _around(held, cut)
+    if texts is None:
+        return False  # what is not UTF-8 is told when it is encoded
+    ids, lengths = engine.encode(["".join(texts), *texts])
+    return bool(np.array_equal(ids[: lengths[0]], ids[lengths[0] :]))
+
+
+def _same(engine: Engine, reference: Engine, text: str) -> bool:
+    return bool(np.array_equal(engine.encode([text])[0], reference.encode([text])[0]))
+
+
+def _around(held: bytes, cut: int) -> tuple[str, str] | None:
+    """Some text left and right of a cut; None where it is not UTF-8."""
     begin, end = max(cut - _WINDOW_BYTES, 0), min(cut + _WINDOW_BYTES, len(held))
     # A cut is between ASCII characters or beside one; the window's own ends may lie inside others.
     left = held[begin:cut].lstrip(_CONTINUATION) if begin else held[:cut]
-    right = held[cut:end]
     try:
-        texts = [left.decode(), _whole(right).decode()]
+        return left.decode(), _whole(held[cut:end]).decode()
     except UnicodeDecodeError:
-        return False  # what is not UTF-8 is told when it is encoded
-    ids, lengths = engine.encode([texts[0] + texts[1], *texts])
-    return bool(np.array_equal(ids[: lengths[0]], ids[lengths[0] :]))
+        return None
 
 
 _CONTINUATION = bytes(range(0x80, 0xC0))

@@ -77,10 +77,9 @@ class Options:
         """Raise UsageError for what can't be meant."""
         if self.split_on not in (None, "line", "blank"):
             raise UsageError(f"documents are split on line or blank, not on {self.split_on!r}")
-        if self.bos not in ("none", "prepend"):
-            raise UsageError(f"bos is none or prepend, not {self.bos!r}")
-        if self.eos not in get_args(Place):
-            raise UsageError(f"eos is append, prepend or none, not {self.eos!r}")
+        for name, place in (("bos", self.bos), ("eos", self.eos)):
+            if place not in get_args(Place):
+                raise UsageError(f"{name} is append, prepend or none, not {place!r}")
         if self.on_error not in get_args(OnError):
             raise UsageError(f"on_error is raise or skip, not {self.on_error!r}")
         if self.dtype not in (None, *ITEM_BYTES):

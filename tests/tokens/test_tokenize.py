@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 import dsmem
 from dsmem.digest import hash_file
 from dsmem.tokens import crew, parts, workdir
+from dsmem.tokens.verifying import verify
 
 PART = 1 << 16
 
@@ -95,7 +96,7 @@ def test_the_manifest_says_what_was_done(corpus: tuple[Path, list[str]], trained
     assert about["verified_documents"] == done.verified == 16
 
 
-@pytest.mark.parametrize("bos", ["none", "prepend"])
+@pytest.mark.parametrize("bos", ["none", "prepend", "append"])
 @pytest.mark.parametrize("eos", ["append", "prepend", "none"])
 @pytest.mark.parametrize("long", [False, True])
 def test_bos_and_eos(bos: Any, eos: Any, long: bool, tmp_path: Path) -> None:
@@ -103,8 +104,9 @@ def test_bos_and_eos(bos: Any, eos: Any, long: bool, tmp_path: Path) -> None:
     tokentexts.write_jsonl(tmp_path / "x.jsonl", texts)
     dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", bos=bos, eos=eos, bos_token=tokentexts.END)
     head = [256] * (bos == "prepend") + [256] * (eos == "prepend")
-    tail = [256] * (eos == "append")
+    tail = [256] * (bos == "append") + [256] * (eos == "append")
     assert tokentexts.written(tmp_path / "out.bin") == [head + list(text.encode()) + tail for text in texts]
+    assert verify(tmp_path / "out.bin").ok
 
 
 def test_special_tokens_in_documents_are_text(trained: Path, tmp_path: Path) -> None:
@@ -149,7 +151,7 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "workers": ({"workers": 0}, dsmem.UsageError, "0 workers"),
     "encoding": ({"encoding": "klingon"}, dsmem.UsageError, "no encoding 'klingon'"),
     "eos": ({"eos": "both"}, dsmem.UsageError, "eos is append, prepend or none"),
-    "bos": ({"bos": "append"}, dsmem.UsageError, "bos is none or prepend"),
+    "bos": ({"bos": "behind"}, dsmem.UsageError, "bos is append, prepend or none"),
     "engine": ({"engine": "fast"}, dsmem.UsageError, "no engine 'fast'"),
     "verify": ({"verify": -2}, dsmem.UsageError, "verify is"),
     "format": ({"format": "pdf"}, dsmem.UsageError, "no format 'pdf'"),

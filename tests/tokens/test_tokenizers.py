@@ -293,6 +293,41 @@ def test_a_long_document_is_fed_in_pieces_that_change_nothing(
     assert f"x.txt:{line}: not UTF-8" in done.skipped_places[0]
 
 
+@pytest.mark.parametrize(
+    ("verify", "at", "found"),
+    [
+        *(("all", at, True) for at in ("start", "first cut", "end")),
+        *((16, at, at != "start") for at in ("start", "first cut", "end")),
+        (0, "end", False),
+    ],
+)
+def test_a_long_document_is_compared(
+    verify: Any, at: str, found: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of it, or what lies around the cuts."""
+    for module in (feeding, encoding):
+        monkeypatch.setattr(module, "LONG_BYTES", 20_000)
+    monkeypatch.setattr(feeding, "_READ_BYTES", 10_000)
+    monkeypatch.setattr(feeding, "_WINDOW_BYTES", 100)
+    monkeypatch.setattr(feeding, "_REACH_BYTES", 1000)
+    choose = engines.choose
+    monkeypatch.setattr(engines, "choose", lambda *args, **options: Wrong(choose(*args, **options)))
+    text = "right words\n" * 6000
+    place = {"start": 1000, "first cut": 19_880, "end": len(text) - 20}[at]
+    path = tmp_path / "x.txt"
+    path.write_text(f"{text[:place]} wrong {text[place:]}")
+
+    def run() -> dsmem.Tokenized:
+        return dsmem.tokenize(path, tmp_path / "out.bin", tokenizer=trained, verify=verify)
+
+    if not found:
+        assert run().verified == bool(verify)
+        return
+    with pytest.raises(dsmem.EngineDiffers, match=r"x\.txt: .* the reference, differ in bytes"):
+        run()
+    assert not (tmp_path / "out.bin").exists()
+
+
 def test_a_document_that_can_not_be_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Uncuttable:
         """Counts characters: no cut leaves the ids as they are."""
