@@ -13,7 +13,7 @@ from typing import Any
 from dsmem.checkpoint import unpickling
 from dsmem.checkpoint.parts import Part, TensorEntry
 from dsmem.checkpoint.unpickling import NotPlain, Stored
-from dsmem.errors import BadSource, SourceMissing
+from dsmem.errors import BadSource, DsmemError, SourceMissing
 
 _MAX_PICKLE_BYTES = 1 << 30
 
@@ -69,7 +69,9 @@ def look_at(directory: str, name: str) -> TorchFile:
         raise SourceMissing(f"{path}: no such file") from exc
     except NotPlain as exc:
         raise NeedsTorch(f"more than plain tensors ({exc})") from exc
-    except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error) as exc:
+    except DsmemError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error, OverflowError) as exc:
         raise BadSource(f"{path} is damaged: {exc}") from exc
 
 

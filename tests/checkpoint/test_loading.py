@@ -207,6 +207,23 @@ def test_truncated(tmp_path: Path, kind: str, keep: float) -> None:
         checkpoint.load(path)
 
 
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    """Of a record in a torch file."""
+    path = tmp_path / "m.pt"
+    torch.save({"a": torch.ones(3)}, path)
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 46] = 0xDB
+    path.write_bytes(data)
+    for use in (
+        checkpoint.load,
+        checkpoint.contents,
+        lambda path: checkpoint.convert(path, tmp_path / "x.safetensors"),
+    ):
+        with pytest.raises(BadSource, match="is damaged"):
+            use(path)
+    assert not checkpoint.verify(path).ok
+
+
 @pytest.mark.parametrize("kind", ["dcp", "sharded", "sharded bin"])
 def test_a_missing_file(tmp_path: Path, kind: str) -> None:
     path = made(kind, tmp_path, tensors())
