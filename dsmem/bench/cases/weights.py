@@ -10,13 +10,14 @@ import ctypes
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsmem import parallel, proc, units
+from dsmem.bench import heap
 from dsmem.bench.harness import Comparison, Contender
 from dsmem.bench.peer import Peer, Serving
 from dsmem.bench.peers import load_weights
@@ -31,8 +32,6 @@ SHARDS = 4
 _TENSOR_BYTES = 16 << 20
 _FEWEST = 16
 _BLOCK_BYTES = 8 << 20
-_M_MMAP_THRESHOLD, _DEFAULT_THRESHOLD, _SMALL_THRESHOLD = -3, 128 << 10, 64 << 10
-"""mallopt(3) of glibc."""
 Places = Sequence[tuple[str, int, int]]
 """File, offset, bytes of each tensor."""
 
@@ -64,7 +63,7 @@ def compare(bench: Workbench, size_bytes: int, peers: Sequence[Peer]) -> Generat
             (path, "a torch file"),
         ):
             with ExitStack() as stack:
-                stack.enter_context(_memory_given_back())
+                stack.enter_context(heap.given_back())
                 contenders = _contenders(bench, source)
                 if source != path:
                     files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
@@ -170,14 +169,3 @@ def _into_new_memory(places: Places, bring: Callable[[torch.Tensor, str, int, in
 
     parallel.run((partial(work, number) for number in range(len(places))), proc.usable_cpus())
     return made
-
-
-@contextmanager
-def _memory_given_back() -> Iterator[None]:
-    """What is freed goes back to the system, so that every load fills new pages."""
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, _SMALL_THRESHOLD)
-    try:
-        yield
-    finally:
-        libc.mallopt(_M_MMAP_THRESHOLD, _DEFAULT_THRESHOLD)

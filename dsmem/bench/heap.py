@@ -1,0 +1,44 @@
+"""What glibc's malloc does with large memory that was freed: by itself that depends on what the process did before.
+
+Once asked, malloc no longer moves its thresholds: afterwards they are those that it comes to by itself in a process
+that frees large tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""mallopt(3)."""
+_SMALL_BYTES, _LARGEST_BYTES = 64 << 10, 32 << 20
+"""The largest is malloc's own bound."""
+_NEVER = 2**31 - 1
+
+
+@contextmanager
+def given_back() -> Iterator[None]:
+    """What is freed goes back to the system: every load fills new pages."""
+    with _set(_SMALL_BYTES, _SMALL_BYTES):
+        yield
+
+
+@contextmanager
+def kept() -> Iterator[None]:
+    """What is freed, up to 32 MiB a piece, is used again with the pages that it has."""
+    with _set(_LARGEST_BYTES, _NEVER):
+        yield
+
+
+@contextmanager
+def _set(mmap_bytes: int, trim_bytes: int) -> Iterator[None]:
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
+    libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
+    try:
+        yield
+    finally:
+        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_BYTES)
+        libc.malloc_trim(0)
