@@ -64,11 +64,13 @@ def arrange(
     staging: str,
     manifest: Manifest,
     progress: Progress,
+    take_over: bool = False,
 ) -> tuple[Arranged, ...]:
     """Make the token files of these parts, `out` or files named after it, and return them in order, train before val.
 
     `staging` is a directory on the file system of `out`; a directory `arranged` is made in it, where files of an
-    earlier try are overwritten, and removed at the end. The parts stay.
+    earlier try are overwritten, and removed at the end. The parts stay; with `take_over`, where all of them lie in one
+    file as the output will have them, that file gets the name of the output as a second one, and nothing is copied.
     `manifest` says what this function can't know: of its fields, counts, digest, split, shard and seed are filled in,
     while `text_bytes` and `skipped` stay those of all outputs together. Raises UsageError (also for more shards than
     documents), NoSpace before anything is written, SourceChanged when a part is not what its record says, OSError.
@@ -80,12 +82,16 @@ def arrange(
     os.makedirs(staging, exist_ok=True)
     item_bytes = ITEM_BYTES[dtype]
     total_bytes = sum(part.tokens for part in parts) * item_bytes
-    _require_room(staging, parts, total_bytes)
+    take_over = take_over and arrangement == Arrangement() and joining.is_whole(parts, item_bytes)
+    _require_room(staging, parts, 0 if take_over else total_bytes)
     count = joining.counter(total_bytes, progress)
     done = []
     streams = streams_of(parts, staging, val_fraction=arrangement.val_fraction, shuffle_seed=arrangement.shuffle_seed)
     targets = {stream.split: _targets(stream, out, arrangement) for stream in streams}
-    digests = _write_tokens(parts, item_bytes, streams, targets, arrangement, staging, count)
+    taken = joining.take_over(_staged(staging, targets["all"][0]).bin, parts, total_bytes, count) if take_over else None
+    digests = (
+        {"all": [taken]} if taken else _write_tokens(parts, item_bytes, streams, targets, arrangement, staging, count)
+    )
     for stream in streams:
         ends = np.load(stream.ends_path, mmap_mode="r")
         for target, digest in zip(targets[stream.split], digests[stream.split], strict=True):
@@ -209,6 +215,8 @@ def _divide(
     """Read all tokens once, in order, and hand each to the split of its document."""
     for part in parts:
         tokens = np.memmap(part.tokens_path, f"<u{item_bytes}", "r") if part.tokens else np.empty(0)
+        first_token = part.start_bytes // item_bytes
+        tokens = tokens[first_token : first_token + part.tokens]
         if len(tokens) != part.tokens:
             raise SourceChanged(f"{part.tokens_path} has {len(tokens)} tokens instead of {part.tokens}")
         at = 0

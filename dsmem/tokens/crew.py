@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -22,13 +21,25 @@ from dsmem import helpers
 from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, WorkerLost, WrongIds
 from dsmem.tokens.parts import Record
 from dsmem.tokens.pieces import Piece
+from dsmem.tokens.places import Places
 
 if TYPE_CHECKING:
     from dsmem.tokens.encoding import Recipe, Report
     from dsmem.tokens.vocabularies import Located
 
-_IN_FLIGHT = 2
+_AHEAD = 2
+"""Pieces that a worker has been told to encode and has not."""
+_IN_FLIGHT = 4
+"""Those, and parts that wait for their place."""
 _PATIENCE_S = 5.0
+
+
+_ONE_THREAD = {
+    "FASTOKENS_BPE_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Workers are as many as there are CPUs: threads of engines beside them would only take turns with them."""
 
 
 class Crew:
@@ -58,43 +69,61 @@ class Crew:
         for worker in self._workers:
             worker.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
 
-    def run(self, recipe: Recipe, pieces: Iterator[Piece], report: Report) -> Iterator[Record]:
-        """Records as parts are finished, in no particular order.
+    def run(self, recipe: Recipe, pieces: Iterator[Piece], places: Places, report: Report) -> Iterator[Record]:
+        """Records as parts are finished, in no particular order; `places` is told of each part that is counted.
 
         Of several errors the one of the earliest piece is raised, whoever meets it first. Raises what encoding raises,
-        WorkerLost.
+        WorkerLost, SourceChanged (a part that was placed elsewhere).
         """
         for worker in self._workers:
             worker.send(recipe.dump())
         failed: tuple[int, Exception] | None = None
-        for worker in self._workers:
-            worker.feed(pieces)
+        self._feed(pieces)
         while busy := [worker for worker in self._workers if worker.in_flight]:
             if failed is not None and all(worker.first > failed[0] for worker in busy):
                 raise failed[1]
+            for number, start_bytes in places.known():
+                worker = next(worker for worker in busy if number in worker.in_flight)
+                worker.send({"place": number, "at": start_bytes})
             for key, _ in self._ready.select():
                 worker = key.data
                 for kind, value in worker.collect():
                     if kind == "progress":
                         report(value)
+                    elif kind == "made":
+                        worker.ahead -= 1
+                        places.count(value["number"], value["size_bytes"])
                     elif kind == "done":
-                        piece = worker.in_flight.popleft()
+                        record = Record(**value)
+                        piece = worker.in_flight.pop(record.number)
                         if piece.is_spool:
                             os.unlink(piece.path)
-                        yield Record(**value)
+                        yield record
                     else:
-                        piece = worker.in_flight.popleft()
+                        piece = worker.in_flight.pop(value["number"])
+                        worker.ahead -= not value["was_made"]
                         if failed is None or piece.number < failed[0]:
                             failed = piece.number, _error(value)
-                if failed is None:
-                    worker.feed(pieces)
+            if failed is None:
+                self._feed(pieces)
         if failed is not None:
             raise failed[1]
+
+    def _feed(self, pieces: Iterator[Piece]) -> None:
+        """Pieces in turn, so that those which workers are at lie near each other: parts wait for those before them."""
+        hungry = [worker for worker in self._workers if worker.is_hungry]
+        while hungry:
+            for worker in sorted(hungry, key=lambda worker: worker.ahead):
+                piece = next(pieces, None)
+                if piece is None:
+                    return
+                worker.take(piece)
+            hungry = [worker for worker in hungry if worker.is_hungry]
 
 
 class _Worker:
     def __init__(self, stack: ExitStack) -> None:
-        environment = {**helpers.environment(), "RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+        environment = {**helpers.environment(), **_ONE_THREAD}
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment.setdefault(name, "1")
         self._process = subprocess.Popen(
@@ -108,13 +137,18 @@ class _Worker:
         assert self._process.stdin is not None and self._process.stdout is not None
         self._requests = self._process.stdin
         self.answers = self._process.stdout
-        self.in_flight: deque[Piece] = deque()
+        self.in_flight: dict[int, Piece] = {}
+        self.ahead = 0
         self._rest = b""
 
     @property
     def first(self) -> int:
-        """The number of the piece that it works on."""
-        return self.in_flight[0].number
+        """The number of the first piece that it has not finished."""
+        return min(self.in_flight)
+
+    @property
+    def is_hungry(self) -> bool:
+        return self.ahead < _AHEAD and len(self.in_flight) < _IN_FLIGHT
 
     def send(self, value: object) -> None:
         try:
@@ -124,17 +158,17 @@ class _Worker:
         except BrokenPipeError:
             return  # it is dead: `collect` finds its answers at an end
 
-    def feed(self, pieces: Iterator[Piece]) -> None:
-        while len(self.in_flight) < _IN_FLIGHT and (piece := next(pieces, None)) is not None:
-            self.in_flight.append(piece)
-            self.send(piece.dump())
+    def take(self, piece: Piece) -> None:
+        self.in_flight[piece.number] = piece
+        self.ahead += 1
+        self.send(piece.dump())
 
     def collect(self) -> Sequence[tuple[str, Any]]:
         data = os.read(self.answers.fileno(), 1 << 16)
         if not data:
             code = self._process.wait(_PATIENCE_S)
             raise WorkerLost(
-                f"a worker ended ({helpers.ending(code)}) while it encoded {self.in_flight[0].shown}"
+                f"a worker ended ({helpers.ending(code)}) while it encoded {self.in_flight[self.first].shown}"
                 if self.in_flight
                 else f"a worker ended ({helpers.ending(code)})"
             )

@@ -23,8 +23,9 @@ from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.engines import Engine, EngineName, Ids
 from dsmem.tokens.feeding import LONG_BYTES, Comparing, decoded, feed
+from dsmem.tokens.holding import Room
 from dsmem.tokens.layout import TokenDtype
-from dsmem.tokens.parts import LongDocument, PartWriter, Record
+from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.slices import Slices
 from dsmem.tokens.vocabularies import Located
@@ -74,9 +75,10 @@ class Encoder:
         self._recipe = recipe
         self._engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
         self._reference: Engine | None = None
+        self._room = Room()
 
-    def encode(self, piece: Piece, report: Report) -> Record:
-        """Write the part; after BadSource, EngineDiffers or OSError what was written has no record."""
+    def encode(self, piece: Piece, report: Report) -> Made:
+        """Make the part but for its place; after BadSource, EngineDiffers or OSError it has no record."""
         recipe = self._recipe
         verifying = _Verifying(self, piece, recipe)
         faults = Faults(recipe.skip_bad)
@@ -89,6 +91,7 @@ class Encoder:
             head=recipe.head,
             tail=recipe.tail,
             with_keys=recipe.with_keys,
+            room=self._room,
         ) as writer:
             if piece.kind == "files":
                 self._files(piece, writer, verifying, faults, slices, report)

@@ -6,6 +6,7 @@ it wrote, taken while it is hot in the page cache, and leaves the file synced.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import threading
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dsmem import files, parallel, proc
-from dsmem.digest import DEFAULT_ALGORITHM, SLICE_BYTES, slice_digest, tree_digest
+from dsmem.digest import DEFAULT_ALGORITHM, SLICE_BYTES, hash_descriptor, slice_digest, tree_digest
 from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
 from dsmem.progress import Progress
@@ -65,7 +66,7 @@ def stretches(parts: Sequence[Part], item_bytes: int, start: int, stop: int) -> 
         size_bytes = part.tokens * item_bytes
         at, end = max(start, before), min(stop, before + size_bytes)
         if at < end:
-            yield from cut(Stretch(part.tokens_path, at - before, end - at, at - start))
+            yield from cut(Stretch(part.tokens_path, part.start_bytes + at - before, end - at, at - start))
         before += size_bytes
 
 
@@ -105,6 +106,42 @@ def join(path: str, found: Iterable[Stretch], count: Count) -> str:
         parallel.run(tasks(), proc.usable_cpus())
         os.fsync(fd)
     return f"{DEFAULT_ALGORITHM}:{tree_digest(digests)}"
+
+
+def is_whole(parts: Sequence[Part], item_bytes: int) -> bool:
+    """Whether the parts lie in one file one after the other, from its beginning: it holds what joining them would."""
+    at = 0
+    for part in parts:
+        if part.tokens_path != parts[0].tokens_path or part.start_bytes != at:
+            return False
+        at += part.tokens * item_bytes
+    return bool(parts)
+
+
+def take_over(path: str, parts: Sequence[Part], size_bytes: int, count: Count) -> str | None:
+    """Give the file in which all parts lie (`is_whole`) a second name; its digest, None where there are no hard links.
+
+    The first name stays: until the output is there a run that is started again finds the parts. Raises SourceChanged.
+    """
+    source = parts[0].tokens_path
+    files.unlink_if_there(path)
+    fd = os.open(source, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if os.fstat(fd).st_size < size_bytes:
+            raise SourceChanged(f"{source} is shorter than its documents")
+        os.ftruncate(fd, size_bytes)
+        try:
+            os.link(source, path)
+        except OSError as exc:
+            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+                raise
+            return None
+        found = hash_descriptor(fd, size_bytes, DEFAULT_ALGORITHM)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    count(size_bytes)
+    return f"{DEFAULT_ALGORITHM}:{found}"
 
 
 class Writer:
@@ -209,7 +246,7 @@ def _gather(parts: Sequence[Part], firsts: Array, starts: Array, sizes: Array, w
         with Path(part.tokens_path).open("rb", buffering=0) as file:
             fd = file.fileno()
             for offset, size, place in zip(offsets, sizes[chosen].tolist(), places[chosen].tolist(), strict=True):
-                _read(fd, block[place : place + size], offset, part)
+                _read(fd, block[place : place + size], part.start_bytes + offset, part)
 
     tasks = (partial(read, first, last) for first, last in zip(groups, [*groups[1:], len(order)], strict=True))
     parallel.run(tasks, min(proc.usable_cpus(), len(groups)))
@@ -221,7 +258,7 @@ def _pass_on(part: Part, offset: int, size_bytes: int, writer: Writer) -> None:
     with Path(part.tokens_path).open("rb", buffering=0) as file:
         for done in range(0, size_bytes, len(block)):
             piece = block[: min(len(block), size_bytes - done)]
-            _read(file.fileno(), piece, offset + done, part)
+            _read(file.fileno(), piece, part.start_bytes + offset + done, part)
             writer.write(piece)
 
 

@@ -1,30 +1,32 @@
-"""A part: the tokens of a piece of the input, in files of the work directory, complete once its record is there.
+"""A part: the tokens of a piece of the input, complete once its record is there.
 
-`part-N.bin` holds the ids in the dtype of the output, `part-N.lengths` uint64 tokens per document, and `part-N.keys`,
-where documents are to be split by content, a uint64 hash of each document's text. `part-N.json` is written last.
+The ids of all parts lie in `tokens.bin` of the work directory, in the dtype of the output, where the output will have
+them: a part is told where it begins when those before it are counted, and waits for that in memory (`Made`), or in
+`part-N.bin` if it is large. `part-N.lengths` holds uint64 tokens per document, and `part-N.keys`, where documents are
+to be split by content, a uint64 hash of each document's text. `part-N.json`, the record, is written last.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from dsmem import files
 from dsmem.errors import WrongIds
+from dsmem.tokens.holding import HashedFile, Held, Room
 from dsmem.tokens.layout import LARGEST_ID, TokenDtype
 
 if TYPE_CHECKING:
-    import xxhash
-
     from dsmem.tokens.engines import Ids, Lengths
 
 _RECORD_BYTES = 64 << 20
-_LOOP_TOKENS = 48
-"""Tokens per document above which documents are copied one by one: a mask over all tokens costs as much as so many."""
+_LOOP_TOKENS = 800
+"""Tokens per document above which documents are joined one by one: a mask over all tokens costs as much as so many."""
 
 _LOOP_CHARACTERS = 200
 """Characters per document above which looking at each takes less time than joining all."""
@@ -43,6 +45,8 @@ class Part:
     documents: int
     tokens: int
     text_bytes: int
+    start_bytes: int = 0
+    """Where its ids begin in their file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +57,12 @@ class Record:
     documents: int
     tokens: int
     text_bytes: int
+    start_bytes: int
+    """Of its ids in the file of all."""
+    size_bytes: int
+    """Of its ids."""
     checksums: dict[str, str]
-    """xxh3-128 of each of its files, by suffix."""
+    """xxh3-128 of its ids and of each of its files, by suffix."""
     slices: dict[str, list[str]] = field(default_factory=dict)
     """By the index of an input: digests of the slices of an xxh3-tree that this part has read."""
     skipped: int = 0
@@ -65,12 +73,25 @@ class Record:
         """Where its files are."""
         stem = stem_of(directory, self.number)
         keys = f"{stem}.keys" if "keys" in self.checksums else None
-        return Part(f"{stem}.bin", f"{stem}.lengths", keys, self.documents, self.tokens, self.text_bytes)
+        return Part(
+            tokens_path(directory),
+            f"{stem}.lengths",
+            keys,
+            self.documents,
+            self.tokens,
+            self.text_bytes,
+            self.start_bytes,
+        )
 
 
 def stem_of(directory: str, number: int) -> str:
     """The path of a part's files, without their suffixes."""
     return f"{directory}/part-{number:06d}"
+
+
+def tokens_path(directory: str) -> str:
+    """The path of the ids of all parts."""
+    return f"{directory}/tokens.bin"
 
 
 def commit(directory: str, record: Record) -> None:
@@ -80,25 +101,36 @@ def commit(directory: str, record: Record) -> None:
 
 def finished(directory: str, number: int) -> Record | None:
     """The record of a part if it is finished and its files are what they were."""
-    import xxhash
-
     stem = stem_of(directory, number)
     try:
         record = Record(**json.loads(files.read_own(f"{stem}.json", _RECORD_BYTES)))
         for suffix, checksum in record.checksums.items():
-            hasher = xxhash.xxh3_128()
-            with Path(f"{stem}.{suffix}").open("rb") as file:
-                while data := file.read(1 << 20):
-                    hasher.update(data)
-            if hasher.hexdigest() != checksum:
+            if suffix == "bin":
+                found = _checksum(tokens_path(directory), record.start_bytes, record.size_bytes)
+            else:
+                found = _checksum(f"{stem}.{suffix}")
+            if found != checksum:
                 return None
     except (OSError, ValueError, TypeError, AttributeError):
         return None  # not there, or torn: it is made anew
     return record
 
 
+def _checksum(path: str, start_bytes: int = 0, size_bytes: int = sys.maxsize) -> str:
+    """xxh3-128 of so many bytes of a file, or of fewer if it ends before."""
+    import xxhash
+
+    hasher = xxhash.xxh3_128()
+    with Path(path).open("rb", buffering=0) as file:
+        file.seek(start_bytes)
+        while data := file.read(min(size_bytes, 1 << 20)):
+            hasher.update(data)
+            size_bytes -= len(data)
+    return hasher.hexdigest()
+
+
 class PartWriter:
-    """Writes a part's files; documents come in batches, or one in pieces."""
+    """Collects the ids of a part and writes its other files; documents come in batches, or one in pieces."""
 
     def __init__(
         self,
@@ -110,6 +142,7 @@ class PartWriter:
         head: Sequence[int],
         tail: Sequence[int],
         with_keys: bool,
+        room: Room | None = None,
     ) -> None:
         self._directory = directory
         self._number = number
@@ -117,20 +150,19 @@ class PartWriter:
         self._largest_id = min(largest_id, LARGEST_ID[dtype])
         self._head, self._tail = tuple(head), tuple(tail)
         self._stack = ExitStack()
-        self._tokens = self._created("bin")
-        self._lengths = self._created("lengths")
-        self._keys = self._created("keys") if with_keys else None
+        stem = stem_of(directory, number)
+        self._tokens = Held(f"{stem}.bin", room or Room())
+        self._lengths = self._stack.enter_context(HashedFile(f"{stem}.lengths"))
+        self._keys = self._stack.enter_context(HashedFile(f"{stem}.keys")) if with_keys else None
         self.documents = self.token_count = self.text_bytes = 0
-
-    def _created(self, suffix: str) -> _Hashed:
-        path = Path(f"{stem_of(self._directory, self._number)}.{suffix}")
-        return _Hashed(self._stack.enter_context(path.open("wb", 0)))
 
     def __enter__(self) -> PartWriter:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
+        if kind is not None:
+            self._tokens.release()
 
     def add(self, texts: Sequence[str], ids: Ids, lengths: Lengths) -> None:
         """Whole documents, with what an engine gave for them."""
@@ -170,13 +202,47 @@ class PartWriter:
         if len(ids) and int(ids.max()) > self._largest_id:
             raise WrongIds(f"the engine gave the id {int(ids.max())}; the largest there can be is {self._largest_id}")
 
-    def finish(self, **more: Any) -> Record:
-        """Close the files and write the record, with what else there is to say."""
+    def finish(self, **more: Any) -> Made:
+        """Close the files; with what else there is to say in the record."""
         self._stack.close()
         sums = {"bin": self._tokens.hexdigest(), "lengths": self._lengths.hexdigest()}
         if self._keys is not None:
             sums["keys"] = self._keys.hexdigest()
-        record = Record(self._number, self.documents, self.token_count, self.text_bytes, sums, **more)
+        record = Record(
+            number=self._number,
+            documents=self.documents,
+            tokens=self.token_count,
+            text_bytes=self.text_bytes,
+            start_bytes=0,
+            size_bytes=self._tokens.size_bytes,
+            checksums=sums,
+            **more,
+        )
+        return Made(self._directory, record, self._tokens)
+
+
+class Made:
+    """A part that is encoded and waits to be told where it begins."""
+
+    def __init__(self, directory: str, record: Record, held: Held) -> None:
+        self._directory = directory
+        self._record = record
+        self._held = held
+
+    @property
+    def number(self) -> int:
+        """Of the part."""
+        return self._record.number
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its ids."""
+        return self._record.size_bytes
+
+    def place(self, start_bytes: int) -> Record:
+        """Write the ids there, and the record: from now on the part is finished."""
+        self._held.write_to(tokens_path(self._directory), start_bytes)
+        record = replace(self._record, start_bytes=start_bytes)
         commit(self._directory, record)
         return record
 
@@ -201,25 +267,6 @@ class LongDocument:
         return self._hasher.intdigest()
 
 
-class _Hashed:
-    """A file, hashed as it is written."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        import xxhash
-
-        self._file = file
-        self._hasher: xxhash.xxh3_128 = xxhash.xxh3_128()
-
-    def write(self, array: Any) -> None:
-        data = memoryview(array).cast("B") if len(array) else memoryview(b"")
-        self._hasher.update(data)
-        while data:
-            data = data[self._file.write(data) :]
-
-    def hexdigest(self) -> str:
-        return self._hasher.hexdigest()
-
-
 def _utf8_bytes(texts: Sequence[str]) -> int:
     characters = sum(map(len, texts))
     if characters > _LOOP_CHARACTERS * len(texts):
@@ -235,6 +282,13 @@ def frame(ids: Ids, lengths: Lengths, head: Sequence[int], tail: Sequence[int], 
     more = len(head) + len(tail)
     if more == 0:
         return ids.astype(dtype)
+    if len(ids) > _LOOP_TOKENS * len(lengths):
+        before, after = (np.array(some, dtype).tobytes() for some in (head, tail))
+        narrowed: Any = ids.astype(dtype)
+        data = memoryview(narrowed).cast("B")
+        ends = (np.cumsum(lengths) * np.dtype(dtype).itemsize).tolist()
+        texts = [data[start:end] for start, end in zip([0, *ends], ends, strict=False)]
+        return np.frombuffer(b"".join((before, (after + before).join(texts), after)), dtype)
     out = np.empty(len(ids) + more * len(lengths), dtype)
     ends = np.cumsum(lengths + more)
     starts = ends - (lengths + more)
@@ -242,12 +296,6 @@ def frame(ids: Ids, lengths: Lengths, head: Sequence[int], tail: Sequence[int], 
         out[starts + number] = token
     for number, token in enumerate(tail):
         out[ends - len(tail) + number] = token
-    if len(ids) > _LOOP_TOKENS * len(lengths):
-        at = 0
-        for start, length in zip((starts + len(head)).tolist(), lengths.tolist(), strict=True):
-            out[start : start + length] = ids[at : at + length]
-            at += length
-        return out
     is_text = np.ones(len(out), bool)
     for number in range(len(head)):
         is_text[starts + number] = False

@@ -1,8 +1,9 @@
 """Text to token files: `dsmem.tokenize`.
 
-Plan (which files, which pieces), make parts in workers, then put them together (`dsmem.tokens.arrange`). The output
-depends on the input and the options alone; memory is bounded by blocks, batches and the longest document among others,
-never by the size of the input.
+Plan (which files, which pieces), make parts in workers (`dsmem.tokens.run`), which write their ids where the output
+will have them, then arrange the files (`dsmem.tokens.arrange`). The output depends on the input and the options alone;
+memory is bounded by blocks, batches, parts that wait for their place (96 MiB a worker) and the longest document among
+others, never by the size of the input.
 """
 
 from __future__ import annotations
@@ -11,41 +12,30 @@ import codecs
 import errno
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-import dsmem
 from dsmem import digest, proc, units
-from dsmem.errors import BadSource, OutputExists, OutputFull, SourceChanged, UsageError
-from dsmem.files import FileIdentity
+from dsmem.errors import OutputExists, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
-from dsmem.tokens import pieces as cutting_up
 from dsmem.tokens import workdir
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.inputs import Format, Source, Wanted
 from dsmem.tokens.layout import TokenDtype, shards_there, val_path
-from dsmem.tokens.manifest import Input, Manifest, Place
-from dsmem.tokens.manifest import Tokenizer as About
+from dsmem.tokens.manifest import Place
 from dsmem.tokens.options import (
     VERIFY_DOCUMENTS,
     Arrangement,
     OnError,
     Options,
-    Output,
     Tokenized,
-    dtype_of,
-    frame_of,
 )
-from dsmem.tokens.parts import Record, finished
-from dsmem.tokens.pieces import Cutting, Piece
-from dsmem.tokens.vocabularies import Located, describe, locate
-
-if TYPE_CHECKING:
-    from dsmem.tokens.engines import Engine
+from dsmem.tokens.pieces import Cutting
+from dsmem.tokens.run import Run
+from dsmem.tokens.vocabularies import locate
 
 _HERE_BYTES = 24 << 20
 """Up to so much input this process is done before others have started."""
@@ -122,7 +112,7 @@ def tokenize(
         located = locate(options.tokenizer, lambda: directory)
         if crew is not None:
             crew.expect(located, options.engine, parse_special=parse_special)
-        run = _Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart)
+        run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart)
         try:
             records = run.make_parts(crew, progress)
             outputs = run.put_together(records, arrangement, progress)
@@ -151,218 +141,6 @@ def tokenize(
         workers=processes,
         elapsed_s=time.perf_counter() - began,
     )
-
-
-class _Run:
-    """One run, once the work directory is ours."""
-
-    def __init__(
-        self,
-        sources: Sequence[Source],
-        target: str,
-        directory: str,
-        options: Options,
-        located: Located,
-        cutting: Cutting,
-        with_keys: bool,
-        restart: bool,
-    ) -> None:
-        from dsmem.tokens import engines
-
-        self._sources = sources
-        self._target = target
-        self._directory = directory
-        self._options = options
-        self._cutting = cutting
-        self._with_keys = with_keys
-        self._vocabulary = describe(
-            options.tokenizer,
-            scratch=lambda: directory,
-            bos_token=options.bos_token,
-            eos_token=options.eos_token,
-            located=located,
-        )
-        self._head, self._tail = frame_of(self._vocabulary, options)
-        self.dtype = dtype_of(self._vocabulary, options.dtype)
-        self.engine: Engine = engines.choose(self._vocabulary, options.engine, parse_special=options.parse_special)
-        can_resume = all(source.identity is not None for source in sources)
-        self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
-        self.resumed_parts = 0
-
-    def _plan(self) -> dict[str, object]:
-        options, cutting = self._options, self._cutting
-        return {
-            "dsmem": dsmem.__version__,
-            "tokenizer": [self._vocabulary.located.kind, self._vocabulary.sha256],
-            "engine": [self.engine.name, self.engine.version],
-            "bos": [options.bos, self._head],
-            "eos": [options.eos, self._tail],
-            "parse_special": options.parse_special,
-            "dtype": self.dtype,
-            "text_field": options.text_field,
-            "split_on": cutting.split_on,
-            "encoding": cutting.encoding,
-            "part_bytes": cutting.part_bytes,
-            "validation set": self._with_keys,
-            "inputs": [
-                [source.path, source.format, source.identity and source.identity.as_list()] for source in self._sources
-            ],
-        }
-
-    def make_parts(self, crew: Crew | None, progress: Progress) -> list[Record]:
-        """Every part, by workers or here; the records are in order."""
-        from dsmem.tokens.encoding import ALL, Encoder, Recipe
-
-        options = self._options
-        recipe = Recipe(
-            directory=self._directory,
-            located=self._vocabulary.located,
-            engine=self.engine.name,
-            parse_special=options.parse_special,
-            dtype=self.dtype,
-            largest_id=self._vocabulary.largest_id,
-            head=self._head,
-            tail=self._tail,
-            text_field=options.text_field,
-            encoding=self._cutting.encoding,
-            skip_bad=options.on_error == "skip",
-            with_keys=self._with_keys,
-            verify=ALL if options.verify == "all" else options.verify,
-        )
-        records: dict[int, Record] = {}
-        report = _Progress(progress, self._sources)
-        pending = self._pending(records, report)
-        if crew is None:
-            encoder = Encoder(recipe, self.engine)
-            for piece in pending:
-                records[piece.number] = encoder.encode(piece, report)
-                if piece.is_spool:
-                    os.unlink(piece.path)
-        else:
-            for record in crew.run(recipe, pending, report):
-                records[record.number] = record
-        report.finish()
-        if not any(record.documents for record in records.values()):
-            raise BadSource(f"no documents in {', '.join(source.path for source in self._sources[:3])}")
-        return [records[number] for number in sorted(records)]
-
-    def _pending(self, records: dict[int, Record], report: _Progress) -> Iterator[Piece]:
-        """The pieces whose parts are still to be made; the others' records are put to the rest."""
-
-        def is_done(number: int) -> bool:
-            if not self._resumes:
-                return False
-            if number not in records:
-                record = finished(self._directory, number)
-                if record is None or (record.skipped and self._options.on_error != "skip"):
-                    return False
-                records[number] = record
-                self.resumed_parts += 1
-            return True
-
-        for piece in cutting_up.plan(self._sources, self._cutting, self._directory, is_done):
-            if is_done(piece.number):
-                report(piece.weight_bytes)
-            else:
-                yield piece
-
-    def put_together(
-        self, records: Sequence[Record], arrangement: Arrangement, progress: Progress
-    ) -> tuple[Output, ...]:
-        """The output, from parts; raises SourceChanged."""
-        from dsmem.tokens.arrange import arrange
-
-        manifest = self._manifest(records)
-        arranged = arrange(
-            [record.part(self._directory) for record in records],
-            self._target,
-            self.dtype,
-            arrangement,
-            staging=self._directory,
-            manifest=manifest,
-            progress=ignore,
-        )
-        return tuple(
-            Output(one.path, one.manifest.split, one.manifest.tokens, one.manifest.documents) for one in arranged
-        )
-
-    def _manifest(self, records: Sequence[Record]) -> Manifest:
-        """What is known before documents are arranged."""
-        from dsmem.tokens import engines
-
-        options, vocabulary = self._options, self._vocabulary
-        reference = engines.reference_of(vocabulary.located)
-        return Manifest(
-            dsmem=dsmem.__version__,
-            dtype=self.dtype,
-            tokens=sum(record.tokens for record in records),
-            documents=sum(record.documents for record in records),
-            text_bytes=sum(record.text_bytes for record in records),
-            bos=options.bos,
-            eos=options.eos,
-            tokenizer=About(
-                spec=vocabulary.spec,
-                kind=vocabulary.located.kind,
-                sha256=vocabulary.sha256,
-                vocab_size=vocabulary.vocab_size,
-                largest_id=vocabulary.largest_id,
-                bos_id=vocabulary.bos_id,
-                eos_id=vocabulary.eos_id,
-                engine=self.engine.name,
-                engine_version=self.engine.version,
-                reference="" if reference == self.engine.name else reference,
-                verified_documents=sum(record.verified for record in records),
-                parse_special=options.parse_special,
-            ),
-            inputs=tuple(self._inputs(records)),
-            digest="",
-            skipped=sum(record.skipped for record in records),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-
-    def _inputs(self, records: Sequence[Record]) -> Iterator[Input]:
-        """Every input with its digest: from what parts have read, else read now; raises SourceChanged."""
-        slices: dict[str, list[str]] = {}
-        for record in records:
-            for index, found in record.slices.items():
-                slices.setdefault(index, []).extend(found)
-        for number, source in enumerate(self._sources):
-            if source.identity is None:
-                yield Input(source.path, source.size_bytes, "")
-                continue
-            if str(number) in slices and self._cutting.part_bytes % digest.SLICE_BYTES == 0:
-                found_hex = digest.tree_digest(bytes.fromhex(one) for one in slices[str(number)])
-            else:
-                found_hex = digest.hash_file(source.path).hex
-            if FileIdentity.of(os.stat(source.path)) != source.identity:
-                raise SourceChanged(f"{source.path} changed while it was tokenized")
-            yield Input(source.path, source.size_bytes, f"xxh3-tree:{found_hex}")
-
-    def skipped_places(self, records: Sequence[Record]) -> tuple[str, ...]:
-        """The first documents that were left out."""
-        from dsmem.tokens.documents import MOST_PLACES
-
-        return tuple(place for record in records for place in record.skipped_places)[:MOST_PLACES]
-
-
-class _Progress:
-    """Adds up what is done; streams, whose size is not known, make the whole grow."""
-
-    def __init__(self, progress: Progress, sources: Sequence[Source]) -> None:
-        self._progress = progress
-        self._grows = any(source.identity is None for source in sources)
-        self._total_bytes = sum(source.size_bytes for source in sources)
-        self._done_bytes = 0
-
-    def __call__(self, more_bytes: int) -> None:
-        self._done_bytes += more_bytes
-        if self._grows:
-            self._total_bytes = max(self._total_bytes, self._done_bytes)
-        self._progress(min(self._done_bytes, self._total_bytes), self._total_bytes)
-
-    def finish(self) -> None:
-        """All is done: what was reported is only near to the sizes of the files."""
-        self._progress(self._total_bytes, self._total_bytes)
 
 
 def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) -> int:

@@ -79,7 +79,7 @@ def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bo
         before = None
     if before is not None and can_resume and not restart:
         if before == plan:
-            _clear(directory, keep=("lock", "plan.json", "part-", "ranks-"))
+            _clear(directory, keep=("lock", "plan.json", "part-", "tokens.bin", "ranks-"))
             return True
         differences = _differences(before, plan)
         has_parts = any(name.startswith("part-") and name.endswith(".json") for name in os.listdir(directory))

@@ -1,4 +1,5 @@
-"""A worker of `dsmem tokenize` (`python -m`): pieces on standard input, a record for each on standard output."""
+"""A worker of `dsmem tokenize` (`python -m`): pieces, and later their places, on standard input; on standard output how
+many bytes each became, and its record when it has its place."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
-from queue import SimpleQueue
+from itertools import count
+from queue import PriorityQueue
 from typing import TYPE_CHECKING, Any
 
 from dsmem import helpers
@@ -18,9 +20,11 @@ from dsmem.tokens.pieces import Piece
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine
+    from dsmem.tokens.parts import Made
 
 _log = logging.getLogger(__name__)
 _REPORT_BYTES = 16 << 20
+_PLACE = b'{"place"'
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -33,9 +37,9 @@ def main(arguments: Sequence[str]) -> None:
 
     from dsmem.tokens.encoding import Encoder, Recipe
 
-    lines: SimpleQueue[bytes] = SimpleQueue()
+    lines = _Lines()
     # The parent must never wait for us to read while we wait for it to read.
-    threading.Thread(target=_listen, args=(lines,), daemon=True).start()
+    threading.Thread(target=lines.listen, daemon=True).start()
     expected = lines.get()
     if not expected:
         return
@@ -43,21 +47,26 @@ def main(arguments: Sequence[str]) -> None:
     said = lines.get()
     if not said:
         return  # nothing was left to do
-    encoder: Encoder | None = None
     recipe = Recipe.load(json.loads(said))
     if engine is not None and engine.name != recipe.engine:
         engine = None
+    encoder: Encoder | None = None
     report = _Report()
+    made: dict[int, Made] = {}
     while line := lines.get():
-        piece = Piece.load(json.loads(line))
+        told = json.loads(line)
+        number = told.get("place", told.get("number"))
         try:
-            encoder = encoder or Encoder(recipe, engine)
-            record = encoder.encode(piece, report)
+            if number in made:
+                crew.say("done", asdict(made[number].place(told["at"])))
+                del made[number]
+            else:
+                encoder = encoder or Encoder(recipe, engine)
+                made[number] = encoder.encode(Piece.load(told), report)
+                report.flush()
+                crew.say("made", {"number": number, "size_bytes": made[number].size_bytes})
         except (DsmemError, OSError, MemoryError) as exc:
-            crew.say("failed", crew.described(exc))
-            continue
-        report.flush()
-        crew.say("done", asdict(record))
+            crew.say("failed", {**crew.described(exc), "number": number, "was_made": number in made})
 
 
 def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:
@@ -73,11 +82,22 @@ def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine
         return None
 
 
-def _listen(lines: SimpleQueue[bytes]) -> None:
-    """Every line of standard input, and b"" at the end."""
-    for line in sys.stdin.buffer:
-        lines.put(line)
-    lines.put(b"")
+class _Lines:
+    """Lines of standard input, those that tell places before others: what waits for its place takes memory."""
+
+    def __init__(self) -> None:
+        self._waiting: PriorityQueue[tuple[int, int, bytes]] = PriorityQueue()
+
+    def listen(self) -> None:
+        """Take all lines, in a thread."""
+        numbers = count()
+        for line in sys.stdin.buffer:
+            self._waiting.put((0 if line.startswith(_PLACE) else 1, next(numbers), line))
+        self._waiting.put((2, 0, b""))
+
+    def get(self) -> bytes:
+        """The next; b"" after all others."""
+        return self._waiting.get()[2]
 
 
 class _Report:

@@ -56,7 +56,7 @@ def whole(path: Path, tmp_path: Path) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"workers": 2}])
 def test_it_goes_on(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
-    interrupt(corpus, tmp_path / "out.bin", **options)
+    interrupt(corpus, tmp_path / "out.bin", after_bytes=12 * PART, **options)  # of 24; up to 8 wait for their place
     seen: list[int] = []
     done = run(corpus, tmp_path / "out.bin", progress=lambda done_bytes, _: seen.append(done_bytes))
     assert 2 < done.resumed_parts < done.parts
@@ -80,7 +80,7 @@ def test_a_part_that_was_damaged_is_made_anew(corpus: Path, tmp_path: Path) -> N
     directory = Path(workdir.path_of(str(tmp_path / "out.bin")))
     records = sorted(directory.glob("part-*.json"))
     assert len(records) > 2
-    tokens = directory / "part-000000.bin"
+    tokens = directory / "tokens.bin"
     data = bytearray(tokens.read_bytes())
     data[7] ^= 1
     tokens.write_bytes(data)

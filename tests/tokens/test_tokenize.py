@@ -232,7 +232,7 @@ def test_a_worker_that_is_killed(
     told: list[int] = []
 
     def kill(done_bytes: int, total_bytes: int) -> None:
-        if not told:
+        if not told and list((tmp_path / ".out.bin.parts").glob("part-*.json")):
             told.extend(workers())
             psutil.Process(told[0]).kill()
 
@@ -273,7 +273,7 @@ def test_errors_of_workers_are_the_errors_of_this_process() -> None:
 def test_frames() -> None:
     """Both ways of framing give the same."""
     rng = np.random.default_rng(0)
-    for mean in (1, 10, 500):
+    for mean in (1, 10, 500, 2000):
         lengths = rng.integers(0, mean * 2, 50)
         ids = rng.integers(0, 99, int(lengths.sum())).astype(np.uint32)
         for head, tail in (((), ()), ((7,), ()), ((), (8,)), ((7, 9), (8,))):
