@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from dsmem.checkpoint.scratch import Scratch
-from dsmem.errors import ReadFailure
+from dsmem.errors import BadSource, ReadFailure
 
 
 class Item:
@@ -37,6 +37,17 @@ class Item:
     def failure(self, error: BaseException) -> ReadFailure:
         """The error, told in text: it must survive pickling."""
         return failure_of(error, self.file, (self.name,), self.offset)
+
+
+def items_of(requests: Sequence[Any], storage_data: Mapping[Any, Any]) -> list[Item]:
+    """An item of each request. Raises BadSource where the metadata has no place for one."""
+    try:
+        return [Item(request, storage_data[request.storage_index]) for request in requests]
+    except KeyError:
+        lacking = [request.storage_index.fqn for request in requests if request.storage_index not in storage_data]
+        more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
+        told = f"the metadata does not tell where {', '.join(lacking[:3])}{more} lie in the files"
+        raise BadSource(told) from None
 
 
 def failure_of(error: BaseException, file: str, names: tuple[str, ...], offset: int) -> ReadFailure:

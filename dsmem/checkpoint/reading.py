@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.planner import LoadItemType
 
 from dsmem.checkpoint import direct, opened, regions, stock, unpickling, workers
 from dsmem.checkpoint.direct import SMALL_BYTES, Direct, Verify
-from dsmem.checkpoint.items import Item, Outcome
+from dsmem.checkpoint.items import Item, Outcome, items_of
 from dsmem.checkpoint.opened import Directory, Io
 from dsmem.checkpoint.pool import Pool
 from dsmem.checkpoint.report import Counting, ReadReport
@@ -108,7 +108,7 @@ class _Reading:
         self._options = options
         self._progress = progress
         with _collector_paused():
-            self._items = [Item(request, storage_data[request.storage_index]) for request in requests]
+            self._items = items_of(requests, storage_data)
         self._counting = Counting(items=Counter(item.file for item in self._items))
         self._unfinished = Counter(self._counting.items)
         self._failures: list[ReadFailure] = []

@@ -86,7 +86,7 @@ def records(window: Window) -> list[Record]:
     found = [_record(window, entry) for entry in entries]
     try:
         torch._C.PyTorchFileReader(io.BufferedReader(_Stream(window)))  # it is stricter with what zipfile passes over
-    except RuntimeError as exc:
+    except (RuntimeError, ValueError) as exc:  # ValueError: it looks for the directory before the beginning
         raise BadSource(f"no whole zip of torch.save: torch says: {str(exc).splitlines()[0]}") from exc
     return found
 

@@ -197,6 +197,16 @@ def test_metadata_that_lies(tmp_path: Path, lie: Callable[[Any], None]) -> None:
         assert all(same(ours[name], tensor) for name, tensor in theirs.items())
 
 
+def test_metadata_without_a_place(tmp_path: Path) -> None:
+    path = save(state(), tmp_path / "c")
+    rewrite(path, lambda metadata: metadata.storage_data.pop(next(iter(metadata.storage_data))))
+    into = zeros()
+    with pytest.raises(CheckpointException, match="does not tell where a lie") as caught:
+        load(into, ParallelFileSystemReader(path))
+    assert isinstance(caught.value.failures[0][0], BadSource)
+    assert not any(bool(tensor.any()) for tensor in into.values())
+
+
 def test_metadata_that_runs_code(tmp_path: Path) -> None:
     path = save(state(), tmp_path / "c")
     rewrite(path, lambda metadata: setattr(metadata, "planner_data", Evil(tmp_path / "made")))

@@ -263,6 +263,22 @@ def test_metadata_that_lies(dcp: Path) -> None:
     assert all("the metadata says" in one.detail for one in found)
 
 
+def test_items_that_are_told_to_be_short(tmp_path: Path) -> None:
+    """Torch's zip reader looks for what the end of a file says even before its beginning."""
+    path = save({"a": torch.zeros(4, 4)}, tmp_path / "c")
+    whole = (path / ".metadata").read_bytes()
+    length = next(iter(pickle.loads(whole).storage_data.values())).length
+    for cut in (*range(0, length, 37), *range(length - 70, length)):
+
+        def lie(metadata: Any, cut: int = cut) -> None:
+            info = next(iter(metadata.storage_data.values()))
+            info.offset, info.length = info.offset + cut, info.length - cut
+
+        (path / ".metadata").write_bytes(whole)
+        change_metadata(path, lie)
+        assert (faults(path) == []) == (cut == 0)
+
+
 def test_missing_extra_and_twice_told_tensors_of_dcp(dcp: Path) -> None:
     def change(metadata: Any) -> None:
         by_name = {index.fqn: index for index in metadata.storage_data}
