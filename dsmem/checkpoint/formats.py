@@ -56,7 +56,8 @@ def _in_directory(name: str) -> Found:
         some = [entry for entry in entries if entry.endswith(ending)]
         if len(some) > 1:
             kind = "indices" if some[0] in indices else "checkpoints"
-            raise Ambiguous(f"{name} holds several {kind}; name one of them", candidates=some)
+            paths = [os.path.join(name, one) for one in some]
+            raise Ambiguous(f"{name} holds several {kind}; name one of them", candidates=paths)
         if some:
             return detect(os.path.join(name, some[0]))
     raise BadSource(f"{name} holds no checkpoint: no {METADATA}, no .safetensors, no {', '.join(_TORCH)}")

@@ -158,6 +158,12 @@ def _hint_episodes(error: BrokenEpisodes, typed: Typed) -> str | None:
     return None if first is None else f"see what a file holds: dsmem pin --explain {quote(first)}"
 
 
+def _hint_ambiguous(error: Ambiguous, typed: Typed) -> str | None:
+    if error.candidates and all(os.path.exists(one) for one in error.candidates):  # files, none of them a name
+        return f"see what one holds: dsmem ckpt ls {quote(error.candidates[0])}"
+    return "see every name and its files: dsmem shm ls"
+
+
 def _hint_os(error: OSError, typed: Typed) -> str | None:
     return "see what is full: dsmem shm doctor" if error.errno in _FULL else None
 
@@ -169,7 +175,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     NoAnswer: Rule(USAGE, lambda error, typed: f"say yes in advance: {typed.again('-y')}"),
     UsageError: Rule(USAGE, lambda error, typed: f"{typed.command} --help"),
     NotPinned: Rule(NOT_FOUND, _hint_not_pinned),
-    Ambiguous: Rule(USAGE, lambda error, typed: "see every name and its files: dsmem shm ls"),
+    Ambiguous: Rule(USAGE, _hint_ambiguous),
     SourceMissing: Rule(NOT_FOUND),
     BadSource: Rule(ERROR),
     BrokenEpisodes: Rule(ERROR, _hint_episodes),

@@ -136,6 +136,19 @@ def test_read_refuses_pickles_that_run(tmp_path: Path, dsmem: Dsmem) -> None:
     assert (tmp_path / "made").exists()
 
 
+def test_several_in_one_directory(tmp_path: Path, dsmem: Dsmem) -> None:
+    for name in ("a.pt", "b c.pt"):
+        torch.save({"x": torch.ones(2)}, tmp_path / name)
+    ran = dsmem("ckpt", "read", str(tmp_path))
+    assert ran.exit_code == 2
+    assert [line.strip() for line in ran.err.splitlines()] == [
+        f"error: {tmp_path} holds several checkpoints; name one of them",
+        f"{tmp_path}/a.pt",
+        f"{tmp_path}/b c.pt",
+        f"hint: see what one holds: dsmem ckpt ls {tmp_path}/a.pt",
+    ]
+
+
 @pytest.mark.parametrize("command", ["ls", "read", "verify"])
 def test_nothing_there(command: str, tmp_path: Path, dsmem: Dsmem) -> None:
     assert dsmem("ckpt", command, str(tmp_path / "none")).exit_code == 3
