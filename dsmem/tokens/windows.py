@@ -79,7 +79,7 @@ class Windows:
             tokens = sum(file.tokens for file in files)
             where = "in no document" if within_documents else f"not in the {tokens} tokens"
             raise UsageError(f"no window: {seq_len} tokens and one more fit {where} of {self.files[0].path}")
-        self._maps: list[Tokens | None] = [None] * len(files)
+        self._maps: list[tuple[Tokens, Tokens] | None] = [None] * len(files)
         self._pages = {
             item: np.append(np.arange(0, seq_len, _PAGE_BYTES // item), seq_len) for item in ITEM_BYTES.values()
         }
@@ -110,10 +110,10 @@ class Windows:
         number = int(np.searchsorted(self.offsets, index, side="right")) - 1
         inside = np.array([index - int(self.offsets[number])], np.int64)
         start = int(self._layout[number].starts(inside)[0])
-        return self._mapped(number)[start : start + self.seq_len + 1].astype(dtype)
+        return self._mapped(number)[0][start : start + self.seq_len + 1].astype(dtype)
 
     def _gather(self, number: int, starts: Indices, out: Tokens) -> None:
-        ids = self._mapped(number)
+        ids, windows = self._mapped(number)
         item = ITEM_BYTES[self.files[number].dtype]
         at_once = max(_GATHER_BYTES // ((self.seq_len + 1) * item), 1)
         pages = self._pages[item]
@@ -122,28 +122,34 @@ class Windows:
             # Windows lie far apart: a load from every page first lets the processor wait for all of them at once, where
             # the copies below would wait for one after the other (a quarter less time in all, 64 windows of 1,024).
             ids[here[:, None] + pages]
-            out[first : first + at_once] = self._gathered(ids, here)
+            taken = self._in_pieces(ids, here) if self._in_threads else None
+            if taken is None:
+                taken = windows[here].view(ids.dtype).reshape(len(here), -1)
+            out[first : first + at_once] = taken
 
-    def _gathered(self, ids: Tokens, starts: Indices) -> Tokens:
-        """[len(starts), seq_len + 1], in memory of its own.
+    def _in_pieces(self, ids: Tokens, starts: Indices) -> Tokens | None:
+        """[len(starts), seq_len + 1], a few percent slower; None where that is not worth it.
 
-        A window is gathered as one item, a third faster than as a row of a sliding_window_view. In threads as several,
-        a few percent slower: numpy keeps Python's lock while it gathers up to 500, and they would read in turns.
+        numpy keeps Python's lock while it gathers up to 500 items: with a window as one, threads would read in turns.
         """
         width = self.seq_len + 1
-        pieces = _UNLOCKED_ITEMS // max(len(starts), 1) + 1 if self._in_threads else 1
+        pieces = _UNLOCKED_ITEMS // len(starts) + 1
         size = -(-width // pieces)  # the last piece may reach beyond the window, but not beyond the file
-        if size * ids.itemsize < _FEWEST_BYTES or starts.max(initial=0) + pieces * size > len(ids):
-            pieces, size = 1, width
+        if size * ids.itemsize < _FEWEST_BYTES or int(starts.max()) + pieces * size > len(ids):
+            return None
         items = np.ndarray((len(ids) - size + 1,), f"V{size * ids.itemsize}", ids, strides=(ids.itemsize,))
         taken = items[starts[:, None] + np.arange(0, pieces * size, size)]
         found: Tokens = taken.view(ids.dtype).reshape(len(starts), -1)[:, :width]
         return found
 
-    def _mapped(self, number: int) -> Tokens:
+    def _mapped(self, number: int) -> tuple[Tokens, Tokens]:
         found = self._maps[number]
         if found is None:
-            found = self._maps[number] = self.files[number].map()
+            ids = self.files[number].map()
+            # A window is one item: they are gathered a third faster than as rows of a sliding_window_view.
+            width = np.dtype(f"V{(self.seq_len + 1) * ids.itemsize}")
+            count = max(len(ids) - self.seq_len, 0)
+            found = self._maps[number] = ids, np.ndarray((count,), width, ids, strides=(ids.itemsize,))
         return found
 
     def __getstate__(self) -> dict[str, Any]:
