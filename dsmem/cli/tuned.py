@@ -84,6 +84,7 @@ def show(out: Output, found: Analysis) -> None:
             f"would of {reporting.shape(change.better)}"
         )
     out.result(f"data of this size: preset {recommended.size_class}; {found.speeds.samples} samples measured")
+    out.result("the files are in the page cache then: what a disk takes on the first pass is not in these times")
 
 
 def show_rechunked(out: Output, one: Rechunked) -> None:

@@ -123,6 +123,8 @@ class Speeds:
     """Of a batch: what a worker's takes in a real loader, beyond copying and reading it side by side."""
     samples: int
     """How many were measured."""
+    untried: str | None = None
+    """Why no loader with a worker could be tried, where none could: `exchange_s` is 0 then, and workers no choice."""
 
 
 @dataclass(frozen=True, slots=True)

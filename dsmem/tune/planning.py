@@ -17,7 +17,7 @@ from dsmem.tune.settings import Preset, Settings, preset_of
 
 Code = Literal[
     "shared", "one-process", "larger-than-memory", "changing", "mapped", "in-part", "as-fast", "cache",
-    "workers", "no-workers", "overlap", "encoded", "network",
+    "workers", "no-workers", "untried", "overlap", "encoded", "network",
 ]  # fmt: skip
 _MOST_WORKERS = 16
 _ALIKE = 1.05
@@ -66,7 +66,7 @@ def recommend(
     estimates = [
         estimating.estimate(system, data, speeds, workload, settings)
         for settings in candidates(system, data, workload)
-        if barred is None or not settings.use_shared_memory
+        if (barred is None or not settings.use_shared_memory) and (speeds.untried is None or settings.num_workers == 0)
     ]
     possible = [one for one in estimates if _is_sensible(one, system, workload)] or estimates
     chosen = _best(possible)
@@ -218,7 +218,10 @@ def _reasons(
         holds = min(settings.cache_bytes / (1 if one_for_all else max(settings.num_workers, 1)) / max(need, 1), 1.0)
         whose = f"one cache for all {number} processes, of" if one_for_all else "a cache for"
         yield Reason("cache", f"{whose} {100 * holds:.0f} % of the {units.format_bytes(need)} that are decoded")
-    yield _about_workers(system, workload, chosen, estimates)
+    if speeds.untried is None:
+        yield _about_workers(system, workload, chosen, estimates)
+    else:
+        yield Reason("untried", f"no workers: one that was tried could not load batches here ({speeds.untried})")
 
 
 def _about_workers(system: System, workload: Workload, chosen: Estimate, estimates: Sequence[Estimate]) -> Reason:

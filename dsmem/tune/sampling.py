@@ -24,7 +24,7 @@ from dsmem.training.reading import FileReader, Readers, Ways
 from dsmem.tune.facts import Speeds, Storage, Workload
 from dsmem.tune.looking import GivenLayout, Looked
 from dsmem.tune.settings import Settings
-from dsmem.tune.trials import Trial
+from dsmem.tune.trials import Trial, TrialFailed
 
 _FILES = 8
 """Samples come from so many files, spread over the set."""
@@ -84,7 +84,10 @@ def measure(
     )
     steps = [index % len(warm) for index in chance.choices(range(len(warm)), k=batch_size * _BATCHES)]
     files = [looked.files[number] for number in chosen]
-    batch_s = handed_over_s(files, looked.data.cameras, steps, batch_size, layout=layout, mask=mask)
+    try:
+        batch_s = handed_over_s(files, looked.data.cameras, steps, batch_size, layout=layout, mask=mask)
+    except TrialFailed as exc:  # a /dev/shm too small for batches: what does not run here is not recommended
+        return Measured(replace(speeds, untried=str(exc)), storages)
     side_by_side = max(copy_s, speeds.consume_s, (copy_s + speeds.consume_s) / proc.usable_cpus()) * batch_size
     return Measured(replace(speeds, exchange_s=max(batch_s - side_by_side, 0.0)), storages)
 

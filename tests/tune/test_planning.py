@@ -143,6 +143,15 @@ def test_contiguous_files_are_mapped_and_not_pinned() -> None:
     assert found.chosen.memory_bytes < GIB
 
 
+def test_workers_that_can_not_be_tried_are_not_recommended() -> None:
+    for system in (MACHINE, LAPTOP):
+        found = recommend(system, data(20 * GIB), replace(SPEEDS, exchange_s=0.0, untried="no room for batches"))
+        assert {one.settings.num_workers for one in (found.chosen, *found.alternatives)} == {0}
+        assert [reason.text for reason in found.reasons if reason.code == "untried"] == [
+            "no workers: one that was tried could not load batches here (no room for batches)"
+        ]
+
+
 def test_a_gpu_does_not_wait_for_loading() -> None:
     waiting = recommend(replace(LAPTOP, gpus=1), contiguous(GIB), MAPPED)
     assert waiting.chosen.settings.num_workers >= 1 and "overlap" in codes(waiting)

@@ -12,13 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import children
+import h5py
+import numpy as np
 import psutil
 import pytest
 from episodes import CAMERAS, GZIP, write_aloha
 
 import dsmem
 from dsmem.training import placing
-from dsmem.tune import DatasetOptimizer, Settings, looking, trials
+from dsmem.tune import DatasetOptimizer, Settings, looking, sampling, trials
 from dsmem.tune.facts import Workload
 from dsmem.tune.trials import Trial, TrialFailed, Tried
 
@@ -37,7 +40,7 @@ def pinned() -> list[str]:
     return [entry.name for entry in listing.list_objects().entries]
 
 
-def children() -> list[str]:
+def running() -> list[str]:
     return [" ".join(one.cmdline()) for one in psutil.Process().children() if "trial" in " ".join(one.cmdline())]
 
 
@@ -49,7 +52,7 @@ def test_compared(robots: list[str]) -> None:
     tried = trials.compare(looked, settings, Workload(4), rounds=2, progress=lambda *at: seen.append(at))
     assert [one.settings for one in tried] == settings and seen[-1] == (6, 6)
     assert all(len(one.samples) == 2 and one.batch_s > 0 and one.opened_s > 0 for one in tried)
-    assert pinned() == [kept] and children() == []
+    assert pinned() == [kept] and running() == []
 
 
 def test_the_same_samples_whatever_the_settings(robots: list[str]) -> None:
@@ -68,7 +71,7 @@ def test_a_trial_that_fails(robots: list[str], tmp_path: Path) -> None:
     os.unlink(robots[1])
     with pytest.raises(TrialFailed, match=r"BrokenEpisodes: .*episode_1\.hdf5"):
         trials.compare(looked, [SHARED], Workload(4), rounds=1)
-    assert children() == []
+    assert running() == []
     with Trial(looked.files[:1], CAMERAS, SHARED, Workload(4)) as trial:
         trial.opened()
         trial._process.kill()
@@ -88,7 +91,7 @@ def test_a_trial_that_does_not_answer(robots: list[str], monkeypatch: pytest.Mon
         trial.begin()
         with pytest.raises(TrialFailed, match="did not answer"):
             trial.end()
-    assert children() == []
+    assert running() == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -160,4 +163,28 @@ def test_the_winner_is_kept(robots: list[str], monkeypatch: pytest.MonkeyPatch) 
 def test_a_batch_handed_over_in_a_real_loader(robots: list[str], handed_over_s: Callable[..., float]) -> None:
     files = looking.look(robots, CAMERAS).files
     assert 0 < handed_over_s(files, CAMERAS, [3, 1, 4, 1, 5, 9, 2, 6], 4) < 10
-    assert children() == []
+    assert running() == []
+
+
+def test_recommended_where_a_worker_has_no_room_for_a_batch(
+    tmp_path: Path, handed_over_s: Callable[..., float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A /dev/shm of 1 MiB, as containers have a small one: torch's workers put their batches there."""
+    path = tmp_path / "e.hdf5"
+    with h5py.File(path, "w") as file:
+        file["action"] = file["observations/qpos"] = np.zeros((8, 2), np.float32)
+        file.create_dataset("observations/images/top", data=np.ones((8, 480, 640, 3), np.uint8))
+
+    def inside() -> tuple[str | None, int]:
+        children.enter_mount_namespace()
+        children.mount_tmpfs("/dev/shm", "size=1m")
+        os.environ["DSMEM_ROOT"] = "/dev/shm/store"
+        monkeypatch.setattr(sampling, "handed_over_s", handed_over_s)
+        found = DatasetOptimizer([path], batch_size=8).optimize()
+        return found.speeds.untried, found.settings.num_workers
+
+    try:
+        untried, workers = children.call(inside, timeout_s=120)
+    except children.NamespacesRefused as exc:
+        pytest.skip(f"no mounts of one's own here: {exc}")
+    assert untried is not None and "\n" not in untried and len(untried) < 300 and workers == 0
