@@ -21,6 +21,7 @@ _NEVER = 2**31 - 1
 def given_back() -> Iterator[None]:
     """What is freed goes back to the system: every load fills new pages."""
     with _set(_SMALL_BYTES, _SMALL_BYTES):
+        ctypes.CDLL(None).malloc_trim(0)
         yield
 
 
@@ -41,4 +42,3 @@ def _set(mmap_bytes: int, trim_bytes: int) -> Iterator[None]:
     finally:
         libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
         libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_BYTES)
-        libc.malloc_trim(0)
