@@ -1,0 +1,174 @@
+"""Huge pages for the file of an object on a mount that gives none by itself: taken one by one, before they are filled.
+
+MADV_COLLAPSE (Linux 6.1, madvise(2)) makes one huge page of 2 MiB of a file, whatever the `huge=` of its tmpfs is; the
+first 4 KiB have to be there, the rest is zeros. Only speed depends on it: what can't be had stays 4 KiB pages.
+Measured: 0.1 ms for 2 MiB where 4 KiB pages take 0.5; some milliseconds where the kernel first has to move memory of
+others together, so nothing is asked for once its free lists hold no page of that size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import logging
+import mmap
+import os
+import time
+from functools import cache
+
+from dsmem import proc, settings
+from dsmem.proc import Mount
+
+EXTENT_BYTES = 2 << 20
+"""A huge page of x86-64, and of arm64 with pages of 4 KiB; where it is another, none are taken."""
+LEAST_BYTES = 16 << 20
+"""A smaller object is filled in a few milliseconds anyway."""
+_MADV_COLLAPSE = 25
+_PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
+"""sys/mman.h of Linux; Python 3.11 has no names for them."""
+_KEPT_PAGES = 64
+"""Free huge pages that are left to others."""
+_LOOK_EVERY = 64
+"""Extents between two looks at how many are free; a look takes some 50 µs."""
+_WORTH_S = 0.002
+"""CPU time in which 2 MiB of 4 KiB pages are made: a huge page that takes longer is a loss."""
+_MOST_LOST_S = 0.05
+"""Then no more are asked for, for this object."""
+_UNUSED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
+_FIRST_PAGE_BYTES = 4096
+_PLACINGS = 16
+"""Two do, but where earlier maps have left holes of nearly that size."""
+_log = logging.getLogger(__name__)
+
+
+def can_be_taken(mount: Mount | None) -> bool:
+    """Whether it is worth asking on this mount, or, with None, in a memfd: nothing forbids it, and it needs asking."""
+    if settings.read().huge_pages == "never" or proc.huge_page_bytes() != EXTENT_BYTES:
+        return False
+    if mount is not None and (mount.fstype != "tmpfs" or proc.huge_pages(mount) != "never"):
+        return False
+    return proc.shmem_enabled() not in (None, "deny")
+
+
+class Extents:
+    """Which extents of a file have their huge page; threads may ask for different ones at once."""
+
+    def __init__(self, fd: int) -> None:
+        """`fd`: open for reading and writing, on a tmpfs or a memfd; it stays the caller's."""
+        self._fd = fd
+        self._known: list[bool | None] = []
+        self._allowance = 0
+        self._lost_s = 0.0
+        self._is_over = False
+
+    def resize(self, size_bytes: int) -> None:
+        """The size of the file, known or changed; only whole extents count."""
+        count = size_bytes // EXTENT_BYTES if size_bytes >= LEAST_BYTES else 0
+        self._known = [*self._known[:count], *[None] * (count - len(self._known))]
+
+    def take(self, offset: int, size_bytes: int) -> bool:
+        """See that these bytes have huge pages where they can be had; whether all of them have.
+
+        Raises OSError where not even the first 4 KiB of an extent can be had (ENOSPC: the mount is full).
+        """
+        last = -(-(offset + size_bytes) // EXTENT_BYTES)
+        answers = [self._has(index) for index in range(offset // EXTENT_BYTES, last)]
+        return all(answers)
+
+    def _has(self, index: int) -> bool:
+        if index >= len(self._known):
+            return False
+        found = self._known[index]
+        if found is None:
+            found = self._known[index] = self._may_ask() and self._ask(index * EXTENT_BYTES)
+        return found
+
+    def _may_ask(self) -> bool:
+        if self._is_over:
+            return False
+        if self._allowance <= 0:
+            free = proc.free_huge_pages()
+            if free < _KEPT_PAGES + _LOOK_EVERY:
+                _log.info("4 KiB pages from here on: %d huge pages are free, %d of them others'", free, _KEPT_PAGES)
+                self._is_over = True
+                return False
+            self._allowance = _LOOK_EVERY
+        self._allowance -= 1
+        return True
+
+    def _ask(self, offset: int) -> bool:
+        os.posix_fallocate(self._fd, offset, _FIRST_PAGE_BYTES)
+        began = time.thread_time()
+        failure = _collapse(self._fd, offset)
+        # What moves memory for us is this thread, in the kernel: its CPU time tells, however busy the machine is.
+        self._lost_s = max(0.0, self._lost_s + time.thread_time() - began - _WORTH_S)
+        if failure == errno.EINVAL or self._lost_s > _MOST_LOST_S:  # EINVAL: before Linux 6.1
+            why = os.strerror(failure) if failure else f"{1e3 * self._lost_s:.0f} ms lost by waiting for them"
+            _log.info("4 KiB pages from here on: %s", why)
+            self._is_over = True
+        return not failure
+
+
+def mapped(fd: int, size_bytes: int, *, flags: int, prot: int) -> mmap.mmap:
+    """A map of a file, from its beginning, at a multiple of a huge page, so that it is mapped by huge pages, too.
+
+    Where a mount gives none by itself the kernel maps anywhere: what lies in huge pages is then mapped 4 KiB by 4 KiB
+    (44 ms for a GiB; 0.5 by huge pages). The kernel places a map below the ones before: some address space is held
+    meanwhile, so much that the next one comes to lie right. Many holes of about that size, or another thread, may
+    prevent it; then it is as it is.
+    """
+    whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
+    if size_bytes < LEAST_BYTES:
+        return whole
+    held: list[mmap.mmap] = []
+    before = 0
+    for _ in range(_PLACINGS):
+        place = _address(whole)
+        if place % EXTENT_BYTES == 0:
+            break
+        if place == before:  # a hole into which it fits, and not what is to hold space above it: it stays there
+            held.append(whole)
+        else:
+            whole.close()
+            above = -size_bytes % EXTENT_BYTES + place % EXTENT_BYTES
+            held.append(mmap.mmap(-1, size_bytes + above, _UNUSED, _PROT_NONE))
+        before = place
+        whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
+    for one in held:
+        one.close()
+    return whole
+
+
+def _address(whole: mmap.mmap) -> int:
+    import numpy as np
+
+    return int(np.frombuffer(whole, np.uint8).ctypes.data)
+
+
+@cache
+def _libc() -> ctypes.CDLL:
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return libc
+
+
+def _collapse(fd: int, offset: int) -> int:
+    """One huge page for an extent, through a map of it alone, at an address that is a multiple of its size.
+
+    Python's own maps begin anywhere, and its madvise would hold its lock. Returns 0 or an errno.
+    """
+    libc = _libc()
+    reserved = libc.mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
+    if reserved is None or reserved == ctypes.c_void_p(-1).value:
+        return ctypes.get_errno()
+    try:
+        place = -(-reserved // EXTENT_BYTES) * EXTENT_BYTES
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        if libc.mmap(place, EXTENT_BYTES, access, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) != place:
+            return ctypes.get_errno()
+        return ctypes.get_errno() if libc.madvise(place, EXTENT_BYTES, _MADV_COLLAPSE) else 0
+    finally:
+        libc.munmap(reserved, 2 * EXTENT_BYTES)
