@@ -16,6 +16,7 @@ from dsmem import units
 from dsmem.errors import UsageError
 
 PinMode = Literal["never", "auto"]
+HugePages = Literal["never", "auto"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Settings:
     """DSMEM_ROOT: where the store lies; None = /dev/shm/dsmem-<uid>."""
     pin: PinMode = "never"
     """DSMEM_PIN: what `dsmem.File` does with a file that is not pinned."""
+    huge_pages: HugePages = "auto"
+    """DSMEM_HUGE_PAGES: whether huge pages are asked for when an object is filled."""
     budget_bytes: int | None = None
     """DSMEM_BUDGET: what the objects of the store may hold together; None = nothing is ever evicted."""
     log_level: str | None = None
@@ -76,6 +79,9 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     pin = environ.get("DSMEM_PIN") or "never"
     if pin not in ("never", "auto"):
         raise UsageError(f"DSMEM_PIN={pin!r} means nothing; it is 'never' or 'auto'")
+    huge_pages = environ.get("DSMEM_HUGE_PAGES") or "auto"
+    if huge_pages not in ("never", "auto"):
+        raise UsageError(f"DSMEM_HUGE_PAGES={huge_pages!r} means nothing; it is 'never' or 'auto'")
     level = (environ.get("DSMEM_LOG") or "").lower() or None
     if level not in (None, "debug", "info", "warning", "error"):
         raise UsageError(f"DSMEM_LOG={level!r} means nothing; it is debug, info, warning or error")
@@ -88,6 +94,7 @@ def read(environ: Mapping[str, str] = os.environ) -> Settings:
     return Settings(
         root=environ.get("DSMEM_ROOT") or None,
         pin=cast(PinMode, pin),
+        huge_pages=cast(HugePages, huge_pages),
         budget_bytes=_size(environ, "DSMEM_BUDGET"),
         log_level=level,
         debug=_flag(environ, "DSMEM_DEBUG"),

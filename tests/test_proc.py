@@ -288,6 +288,31 @@ def test_start_time_with_parentheses_in_the_command(tmp_path: Path) -> None:
     assert 0 < mine_s <= uptime_s
 
 
+def test_free_huge_pages_counts_whole_ones(tmp_path: Path) -> None:
+    assert proc.free_huge_pages(proc=tmp_path) == 0
+    orders = "7 " * 9
+    (tmp_path / "buddyinfo").write_text(
+        f"Node 0, zone      DMA {orders} 1 3\nNode 0, zone    DMA32 {orders} 2 5\nNode 1, zone   Normal {orders} 1 0\n"
+    )
+    assert proc.free_huge_pages(proc=tmp_path) == 2 + 2 * 5 + 1
+    assert proc.free_huge_pages() >= 0
+
+
+@pytest.mark.parametrize(("text", "expected"), [("6.1.0-13-amd64\n", (6, 1)), ("5.15.0\n", (5, 15)), ("?", None)])
+def test_kernel_release(tmp_path: Path, text: str, expected: tuple[int, int] | None) -> None:
+    assert proc.kernel_release(proc=tmp_path) is None
+    (tmp_path / "sys/kernel").mkdir(parents=True)
+    (tmp_path / "sys/kernel/osrelease").write_text(text)
+    assert proc.kernel_release(proc=tmp_path) == expected
+
+
+def test_huge_page_bytes(tmp_path: Path) -> None:
+    assert proc.huge_page_bytes(sys=tmp_path) is None
+    (tmp_path / "kernel/mm/transparent_hugepage").mkdir(parents=True)
+    (tmp_path / "kernel/mm/transparent_hugepage/hpage_pmd_size").write_text("2097152\n")
+    assert proc.huge_page_bytes(sys=tmp_path) == 2 << 20
+
+
 def test_memory_available_counts_free_swap(tmp_path: Path) -> None:
     (tmp_path / "meminfo").write_text(
         "MemTotal: 1000 kB\nMemFree: 1 kB\nMemAvailable: 300 kB\nShmem: 50 kB\n"

@@ -47,7 +47,8 @@ class TreeContents:
         self._buffer: Array | None = buffer
         self._tree = tree
         self._attributes = attributes
-        self._arrays: dict[str, Array] = {}
+        self.held: dict[str, Array] = {}
+        """By path: what `array` has given, until the file is closed."""
         self._label = label
         self.source: Source = source
         self.why = why
@@ -65,7 +66,7 @@ class TreeContents:
     def close(self) -> None:
         """Let go of the buffer; arrays that were handed out keep it."""
         self._buffer = None
-        self._arrays.clear()
+        self.held.clear()
 
     def names(self, path: str) -> Sequence[str]:
         self.check_open()
@@ -105,7 +106,7 @@ class TreeContents:
 
     def array(self, path: str) -> Array:
         """All of a fixed-size dataset, as a read-only view of the buffer with its own dtype."""
-        array = self._arrays.get(path)
+        array = self.held.get(path)
         if array is None:
             record = self.tree.datasets[path]
             try:
@@ -113,7 +114,7 @@ class TreeContents:
             except _NONSENSE as exc:
                 raise self.damaged(path) from exc
             array = self._view(tree.tensor_name(path), dtype)
-            self._arrays[path] = array
+            self.held[path] = array
         return array
 
     def variable(self, path: str) -> tuple[Array, Array]:
@@ -234,6 +235,13 @@ class TreeDataset(Dataset):
         )
 
     def __getitem__(self, key: Any) -> Any:
+        if type(key) is int and self._rank is None:  # one sample: all else here would cost more than numpy's own part
+            held = self._views.held.get(self._path)
+            if held is not None:
+                try:
+                    return held[key]
+                except IndexError:
+                    pass  # judged below, by h5py's rules
         if self._record:
             if self._record.get("null"):
                 return _read_null(self.info, key)

@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 
 from dsmem import parallel, proc
+from dsmem.store import hugepages
+from dsmem.store.hugepages import Extents
 
 _BLOCK_BYTES = 1 << 20
 _SLICE_BYTES = 32 << 20
@@ -149,6 +151,28 @@ def fill_mapped(path: str, target: BinaryIO) -> None:
             _in_threads(read, size_bytes)
 
 
+def fill_taken(path: str, target: BinaryIO) -> None:
+    """The same on a mount that gives no huge pages by itself: each is taken before it is filled."""
+    with Path(path).open("rb", buffering=0) as file:
+        size_bytes = os.fstat(file.fileno()).st_size
+        target.truncate(size_bytes)
+        extents = Extents(target.fileno())
+        extents.resize(size_bytes)
+        access = mmap.PROT_READ | mmap.PROT_WRITE
+        with (
+            hugepages.mapped(target.fileno(), size_bytes, flags=mmap.MAP_SHARED, prot=access) as mapped,
+            memoryview(mapped) as memory,
+        ):
+
+            def read(start: int) -> None:
+                for offset in range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES):
+                    with memory[offset : offset + _BLOCK_BYTES] as block:
+                        extents.take(offset, len(block))
+                        os.preadv(file.fileno(), [block], offset)
+
+            _in_threads(read, size_bytes)
+
+
 FILLS: tuple[tuple[str, Fill, bool], ...] = (
     ("dd bs=1M", fill_one_thread, True),
     ("pread + pwrite, threads", fill_threads, True),
@@ -156,6 +180,8 @@ FILLS: tuple[tuple[str, Fill, bool], ...] = (
     ("pwrite of a hot buffer, threads", fill_hot, False),
 )
 """The plain ways to fill shared memory, and whether each copies the file; the fastest in a run is that run's limit."""
+TAKEN: tuple[str, Fill, bool] = ("pread into huge pages taken one by one, threads", fill_taken, True)
+"""One more, where they can be taken."""
 
 
 def new_file(directory: Path) -> BinaryIO:

@@ -40,7 +40,7 @@ class Scratch:
         """
         root = Path(tempfile.mkdtemp(prefix="store-", dir=self.shared))
         try:
-            with _environment(DSMEM_ROOT=str(root), XDG_CACHE_HOME=str(self.files / "cache")):
+            with environment(DSMEM_ROOT=str(root), XDG_CACHE_HOME=str(self.files / "cache")):
                 yield root
         finally:
             shutil.rmtree(root)
@@ -102,7 +102,8 @@ def _remove(*directories: Path) -> None:
 
 
 @contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment(**values: str) -> Iterator[None]:
+    """With these variables in the environment of the process: only one at a time, from one thread."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

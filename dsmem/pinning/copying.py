@@ -116,7 +116,7 @@ class _Pass:
         extents = self._overlapping(offset, offset + size_bytes)
         first = extents[0] if extents else None
         within = len(extents) == 1 and first is not None and first.holds(offset, offset + size_bytes)
-        if self._draft.in_place and within and first is not None:
+        if within and first is not None and self._draft.take(first.target_of(offset), size_bytes):
             data = self._draft.read_from(self.fd, offset, first.target_of(offset), size_bytes)
         else:
             data = self._buffer(size_bytes)

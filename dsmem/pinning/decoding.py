@@ -97,19 +97,22 @@ def decodings(
     """
     local = threading.local()
     buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // proc.usable_cpus())
-    outside = {item.path for item in shared_out}
+    elsewhere = {item.path for item in shared_out}
     for item in items:
         table = _table(item, size_bytes, file, path)
         dataset = _dataset(item, table, fd, path)
         place = begin(item)
-        if decoders is None or item.path not in outside:
+        if decoders is None or item.path not in elsewhere:
             for band in dataset.bands():
                 yield Decoding(band.source_end, partial(_decode, dataset, band, draft, place, local, buffered_bytes))
             continue
         number = decoders.add(_description(item, place, path), table)
         for band in dataset.bands():
             is_plain = dataset.is_plain(band)
-            yield Decoding(band.source_end, partial(decoders.decode, number, band, is_plain=is_plain))
+            outside = partial(decoders.decode, number, band, is_plain=is_plain)
+            yield Decoding(
+                band.source_end, partial(_decode_outside, outside, draft, place + band.start, band.size_bytes)
+            )
 
 
 def _description(item: Item, place: int, path: str) -> Description:
@@ -164,6 +167,11 @@ def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDatase
     )
 
 
+def _decode_outside(decode: Callable[[], int], draft: Draft, offset: int, size_bytes: int) -> int:
+    draft.take(offset, size_bytes)
+    return decode()
+
+
 def _decode(
     dataset: ChunkedDataset, band: Band, draft: Draft, place: int, local: threading.local, buffered_bytes: int
 ) -> int:
@@ -171,7 +179,8 @@ def _decode(
     if pieces is not None:
         draft.write_pieces(place + band.start, pieces)
         return band.size_bytes
-    if draft.in_place or not band.whole or band.size_bytes > buffered_bytes:
+    has_huge_pages = draft.take(place + band.start, band.size_bytes)
+    if has_huge_pages or not band.whole or band.size_bytes > buffered_bytes:
         out = np.frombuffer(draft.reserved(place + band.start, band.size_bytes), np.uint8)
         return dataset.decode(band, out)
     if not hasattr(local, "buffer") or len(local.buffer) < band.size_bytes:

@@ -59,12 +59,12 @@ def read(slabs: Iterable[Slab], fd: int, draft: Draft, processes: int, *, path: 
         workers = [_Worker(stack, fd, draft.fd) for _ in range(processes)]
         for worker in workers:
             ready.register(worker.answers, EVENT_READ, worker)
-            worker.feed(waiting)
+            worker.feed(waiting, draft)
         while any(worker.in_flight for worker in workers):
             for key, _ in ready.select():
                 worker = key.data
                 done = worker.collect(draft, path)
-                worker.feed(waiting)
+                worker.feed(waiting, draft)
                 yield done
 
 
@@ -84,10 +84,11 @@ class _Worker:
         self.answers = self._process.stdout
         self.in_flight: deque[Slab] = deque()
 
-    def feed(self, waiting: deque[Slab]) -> None:
+    def feed(self, waiting: deque[Slab], draft: Draft) -> None:
         while waiting and len(self.in_flight) < _IN_FLIGHT:
             slab = waiting.popleft()
             self.in_flight.append(slab)
+            draft.take(slab.target, slab.size_bytes)
             try:
                 self._requests.write(slab.dump())
             except BrokenPipeError:

@@ -11,6 +11,8 @@ from dsmem.proc.maps import Holder, Holders, holders
 from dsmem.proc.memory import (
     Memory,
     ProcessMemory,
+    free_huge_pages,
+    kernel_release,
     memory,
     memory_available,
     memory_of,
@@ -19,7 +21,16 @@ from dsmem.proc.memory import (
     rlimit_open_files,
     sysctl,
 )
-from dsmem.proc.mounts import HugePages, Mount, huge_pages, is_network_fs, mount_of, mounts, shmem_enabled
+from dsmem.proc.mounts import (
+    HugePages,
+    Mount,
+    huge_page_bytes,
+    huge_pages,
+    is_network_fs,
+    mount_of,
+    mounts,
+    shmem_enabled,
+)
 
 __all__ = [
     "CgroupMemory",
@@ -32,9 +43,12 @@ __all__ = [
     "cgroup_charged",
     "cgroup_cpus",
     "cgroup_memory",
+    "free_huge_pages",
     "holders",
+    "huge_page_bytes",
     "huge_pages",
     "is_network_fs",
+    "kernel_release",
     "memory",
     "memory_available",
     "memory_of",

@@ -5,12 +5,14 @@ Source: proc(5), Documentation/filesystems/proc.rst of the kernel.
 
 from __future__ import annotations
 
+import re
 import resource
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 _PROC = Path("/proc")
+_HUGE_ORDER = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,25 @@ def memory(*, proc: Path = _PROC) -> Memory:
         shared_bytes=table["Shmem"],
         swap_total_bytes=table["SwapTotal"],
         swap_free_bytes=table["SwapFree"],
+    )
+
+
+def free_huge_pages(*, proc: Path = _PROC) -> int:
+    """Pages of 2 MiB (512 of 4 KiB) that lie in one piece in the kernel's free lists; 0 where it does not tell.
+
+    Source: /proc/buddyinfo, proc(5). Memory for devices (zone DMA) is not counted.
+    """
+    try:
+        lines = (proc / "buddyinfo").read_text().splitlines()
+    except (FileNotFoundError, PermissionError):
+        return 0
+    zones = (line.partition("zone")[2].split() for line in lines)
+    return sum(
+        int(count) << (order - _HUGE_ORDER)
+        for zone, *counts in zones
+        if zone != "DMA"
+        for order, count in enumerate(counts)
+        if order >= _HUGE_ORDER
     )
 
 
@@ -103,6 +124,16 @@ def sysctl(name: str, *, proc: Path = _PROC) -> int | None:
         return int((proc / "sys" / name.replace(".", "/")).read_text())
     except FileNotFoundError:
         return None
+
+
+def kernel_release(*, proc: Path = _PROC) -> tuple[int, int] | None:
+    """The kernel's version, (6, 1); None where it does not say."""
+    try:
+        text = (proc / "sys/kernel/osrelease").read_text()
+    except FileNotFoundError:
+        return None
+    found = re.match(r"(\d+)\.(\d+)", text)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def rlimit_memlock() -> tuple[int | None, int | None]:

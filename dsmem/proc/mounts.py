@@ -106,6 +106,14 @@ def shmem_enabled(*, sys: Path = _SYS) -> str | None:
     return chosen[1] if chosen else None
 
 
+def huge_page_bytes(*, sys: Path = _SYS) -> int | None:
+    """The size of a huge page; None where the kernel has none."""
+    try:
+        return int((sys / "kernel/mm/transparent_hugepage/hpage_pmd_size").read_text())
+    except FileNotFoundError:
+        return None
+
+
 def _lines(proc: Path) -> list[str]:
     text = (proc / "self" / "mountinfo").read_text(errors="surrogateescape")
     return [line for line in text.splitlines() if " - " in line]

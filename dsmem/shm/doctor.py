@@ -13,6 +13,7 @@ from typing import Literal
 
 from dsmem import proc
 from dsmem.shm.limits import Limits, system_limits
+from dsmem.store import hugepages
 from dsmem.units import format_bytes
 
 State = Literal["ok", "warn", "bad"]
@@ -194,7 +195,13 @@ def _huge_pages(limits: Limits) -> Check:
         allow = f"sh -c {shlex.quote(f'echo never > {switch}')}"
         detail = f"denied by the kernel's setting shmem_enabled: pinning into {space.point} is slower"
         return Check(name, "warn", detail, f"{_as_root(limits, allow)} && {remount}")
-    return Check(name, "warn", f"never on {space.point}: pinning is several times slower than it can be", remount)
+    free = limits.free_huge_pages
+    if free is None:
+        return Check(name, "warn", f"never on {space.point}: pinning is several times slower than it can be", remount)
+    if free <= hugepages.KEPT_PAGES:
+        detail = f"{free} are free: memory is in small pieces, and pinning several times slower than it can be"
+        return Check(name, "warn", detail, _as_root(limits, "sh -c 'echo 1 > /proc/sys/vm/compact_memory'"))
+    return Check(name, "ok", f"taken one by one, {free} ({format_bytes(free * hugepages.EXTENT_BYTES)}) are free")
 
 
 def _unnamed_files(limits: Limits) -> Check:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from dsmem import proc
+from dsmem.store import hugepages
 from dsmem.store.root import SHARED_MEMORY, default_root
 
 RootKind = Literal["missing", "directory", "symlink", "other", "unreachable"]
@@ -83,6 +84,8 @@ class Limits:
     open_files_hard: int | None
     ipc_removed_at_logout: bool
     container: bool
+    free_huge_pages: int | None = None
+    """What pins can take where the mount gives none by itself; None where the kernel makes none on request."""
     charged_cgroup: str | None = None
     """Directory of the group that pays for what this process pins; None = none counts."""
 
@@ -117,8 +120,16 @@ def system_limits(
         open_files_hard=files_hard,
         ipc_removed_at_logout=ipc_removed_at_logout(user, machine=machine),
         container=in_container(machine=machine),
+        free_huge_pages=_free_huge_pages(proc_root, sys_root),
         charged_cgroup=proc.cgroup_charged(proc=proc_root),
     )
+
+
+def _free_huge_pages(proc_root: Path, sys_root: Path) -> int | None:
+    release = proc.kernel_release(proc=proc_root)
+    if release is None or release < hugepages.SINCE or proc.huge_page_bytes(sys=sys_root) != hugepages.EXTENT_BYTES:
+        return None
+    return None if proc.shmem_enabled(sys=sys_root) in (None, "deny") else proc.free_huge_pages(proc=proc_root)
 
 
 def space_of(directory: Path, *, machine: Path = _MACHINE) -> Space:

@@ -16,10 +16,11 @@ from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
 
-from dsmem import files, proc, units
+from dsmem import files, proc, settings, units
 from dsmem.errors import NoSpace
-from dsmem.store import budget, objects, space, writing
+from dsmem.store import budget, hugepages, objects, space, writing
 from dsmem.store.budget import NOTHING, Evicted
+from dsmem.store.hugepages import Extents
 from dsmem.store.root import Store
 
 HIDDEN_PREFIX = ".draft-"
@@ -29,8 +30,8 @@ _log = logging.getLogger(__name__)
 class Draft:
     """An unnamed file of the store; `write` may be called from many threads for ranges that do not overlap.
 
-    On a mount with huge pages (`in_place`) it is filled through a map (`view`), which gets them; on 4 KiB pages
-    write(2) is the faster way, and never a SIGBUS.
+    On a mount with huge pages (`in_place`) it is filled through a map (`view`), which gets them. Elsewhere they are
+    taken one by one (`take`); on the 4 KiB pages that remain write(2) is the faster way, and never a SIGBUS.
     """
 
     def __init__(self, store: Store | None, *, fd: int = -1) -> None:
@@ -47,13 +48,15 @@ class Draft:
         self._in_memory = True
         self._claim: budget.Claim | None = None
         self.published = False
-        if store is None:
+        mount = store.file_system() if store is not None else None
+        if store is None or mount is None:
             self.fd = os.memfd_create("dsmem-preload", os.MFD_CLOEXEC)
-            return
-        mount = store.file_system()
-        self.in_place = mount.fstype == "tmpfs" and proc.huge_pages(mount) != "never"
-        self._in_memory = mount.fstype in ("tmpfs", "ramfs")
-        self.fd = self._open(store) if fd < 0 else fd
+        else:
+            is_asked = settings.read().huge_pages != "never"
+            self.in_place = is_asked and mount.fstype == "tmpfs" and proc.huge_pages(mount) != "never"
+            self._in_memory = mount.fstype in ("tmpfs", "ramfs")
+            self.fd = self._open(store) if fd < 0 else fd
+        self._extents = Extents(self.fd) if hugepages.can_be_taken(mount) else None
 
     def _open(self, store: Store) -> int:
         with space.translated(store):
@@ -91,11 +94,25 @@ class Draft:
         self._unmap()
         os.ftruncate(self.fd, size_bytes)
         self._size_bytes = size_bytes
+        if self._extents is not None:
+            self._extents.resize(size_bytes)
         if self.in_place and size_bytes:
             self._map = writing.mapped(self.fd, size_bytes)
 
+    def take(self, offset: int, size_bytes: int) -> bool:
+        """Have huge pages for these bytes where they can be had; whether all have: then `read_from` and `reserved`
+        are faster than `write`. Raises NoSpace.
+        """
+        if self.in_place:
+            return True
+        try:
+            return self._extents is not None and self._extents.take(offset, size_bytes)
+        except OSError as exc:
+            raise self.translated(exc) from exc
+
     def write(self, offset: int, data: memoryview) -> None:
         """Write bytes at an offset, also past the allocated size; raises NoSpace when the file system is full."""
+        self.take(offset, len(data))
         try:
             if not self.in_place or offset + len(data) > self._size_bytes:
                 files.pwrite_full(self.fd, data, offset)
@@ -109,6 +126,7 @@ class Draft:
         if self.in_place:
             self.write(offset, memoryview(b"".join(pieces)))
             return
+        self.take(offset, sum(map(len, pieces)))
         try:
             writing.pwrite_pieces(self.fd, pieces, offset)
         except OSError as exc:
@@ -126,26 +144,31 @@ class Draft:
         """Writable memory of the object itself that is there for certain: storing into it can't raise SIGBUS."""
         if self.in_place:
             return self.view(offset, size_bytes)
+        self.take(offset, size_bytes)
         try:
             os.posix_fallocate(self.fd, offset, size_bytes)
-            with self._mapping:
-                if self._map is None:
-                    self._map = mmap.mmap(self.fd, self._size_bytes, flags=mmap.MAP_SHARED)
+            return memoryview(self._whole())[offset : offset + size_bytes]
         except OSError as exc:
             raise self.translated(exc, offset + size_bytes) from exc
-        return memoryview(self._map)[offset : offset + size_bytes]
 
     def read_from(self, fd: int, source_offset: int, offset: int, size_bytes: int) -> memoryview:
-        """Read from another file straight into the object; returns what was read. Only when `in_place`.
+        """Read from another file straight into the object; returns what was read. Only of what `take` has huge pages.
 
         The kernel takes the page faults: memory that can't be had is EFAULT, not SIGBUS; nothing is populated before.
         """
-        assert self._map is not None
-        target = memoryview(self._map)[offset : offset + size_bytes]
         try:
+            target = memoryview(self._whole())[offset : offset + size_bytes]
             return target[: files.pread_full(fd, target, source_offset)]
         except OSError as exc:
             raise self.translated(exc) from exc
+
+    def _whole(self) -> mmap.mmap:
+        """A map of all of it, made when it is first asked for."""
+        with self._mapping:
+            if self._map is None:
+                access = mmap.PROT_READ | mmap.PROT_WRITE
+                self._map = hugepages.mapped(self.fd, self._size_bytes, flags=mmap.MAP_SHARED, prot=access)
+            return self._map
 
     def translated(self, exc: OSError, end: int = 0) -> OSError:
         """NoSpace for the errors that mean so (EFAULT from a map that can't grow), others as they are.

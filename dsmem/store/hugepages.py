@@ -8,26 +8,31 @@ others together, so nothing is asked for once its free lists hold no page of tha
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import mmap
 import os
 import time
 from functools import cache
+from typing import TYPE_CHECKING
 
 from dsmem import proc, settings
 from dsmem.proc import Mount
+
+if TYPE_CHECKING:
+    import ctypes
 
 EXTENT_BYTES = 2 << 20
 """A huge page of x86-64, and of arm64 with pages of 4 KiB; where it is another, none are taken."""
 LEAST_BYTES = 16 << 20
 """A smaller object is filled in a few milliseconds anyway."""
+SINCE = (6, 1)
+"""The first Linux that makes them on request."""
+KEPT_PAGES = 64
+"""Free huge pages that are left to others."""
 _MADV_COLLAPSE = 25
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
 """sys/mman.h of Linux; Python 3.11 has no names for them."""
-_KEPT_PAGES = 64
-"""Free huge pages that are left to others."""
 _LOOK_EVERY = 64
 """Extents between two looks at how many are free; a look takes some 50 µs."""
 _WORTH_S = 0.002
@@ -88,8 +93,8 @@ class Extents:
             return False
         if self._allowance <= 0:
             free = proc.free_huge_pages()
-            if free < _KEPT_PAGES + _LOOK_EVERY:
-                _log.info("4 KiB pages from here on: %d huge pages are free, %d of them others'", free, _KEPT_PAGES)
+            if free < KEPT_PAGES + _LOOK_EVERY:
+                _log.info("4 KiB pages from here on: %d huge pages are free, %d of them others'", free, KEPT_PAGES)
                 self._is_over = True
                 return False
             self._allowance = _LOOK_EVERY
@@ -147,6 +152,8 @@ def _address(whole: mmap.mmap) -> int:
 
 @cache
 def _libc() -> ctypes.CDLL:
+    import ctypes  # 5 ms, which commands that only look need not take
+
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
@@ -160,6 +167,8 @@ def _collapse(fd: int, offset: int) -> int:
 
     Python's own maps begin anywhere, and its madvise would hold its lock. Returns 0 or an errno.
     """
+    import ctypes
+
     libc = _libc()
     reserved = libc.mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
     if reserved is None or reserved == ctypes.c_void_p(-1).value:

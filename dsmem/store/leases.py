@@ -18,6 +18,7 @@ from typing import Literal
 
 from dsmem import files, proc
 from dsmem.errors import DamagedObject, InUse, NotPinned
+from dsmem.store import hugepages
 from dsmem.store.directories import ANCHOR
 from dsmem.store.root import Store
 
@@ -152,6 +153,6 @@ def _map(fd: int, status: os.stat_result, name: str, sharing: Literal["shared", 
     if status.st_size == 0:
         raise DamagedObject(f"{name} in the store is empty", name=name)
     if sharing == "shared":
-        return mmap.mmap(fd, status.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        return hugepages.mapped(fd, status.st_size, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
     flags = mmap.MAP_PRIVATE | _MAP_NORESERVE
-    return mmap.mmap(fd, status.st_size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    return hugepages.mapped(fd, status.st_size, flags=flags, prot=mmap.PROT_READ | mmap.PROT_WRITE)

@@ -23,6 +23,7 @@ from dsmem.bench.results import Compared, Measured, Report, Role
 from dsmem.bench.sizes import Room
 from dsmem.bench.workbench import Case
 from dsmem.errors import BadSource, NoSpace, UsageError
+from dsmem.store import hugepages
 from dsmem.tune import sampling
 
 SIZE = 2 << 20
@@ -42,6 +43,7 @@ ROLES = {
     "tune": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
+    ("pin", 0): ["dsmem", "recipe", "limit", "limit", "limit", "limit"] + ["limit"] * hugepages.can_be_taken(None),
     ("ckpt", 2): ["dsmem", "recipe", "limit", "limit"],
     **{("ckpt", number): ["dsmem"] + ["recipe"] * 3 + ["limit"] for number in (6, 7)},
     **{("ckpt", number): ["dsmem", "recipe", "limit", "limit"] for number in (8, 9)},
@@ -59,7 +61,7 @@ COMPARISONS = {
     "ckpt": 11,
     "tokens": 3,
     "hash": 1,
-    "pin": 2,
+    "pin": 3,
     "decode": 4,
     "attach": 4,
     "memory": 3,

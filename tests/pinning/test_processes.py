@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -88,11 +89,11 @@ def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest
     feed = processes._Worker.feed
     killed: list[int] = []
 
-    def kill_one(worker: processes._Worker, waiting: deque[processes.Slab]) -> None:
+    def kill_one(worker: processes._Worker, waiting: deque[processes.Slab], draft: Any) -> None:
         if not killed:
             worker._process.kill()
             killed.append(worker._process.pid)
-        feed(worker, waiting)  # its part is with one that can't answer any more
+        feed(worker, waiting, draft)  # its part is with one that can't answer any more
 
     monkeypatch.setattr(processes._Worker, "feed", kill_one)
     with pytest.raises(dsmem.BadSource, match="signal 9"):

@@ -16,11 +16,12 @@ from stores import InTmpfs, named_bytes, refuse, unnamed_bytes, used_bytes
 
 import dsmem
 from dsmem.pinning import copying
-from dsmem.store import objects, refs, space
+from dsmem.store import hugepages, objects, refs, space
 from dsmem.store.draft import Draft
 from dsmem.store.root import Store, make_store
 
-HUGE = pytest.mark.parametrize("huge", ["never", "advise"])
+HUGE = pytest.mark.parametrize("huge", ["never", "advise", "taken"])
+"""On the mount: none, by itself, and none but what dsmem takes."""
 
 
 def blind(monkey: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,7 @@ def test_a_file_that_fits_is_pinned(huge: str, tmp_path: Path, tiny_tmpfs: InTmp
         assert objects.remove(make_store(), pinned.name)
         assert used_bytes(point) == 0
 
-    tiny_tmpfs(patched(body), huge=huge)
+    in_pages(tiny_tmpfs, body, huge)
 
 
 @HUGE
@@ -86,7 +87,7 @@ def test_a_file_too_large_is_refused_before_a_byte_is_written(huge: str, tmp_pat
         assert 8 * MIB < error.need_bytes < 9 * MIB
         assert "8.1 MiB needed" in str(error)
 
-    tiny_tmpfs(patched(body), huge=huge)
+    in_pages(tiny_tmpfs, body, huge)
 
 
 @HUGE
@@ -103,7 +104,7 @@ def test_space_runs_out_in_the_middle(huge: str, tmp_path: Path, tiny_tmpfs: InT
         with dsmem.attach(fits) as file:
             assert_reads_as_h5py(file, fits)
 
-    tiny_tmpfs(patched(body), huge=huge)
+    in_pages(tiny_tmpfs, body, huge)
 
 
 @HUGE
@@ -133,7 +134,7 @@ def test_another_process_takes_the_space_meanwhile(huge: str, filler: str, tmp_p
         assert unnamed_bytes(point) == 0
         assert refuse(point / "store") == []
 
-    tiny_tmpfs(patched(body), huge=huge)
+    in_pages(tiny_tmpfs, body, huge)
 
 
 @HUGE
@@ -148,7 +149,7 @@ def test_texts_grow_past_the_estimate(huge: str, tmp_path: Path, tiny_tmpfs: InT
     def body(point: Path, monkey: pytest.MonkeyPatch) -> None:
         assert_refused(path, point)
 
-    tiny_tmpfs(patched(body), huge=huge)
+    in_pages(tiny_tmpfs, body, huge)
 
 
 @pytest.mark.parametrize("missing_bytes", [0, 1, 4096, 8192, 12288, 16384, 40960])
@@ -290,6 +291,17 @@ def fill(path: Path, left_bytes: int) -> None:
         except OSError as exc:
             assert exc.errno == errno.ENOSPC
         file.truncate(max(os.path.getsize(path) - left_bytes, 0))
+
+
+def in_pages(tiny_tmpfs: InTmpfs, body: Callable[[Path, pytest.MonkeyPatch], None], huge: str) -> None:
+    """Run the body on a small tmpfs of that kind."""
+
+    def taking(point: Path, monkey: pytest.MonkeyPatch) -> None:
+        if huge == "taken":
+            monkey.setattr(hugepages, "LEAST_BYTES", 0)
+        body(point, monkey)
+
+    tiny_tmpfs(patched(taking), huge="never" if huge == "taken" else huge)
 
 
 def patched(body: Callable[[Path, pytest.MonkeyPatch], None]) -> Callable[[Path], None]:

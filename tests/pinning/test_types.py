@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -22,6 +23,7 @@ from ways import WAYS
 import dsmem
 from dsmem import proc
 from dsmem.arrays import tree
+from dsmem.store import hugepages
 
 Built = dict[str, Path]
 PAGE_BYTES = 4096
@@ -239,6 +241,18 @@ def test_plain_types_are_the_same_to_safetensors(tmp_path: Path, store_root: Pat
 def test_filled_through_huge_pages(built: Built, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of filling on a mount with huge pages works, if slowly, on any tmpfs."""
     monkeypatch.setattr(proc, "huge_pages", lambda _: "always")
+    with WAYS["pinned"](built[name]) as ours, h5py.File(built[name], "r") as theirs:
+        assert_same_file(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["whole_pages", "compounds", "filters", "variable_strings_many", "user_block_512"])
+def test_filled_with_huge_pages_taken_one_by_one(built: Built, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where some can't be had: whatever the pages are, the bytes are the same."""
+    monkeypatch.setattr(hugepages, "LEAST_BYTES", 0)
+    monkeypatch.setattr(hugepages, "EXTENT_BYTES", 4096)  # small files have many of them then
+    monkeypatch.setattr(hugepages, "can_be_taken", lambda mount: True)
+    monkeypatch.setattr(proc, "free_huge_pages", lambda: 1 << 20)
+    monkeypatch.setattr(hugepages, "_collapse", lambda fd, offset: errno.EAGAIN if offset % 12288 else 0)
     with WAYS["pinned"](built[name]) as ours, h5py.File(built[name], "r") as theirs:
         assert_same_file(ours, theirs)
 

@@ -10,7 +10,8 @@ from multiprocessing.shared_memory import SharedMemory
 from typing import BinaryIO
 
 import dsmem
-from dsmem.bench import limits, mounted, recipes, sources
+from dsmem import proc
+from dsmem.bench import limits, mounted, recipes, scratch, sources
 from dsmem.bench.harness import Comparison, Contender
 from dsmem.bench.limits import Fill
 from dsmem.bench.mounted import NotMeasured
@@ -19,14 +20,19 @@ from dsmem.bench.sizes import Need
 from dsmem.bench.sources import Array, Source
 from dsmem.bench.workbench import Case, Effort, Workbench
 from dsmem.digest import DEFAULT_ALGORITHM, hash_descriptor, hash_file
+from dsmem.store import hugepages
 
 Segments = dict[str, tuple[SharedMemory, Array]]
 _COPY = "the bytes of the file"
 
 
 def compare(bench: Workbench) -> Generator[Comparison | Compared]:
-    """On the mount of the store, and, where root allows, on one with huge pages."""
-    yield comparison(bench, "a warm file into shared memory, digest included")
+    """On the mount of the store, there on 4 KiB pages, and, where root allows, on one with huge pages."""
+    can_be_taken = hugepages.can_be_taken(proc.mount_of(bench.place.shared))
+    more = [limits.TAKEN] if can_be_taken else []
+    yield comparison(bench, "a warm file into shared memory, digest included", *more)
+    with scratch.environment(DSMEM_HUGE_PAGES="never"):
+        yield comparison(bench, "the same on 4 KiB pages (DSMEM_HUGE_PAGES=never)")
     try:
         yield from mounted.on_huge_pages(bench, "pin")
     except NotMeasured as exc:
@@ -38,8 +44,11 @@ def on_huge_pages(bench: Workbench) -> Iterator[Comparison]:
     yield comparison(bench, "the same on huge pages (a tmpfs with huge=advise)")
 
 
-def comparison(bench: Workbench, title: str) -> Comparison:
-    """Every turn has a store, or a file, of its own, which is removed after it."""
+def comparison(bench: Workbench, title: str, *more: tuple[str, Fill, bool]) -> Comparison:
+    """Against the recipe, and all plain ways to fill, `more` among them.
+
+    Every turn has a store, or a file, of its own, which is removed after it.
+    """
     source, place = bench.source, bench.place
     limits.read_cached(source.path)
     ours = Contender(
@@ -65,7 +74,7 @@ def comparison(bench: Workbench, title: str) -> Comparison:
             question=_COPY if copies else "size",
             around=partial(limits.new_file, place.shared),
         )
-        for name, fill, copies in limits.FILLS
+        for name, fill, copies in (*limits.FILLS, *more)
     ]
     expected = {
         _COPY: hash_file(source.path, cache=False).hex,
@@ -126,5 +135,5 @@ CASE = Case(
     "a file is shared as fast as memory can be filled",
     compare,
     need=Need(memory=3.2, shared=1.1, files=1),
-    effort=Effort(md5=1.4, fill=8, copy=9),
+    effort=Effort(md5=2.8, fill=15, copy=17),
 )

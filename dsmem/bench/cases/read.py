@@ -1,4 +1,7 @@
-"""Random samples of one dataset, one by one, into a batch: through a map that was just made, and through a warm one."""
+"""Random samples of one dataset, one by one, into a batch, in a process that did not pin it.
+
+Through a map that was just made, and through a warm one.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ import numpy as np
 
 import dsmem
 from dsmem import units
-from dsmem.bench import mounted, recipes, sources
+from dsmem.bench import mounted, peer, recipes, sources
 from dsmem.bench.harness import Comparison, Contender
 from dsmem.bench.mounted import NotMeasured
 from dsmem.bench.results import Compared, Role
@@ -58,7 +61,7 @@ def on_huge_pages(bench: Workbench) -> Iterator[Comparison]:
 def _passes(bench: Workbench, orders: Sequence[str], where: str = "") -> Iterator[Comparison]:
     path, name = bench.source.path, _chosen(bench.source)
     with bench.place.store():
-        dsmem.pin(path)
+        peer.run_dsmem("pin", path)  # what this process maps is another's
         ram = recipes.preload(path, [name])[name]
         sample_bytes = max(1, ram.nbytes // len(ram))
         count = max(1, min(_SAMPLES, len(ram), _BATCH_BYTES // sample_bytes))
