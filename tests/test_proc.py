@@ -254,8 +254,10 @@ def test_memory_of_shows_what_a_process_touches(tmp_path: Path) -> None:
     with mmap.mmap(-1, 32 * MIB, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as block:
         block.write(b"x" * (32 * MIB))
         after = proc.memory_of(os.getpid())
-    for name in ("pss_bytes", "rss_bytes", "anonymous_bytes", "private_bytes"):
+    for name in ("rss_bytes", "anonymous_bytes", "private_bytes"):
         assert 31 * MIB < getattr(after, name) - getattr(before, name) < 70 * MIB, name
+    # What is shared with processes that end meanwhile, or are forked from the same parent, counts more or less of it.
+    assert 24 * MIB < after.pss_bytes - before.pss_bytes < 70 * MIB
     assert after.rss_bytes >= after.private_bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -109,7 +110,9 @@ def test_pinning_takes_the_object_and_little_more(
 def test_what_is_taken_is_seen() -> None:
     def take() -> int:
         with Peak() as peak:
-            held = b"x" * (32 * MIB)
+            # Not malloc's, which may have been this process's before.
+            held = np.frombuffer(mmap.mmap(-1, 32 * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+            held.fill(1)
             looks, deadline = peak.looks, time.monotonic() + 60
             while peak.looks < looks + 2:  # one that has begun since
                 assert time.monotonic() < deadline
