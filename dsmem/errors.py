@@ -217,12 +217,16 @@ class BrokenEpisodes(BadSource):
 
 
 class BadDocument(BadSource):
-    """A document that can't be read: `path`, and its `place` in it (a line, a row), with the reason."""
+    """A document that can't be read: `path`, and its `place` in it (a line, a row), with the reason.
 
-    def __init__(self, message: str, *, path: str = "", place: str = "") -> None:
+    `fields` are the first of those that it has, where it lacks the one that was to hold its text.
+    """
+
+    def __init__(self, message: str, *, path: str = "", place: str = "", fields: Sequence[str] = ()) -> None:
         super().__init__(message)
         self.path = path
         self.place = place
+        self.fields = tuple(fields)
 
 
 class EngineDiffers(DsmemError, ValueError):

@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -95,3 +97,26 @@ def write_jsonl(path: Path, texts: list[str]) -> Path:
         for number, text in enumerate(texts):
             file.write(json.dumps({"id": number, "text": text, "n": [1]}, ensure_ascii=number % 2 == 0) + "\n")
     return path
+
+
+class _Session:
+    """What `huggingface_hub.get_session` gives, with nothing behind it."""
+
+    def __init__(self, answers: bool) -> None:
+        self._answers = answers
+
+    def head(self, url: str, *, timeout: float) -> int:
+        assert 0 < timeout <= 10
+        if not self._answers:
+            raise RuntimeError("no route")
+        return 200
+
+
+def answering_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that answers who asks whether it is there."""
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: _Session(answers=True))
+
+
+def silent_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub that is out of reach."""
+    monkeypatch.setattr(huggingface_hub, "get_session", lambda: _Session(answers=False))

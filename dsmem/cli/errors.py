@@ -136,6 +136,13 @@ def _hint_unsupported(error: Unsupported, typed: Typed) -> str | None:
     return f"pin the rest (or choose with --only GLOB{trusting}): {typed.again('--skip-unsupported')}"
 
 
+def _hint_bad_document(error: BadDocument, typed: Typed) -> str:
+    if error.fields:
+        skip = ", or leave such documents out with --on-error skip" if error.place else ""
+        return f"name the field that holds text{skip}: {typed.again('--text-field', error.fields[0])}"
+    return f"leave such documents out: {typed.again('--on-error', 'skip')}"
+
+
 def _hint_no_end(error: NoEndToken, typed: Typed) -> str:
     without = error.option.removesuffix("-token")
     return f"name it with {error.option} TOKEN, or leave it away: {typed.again(without, 'none')}"
@@ -194,7 +201,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     NoServer: Rule(ERROR, lambda error, typed: "start it: dsmem server start"),
     ServerTimeout: Rule(ERROR, lambda error, typed: "see what it does: dsmem server status"),
     LoadFailed: Rule(ERROR, lambda error, typed: "what it said meanwhile: dsmem server logs"),
-    BadDocument: Rule(ERROR, lambda error, typed: f"leave such documents out: {typed.again('--on-error', 'skip')}"),
+    BadDocument: Rule(ERROR, _hint_bad_document),
     EngineDiffers: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
     WrongIds: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
     WorkerLost: Rule(ERROR, lambda error, typed: f"go on, with less memory in use: {typed.again('--workers', '1')}"),

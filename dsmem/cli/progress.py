@@ -75,6 +75,7 @@ class Bar:
         self._label = label
         self._sizes = {path: _size_bytes(path) for path in paths} if enabled else {}
         self._enabled = enabled
+        self._described = label
         self._before_bytes = 0
         self._current: str | None = None
         self._drawn: rich.progress.Progress | None = None
@@ -88,6 +89,13 @@ class Bar:
             self._before_bytes += self._sizes[self._current]
         self._current = path
         return self._advance
+
+    def tell(self, more: str) -> None:
+        """Say more than the label, from now on."""
+        with self._lock:
+            self._described = f"{self._label}, {more}"
+            if self._drawn is not None:
+                self._drawn.update(self._drawn.task_ids[0], description=self._described)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -110,7 +118,7 @@ class Bar:
     def _advance(self, done_bytes: int, total_bytes: int, /) -> None:
         with self._lock:
             if self._drawn is None:
-                self._drawn = _draw(self._label)
+                self._drawn = _draw(self._described)
             if len(self._sizes) > 1 and self._current is not None:
                 size_bytes = self._sizes[self._current]
                 done_bytes = self._before_bytes + size_bytes * done_bytes // max(total_bytes, 1)

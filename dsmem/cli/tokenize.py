@@ -146,6 +146,7 @@ def tokenize(
                 restart=restart,
                 overwrite=force,
                 progress=bar.follow("."),
+                tokens_progress=lambda tokens: bar.tell(f"{tokens / 1e6:,.1f}M tokens"),
             )
         except KeyboardInterrupt:
             note("the same command goes on where this one was; --restart begins anew")

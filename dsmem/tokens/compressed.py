@@ -31,6 +31,33 @@ def detect(head: bytes) -> Compression | None:
     return None
 
 
+def peeked(stream: IO[bytes]) -> tuple[IO[bytes], Compression | None]:
+    """A stream that can be read once only, from its beginning, and what its first bytes say."""
+    head = stream.read(HEAD_BYTES)
+    return cast("IO[bytes]", Joined(head, stream)), detect(head)
+
+
+class Joined(io.RawIOBase):
+    """Bytes that were read ahead, and then the rest; `rest` stays open."""
+
+    def __init__(self, ahead: bytes, rest: IO[bytes]) -> None:
+        self._ahead = ahead
+        self._rest = rest
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """At most so many bytes, fewer where what was read ahead ends; all without a size, none at the end only."""
+        if size < 0:
+            return self._take(len(self._ahead)) + self._rest.read()
+        return self._take(size) if self._ahead else self._rest.read(size)
+
+    def _take(self, size: int) -> bytes:
+        data, self._ahead = self._ahead[:size], self._ahead[size:]
+        return data
+
+
 @contextmanager
 def opened(file: IO[bytes], compression: Compression | None, *, path: str) -> Iterator[IO[bytes]]:
     """What an open file holds, decoded; the file stays open. Raises BadSource for damaged and for truncated data."""

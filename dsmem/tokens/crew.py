@@ -186,9 +186,10 @@ def _error(value: dict[str, Any]) -> Exception:
     kind, message, facts = value["kind"], value["message"], value["facts"]
     if kind == "OSError":
         return OSError(facts["errno"], message, facts["filename"])
-    for known in (BadDocument, EngineDiffers):
-        if kind == known.__name__:
-            return known(message, path=facts["path"], place=facts["place"])
+    if kind == BadDocument.__name__:
+        return BadDocument(message, path=facts["path"], place=facts["place"], fields=facts["fields"])
+    if kind == EngineDiffers.__name__:
+        return EngineDiffers(message, path=facts["path"], place=facts["place"])
     if kind == WrongIds.__name__:
         return WrongIds(message)
     return BadSource(message)
@@ -199,7 +200,7 @@ def described(error: Exception) -> dict[str, Any]:
     if isinstance(error, OSError) and error.errno is not None:
         facts: dict[str, Any] = {"errno": error.errno, "filename": error.filename}
         return {"kind": "OSError", "message": error.strerror or str(error), "facts": facts}
-    facts = {name: getattr(error, name, "") for name in ("path", "place")}
+    facts = {name: getattr(error, name, "") for name in ("path", "place", "fields")}
     message = str(error) if isinstance(error, DsmemError) else f"{type(error).__name__}: {error}"
     return {"kind": type(error).__name__, "message": message, "facts": facts}
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -21,6 +21,8 @@ _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
 _ROWS = re.compile(rb"[^\n]*\n|[^\n]+")
 _ARROW_ROWS = 512
 """At once: rows are texts of any length, and a batch of them lies in memory twice."""
+_MOST_FIELDS = 8
+"""That are named where one is missing."""
 MOST_PLACES = 20
 """Skipped documents that are named; all are counted."""
 
@@ -33,7 +35,7 @@ class Faults:
     count: int = 0
     places: list[str] = field(default_factory=list)
 
-    def add(self, path: str, place: Callable[[], str], reason: str) -> None:
+    def add(self, path: str, place: Callable[[], str], reason: str, fields: Sequence[str] = ()) -> None:
         """One bad document, whose place is found if it will be shown; raises BadDocument unless they are skipped."""
         if self.skip and len(self.places) >= MOST_PLACES:
             self.count += 1
@@ -41,7 +43,7 @@ class Faults:
         where = place()
         message = f"{path}:{where}: {reason}" if where else f"{path}: {reason}"
         if not self.skip:
-            raise BadDocument(message, path=path, place=where)
+            raise BadDocument(message, path=path, place=where, fields=fields)
         self.count += 1
         self.places.append(message)
 
@@ -106,7 +108,7 @@ def json_lines(
             else:
                 skipped.append(number)
                 if isinstance(text, _Fault):
-                    faults.add(path, _Place(lines, offset + at), text.reason)
+                    faults.add(path, _Place(lines, offset + at), text.reason, text.fields)
                 elif text is not _NOTHING:
                     faults.add(path, _Place(lines, offset + at), f"{text_field!r} is {_kind(text)}, not a string")
             at = end + 1
@@ -118,6 +120,8 @@ def json_lines(
 @dataclass(frozen=True, slots=True)
 class _Fault:
     reason: str
+    fields: tuple[str, ...] = ()
+    """Those that there are, where one is missing."""
 
 
 _NOTHING = object()
@@ -138,8 +142,8 @@ def _slowly(row: bytes, text_field: str) -> object:
     if not isinstance(value, dict):
         return _Fault(f"{_kind(value)}, not an object with a field {text_field!r}")
     if text_field not in value:
-        names = ", ".join(repr(name) for name in list(value)[:8]) or "none"
-        return _Fault(f"no field {text_field!r}; there are: {names}")
+        fields = tuple(value)[:_MOST_FIELDS]
+        return _Fault(f"no field {text_field!r}; there are: {_listed(fields)}", fields)
     text = value[text_field]
     if isinstance(text, str):
         try:
@@ -240,14 +244,22 @@ def _checked(
     return Batch(path, texts, lambda index: lines.number(places[index]), size_bytes)
 
 
+def need_column(path: str, names: Sequence[str], wanted: str) -> None:
+    """Raise BadDocument for a table without that column."""
+    if wanted not in names:
+        fields = tuple(names)[:_MOST_FIELDS]
+        raise BadDocument(f"{path}: no column {wanted!r}; there are: {_listed(fields)}", path=path, fields=fields)
+
+
+def _listed(fields: Sequence[str]) -> str:
+    return ", ".join(map(repr, fields)) or "none"
+
+
 def columns(tables: Iterable[Any], first_row: int, *, path: str, text_field: str, faults: Faults) -> Iterator[Batch]:
     """A text in a column of each row, from Arrow record batches, `first_row` (from 1) being the first."""
     for table in tables:
-        number = table.schema.get_field_index(text_field)
-        if number < 0:
-            names = ", ".join(repr(name) for name in table.schema.names[:8])
-            raise BadDocument(f"{path}: no column {text_field!r}; there are: {names}", path=path)
-        column = table.column(number)
+        need_column(path, table.schema.names, text_field)
+        column = table.column(table.schema.get_field_index(text_field))
         for begin in range(0, len(column), _ARROW_ROWS):
             part = column.slice(begin, _ARROW_ROWS)
             yield _of_column(part, first_row + begin, path, text_field, faults)

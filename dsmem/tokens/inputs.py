@@ -17,7 +17,7 @@ from typing import Literal, cast, get_args
 
 from dsmem.errors import BadSource, SourceMissing, UsageError
 from dsmem.files import FileIdentity
-from dsmem.tokens import compressed
+from dsmem.tokens import compressed, hub
 from dsmem.tokens.compressed import Compression
 
 Format = Literal["txt", "jsonl", "json", "parquet", "arrow"]
@@ -110,9 +110,12 @@ def _of_stream(wanted: Wanted, path: str) -> Format:
 
 def _file(path: str, wanted: Wanted) -> Source:
     try:
+        if stat.S_ISFIFO(os.stat(path).st_mode):
+            # Who writes to it would be cut off if it were opened here and then again.
+            return Source(path, _of_stream(wanted, path), None, 0, None)
         with os.fdopen(os.open(path, _NO_WAIT), "rb") as file:
             status = os.fstat(file.fileno())
-            if stat.S_ISFIFO(status.st_mode) or stat.S_ISCHR(status.st_mode):
+            if stat.S_ISCHR(status.st_mode):
                 return Source(path, _of_stream(wanted, path), None, 0, None)
             if not stat.S_ISREG(status.st_mode):
                 raise BadSource(f"{path} is not a regular file")
@@ -191,7 +194,10 @@ def _from_hub(name: str, wanted: Wanted) -> Iterable[Source]:
     import datasets
 
     try:
+        hub.require_answer(name, "README.md", "dataset")
         loaded = datasets.load_dataset(name, wanted.subset, split=wanted.split)
+    except SourceMissing:
+        raise
     except (OSError, ValueError) as exc:
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise SourceMissing(f"{name} is neither a file nor a dataset that can be loaded: {reason}") from exc

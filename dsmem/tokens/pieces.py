@@ -19,8 +19,9 @@ from typing import IO, Any, Literal, cast
 from dsmem.errors import BadDocument, BadSource
 from dsmem.files import FileIdentity
 from dsmem.tokens import compressed, cutting
-from dsmem.tokens.compressed import Compression
+from dsmem.tokens.compressed import Compression, Joined
 from dsmem.tokens.cutting import Separator
+from dsmem.tokens.documents import need_column
 from dsmem.tokens.inputs import STDIN, Source
 
 Kind = Literal["jsonl", "line", "blank", "files", "parquet", "arrow"]
@@ -155,7 +156,7 @@ def _row_groups(path: str, how: Cutting) -> list[tuple[int, int]]:
 
     with reading(path), parquet.ParquetFile(path) as file:
         names = [file.schema_arrow.field(number).name for number in range(len(file.schema_arrow))]
-        _need_column(path, names, how.text_field)
+        need_column(path, names, how.text_field)
         found = []
         for group in range(file.metadata.num_row_groups):
             about = file.metadata.row_group(group)
@@ -167,15 +168,9 @@ def _row_groups(path: str, how: Cutting) -> list[tuple[int, int]]:
 
 def _batches(path: str, how: Cutting) -> list[tuple[int, int]]:
     with reading(path), record_batches(path) as (schema, batches):
-        _need_column(path, schema.names, how.text_field)
+        need_column(path, schema.names, how.text_field)
         number = schema.get_field_index(how.text_field)
         return [(batch.column(number).nbytes, batch.num_rows) for batch in batches]
-
-
-def _need_column(path: str, names: Sequence[str], wanted: str) -> None:
-    if wanted not in names:
-        shown = ", ".join(repr(name) for name in names[:8]) or "none"
-        raise BadDocument(f"{path}: no column {wanted!r}; there are: {shown}", path=path)
 
 
 @contextmanager
@@ -214,7 +209,7 @@ def _spooled(
 ) -> Iterator[Piece]:
     kind = _kind(source, how)
     separator: Separator = "blank" if kind == "blank" else "line"
-    with _raw(source) as raw, compressed.opened(raw, source.compression, path=source.path) as plain:
+    with _raw(source) as (raw, compression), compressed.opened(raw, compression, path=source.path) as plain:
         text = as_utf8(plain, how.encoding, path=source.path)
         if kind == "files":
             yield _whole(next(numbers), index, source, text, spools, is_done)
@@ -273,25 +268,11 @@ def _pieces(text: IO[bytes], source: Source, how: Cutting, separator: Separator)
     if source.format != "json":
         return cutting.pieces(text.read, separator, how.part_bytes), ""
     peeked = text.read(1 << 16)
-    rest = _Joined(peeked, text)
+    rest = cast("IO[bytes]", Joined(peeked, text))
     if not peeked.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"["):
         return cutting.pieces(rest.read, separator, how.part_bytes), ""
-    lines = _Lines(cutting.elements(cast("IO[bytes]", rest), path=source.path))
+    lines = _Lines(cutting.elements(rest, path=source.path))
     return cutting.pieces(lines.read, "line", how.part_bytes), "element"
-
-
-class _Joined:
-    """Bytes that were read ahead, and then the rest."""
-
-    def __init__(self, ahead: bytes, rest: IO[bytes]) -> None:
-        self._ahead = ahead
-        self._rest = rest
-
-    def read(self, size: int) -> bytes:
-        if self._ahead:
-            data, self._ahead = self._ahead[:size], self._ahead[size:]
-            return data
-        return self._rest.read(size)
 
 
 class _Lines:
@@ -312,14 +293,18 @@ class _Lines:
 
 
 @contextmanager
-def _raw(source: Source) -> Iterator[IO[bytes]]:
+def _raw(source: Source) -> Iterator[tuple[IO[bytes], Compression | None]]:
+    """The bytes as they lie, and how they are compressed: of a stream that is known only now."""
     if source.path == STDIN:
-        yield sys.stdin.buffer
+        yield compressed.peeked(sys.stdin.buffer)
         return
     with Path(source.path).open("rb") as file:
-        if source.identity is not None and FileIdentity.of(os.fstat(file.fileno())) != source.identity:
+        if source.identity is None:
+            yield compressed.peeked(file)
+            return
+        if FileIdentity.of(os.fstat(file.fileno())) != source.identity:
             raise BadSource(f"{source.path} is not the file that it was a moment ago")
-        yield file
+        yield file, source.compression
 
 
 def as_utf8(stream: IO[bytes], encoding: str, *, path: str) -> IO[bytes]:

@@ -6,7 +6,7 @@ A part that an earlier run has finished is taken over if it is what its record s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -87,7 +87,9 @@ class Run:
             ],
         }
 
-    def make_parts(self, crew: Crew | None, progress: Progress) -> list[Record]:
+    def make_parts(
+        self, crew: Crew | None, progress: Progress, tokens_progress: Callable[[int], None] | None = None
+    ) -> list[Record]:
         """Every part, by workers or here; the records are in order."""
         from dsmem.tokens.encoding import ALL, Encoder, Recipe
 
@@ -109,7 +111,7 @@ class Run:
         )
         records: dict[int, Record] = {}
         places = Places()
-        report = _Progress(progress, self._sources)
+        report = _Progress(progress, tokens_progress, self._sources)
         pending = self._pending(records, places, report)
         if crew is None:
             encoder = Encoder(recipe, self.engine)
@@ -118,11 +120,13 @@ class Run:
                 places.count(made.number, made.size_bytes)
                 for number, start_bytes in places.known():
                     records[number] = made.place(start_bytes)
+                    report.count(records[number])
                 if piece.is_spool:
                     os.unlink(piece.path)
         else:
             for record in crew.run(recipe, pending, places, report):
                 records[record.number] = record
+                report.count(record)
         report.finish()
         if not any(record.documents for record in records.values()):
             raise BadSource(f"no documents in {', '.join(source.path for source in self._sources[:3])}")
@@ -147,6 +151,7 @@ class Run:
                 record = records[piece.number]
                 places.count(piece.number, record.size_bytes, placed_at=record.start_bytes)
                 report(piece.weight_bytes)
+                report.count(record)
             else:
                 yield piece
 
@@ -233,8 +238,12 @@ class Run:
 class _Progress:
     """Adds up what is done; streams, whose size is not known, make the whole grow."""
 
-    def __init__(self, progress: Progress, sources: Sequence[Source]) -> None:
+    def __init__(
+        self, progress: Progress, tokens_progress: Callable[[int], None] | None, sources: Sequence[Source]
+    ) -> None:
         self._progress = progress
+        self._tokens_progress = tokens_progress
+        self._tokens = 0
         self._grows = any(source.identity is None for source in sources)
         self._total_bytes = sum(source.size_bytes for source in sources)
         self._done_bytes = 0
@@ -244,6 +253,12 @@ class _Progress:
         if self._grows:
             self._total_bytes = max(self._total_bytes, self._done_bytes)
         self._progress(min(self._done_bytes, self._total_bytes), self._total_bytes)
+
+    def count(self, record: Record) -> None:
+        """A part is finished."""
+        self._tokens += record.tokens
+        if self._tokens_progress is not None:
+            self._tokens_progress(self._tokens)
 
     def finish(self) -> None:
         """All is done: what was reported is only near to the sizes of the files."""

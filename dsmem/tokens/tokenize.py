@@ -12,7 +12,7 @@ import codecs
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
@@ -71,12 +71,13 @@ def tokenize(
     overwrite: bool = False,
     part_bytes: int = PART_BYTES,
     progress: Progress = ignore,
+    tokens_progress: Callable[[int], None] | None = None,
 ) -> Tokenized:
     """Tokenize files, directories, globs, saved datasets or `-` into `out` (uint16 or uint32 ids, little-endian).
 
     Beside it: `.idx` for Megatron-LM, `.docs.npy` (uint64 ends of documents) and a `.json` manifest. The bytes are the
     same for any number of workers. A run that was killed continues when it is started again (`restart=True` begins
-    anew). `progress` gets bytes of input.
+    anew). `progress` gets bytes of input, `tokens_progress` the tokens of all parts that are finished.
 
     Raises SourceMissing, BadSource (BadDocument names file and line), EngineDiffers (from the reference),
     UsageError, NoEndToken, OutputExists, OutputBusy, OtherPlan, OutputFull, SourceChanged, WorkerLost.
@@ -114,7 +115,7 @@ def tokenize(
             crew.expect(located, options.engine, parse_special=parse_special)
         run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart)
         try:
-            records = run.make_parts(crew, progress)
+            records = run.make_parts(crew, progress, tokens_progress)
             outputs = run.put_together(records, arrangement, progress)
         except OSError as exc:
             if exc.errno in _FULL:

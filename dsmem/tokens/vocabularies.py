@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dsmem.errors import BadSource, SourceMissing, UsageError
+from dsmem.tokens import hub
 
 Kind = Literal["tokenizer.json", "tiktoken", "sentencepiece", "bytes"]
 END_OF_TEXT = "<|endoftext|>"
@@ -163,6 +164,7 @@ def _from_hub(name: str) -> str:
     )
 
     try:
+        hub.require_answer(name, "tokenizer.json", "model")
         try:
             path = huggingface_hub.hf_hub_download(name, "tokenizer.json")
         except LocalEntryNotFoundError:
@@ -172,6 +174,8 @@ def _from_hub(name: str) -> str:
         with suppress(EntryNotFoundError):
             huggingface_hub.hf_hub_download(name, "tokenizer_config.json")  # it names bos and eos
         return path
+    except SourceMissing:
+        raise
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as exc:
         reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
         raise SourceMissing(f"{name} is neither a file nor a tokenizer that the hub gives: {reason}") from exc

@@ -80,6 +80,17 @@ def test_files_that_are_read_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert quiet.text() == ""
 
 
+def test_more_than_the_label(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = _stderr(monkeypatch)
+    with progress.bar("tokenizing", ["."]) as bar:
+        bar.tell("1.0M tokens")
+        assert screen.text() == ""
+        bar.follow(".")(1 << 20, 4 << 20)
+        bar.tell("2.5M tokens")
+    assert "tokenizing, 1.0M tokens" in plain(screen.text())
+    assert "tokenizing, 2.5M tokens" in plain(screen.text())
+
+
 @pytest.mark.parametrize("reason", ["pipe", "variable"])
 def test_not_drawn(reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stream = _stderr(monkeypatch, terminal=reason == "variable")

@@ -66,8 +66,18 @@ def test_errors_have_codes_and_hints(corpus: Path, tmp_path: Path, dsmem: Dsmem)
     assert (ran.exit_code, ran.out) == (1, "")
     assert ran.err.splitlines() == [
         f"error: {corpus}:2: no field 'text'; there are: 'body'",
-        f"hint: leave such documents out: dsmem tokenize {corpus} -o {out} --on-error skip",
+        "hint: name the field that holds text, or leave such documents out with --on-error skip: "
+        f"dsmem tokenize {corpus} -o {out} --text-field body",
     ]
+    corpus.write_text('{"text": "ab"}\n{}\n')
+    ran = dsmem("tokenize", str(corpus), "-o", out, "--workers", "1")
+    assert ran.err.splitlines() == [
+        f"error: {corpus}:2: no field 'text'; there are: none",
+        f"hint: leave such documents out: dsmem tokenize {corpus} -o {out} --workers 1 --on-error skip",
+    ]
+    corpus.write_text('{"body": "b", "n": 1}\n')
+    ran = dsmem("tokenize", str(corpus), "-o", out, "--workers", "1")
+    assert ran.err.splitlines()[1].endswith("--workers 1 --text-field body")
     assert dsmem("tokenize", str(tmp_path / "none.jsonl"), "-o", out).exit_code == 3
     assert dsmem("tokenize", str(corpus), "-o", out, "--verify", "some").exit_code == 2
     assert dsmem("tokenize", str(corpus), "-o", out, "--shard-tokens", "many").exit_code == 2

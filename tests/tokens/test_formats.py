@@ -7,7 +7,9 @@ import gzip
 import io
 import json
 import lzma
+import os
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,6 +148,7 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         return datasets.load_from_disk(tmp_path / "cache")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    tokentexts.answering_hub(monkeypatch)
     check("someone/texts", texts, tmp_path, split="train", subset="en")
     assert asked == [("someone/texts", "en", "train")]
 
@@ -153,18 +156,43 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         raise FileNotFoundError("Couldn't find any data file")
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
+    tokentexts.silent_hub(monkeypatch)
+    with pytest.raises(dsmem.SourceMissing, match=r"the hub can't be asked: .* does not answer: no route"):
+        inputs.gather(["someone/other"])
+    tokentexts.answering_hub(monkeypatch)
     with pytest.raises(dsmem.SourceMissing, match="someone/other is neither a file nor a dataset"):
         inputs.gather(["someone/other"])
 
 
-def test_standard_input(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compression", COMPRESSIONS)
+def test_standard_input(compression: str, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tokentexts.write_jsonl(tmp_path / "made", texts).read_bytes()
 
     class Stdin:
-        buffer = io.BytesIO(data)
+        buffer = io.BytesIO(COMPRESSIONS[compression](data))
 
     monkeypatch.setattr(sys, "stdin", Stdin)
     check("-", texts, tmp_path, workers=1)
+
+
+@pytest.mark.parametrize("compression", ["plain", "zst"])
+def test_a_pipe_with_a_name_is_one_document(compression: str, tmp_path: Path) -> None:
+    """What it holds comes byte by byte at first: fewer bytes at once than tell how it is compressed."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    text = "one document\n" * 9999
+
+    def write() -> None:
+        data = COMPRESSIONS[compression](text.encode())
+        with pipe.open("wb", buffering=0) as file:
+            for byte in data[:12]:
+                file.write(bytes([byte]))
+            file.write(data[12:])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    check(pipe, [text], tmp_path, format="txt", workers=1)
+    writer.join()
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "utf-16", "utf-8-sig", "cp1252"])

@@ -58,10 +58,17 @@ def whole(path: Path, tmp_path: Path) -> bytes:
 def test_it_goes_on(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     interrupt(corpus, tmp_path / "out.bin", after_bytes=12 * PART, **options)  # of 24; up to 8 wait for their place
     seen: list[int] = []
-    done = run(corpus, tmp_path / "out.bin", progress=lambda done_bytes, _: seen.append(done_bytes))
+    tokens: list[int] = []
+    done = run(
+        corpus,
+        tmp_path / "out.bin",
+        progress=lambda done_bytes, _: seen.append(done_bytes),
+        tokens_progress=tokens.append,
+    )
     assert 2 < done.resumed_parts < done.parts
     assert (tmp_path / "out.bin").read_bytes() == whole(corpus, tmp_path)
     assert seen[-1] == corpus.stat().st_size
+    assert len(tokens) == done.parts and tokens[-1] == done.tokens
     assert not list(tmp_path.glob(".*"))
 
 

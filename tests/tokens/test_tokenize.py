@@ -57,6 +57,7 @@ def test_equal_to_the_reference_and_for_any_number_of_workers(
     for count in (None, 1, 3):
         out = tmp_path / f"out{count}.bin"
         seen: list[tuple[int, int]] = []
+        seen_tokens: list[int] = []
         done = dsmem.tokenize(
             path,
             out,
@@ -64,10 +65,12 @@ def test_equal_to_the_reference_and_for_any_number_of_workers(
             part_bytes=PART,
             workers=count,
             val_fraction=0.0,
+            tokens_progress=seen_tokens.append,
             progress=lambda done_bytes, total_bytes, seen=seen: seen.append((done_bytes, total_bytes)),
         )
         assert done.parts > 4 and done.workers == (count or 0)
         assert tokentexts.written(out) == tokentexts.expected(texts)
+        assert len(seen_tokens) == done.parts and seen_tokens == sorted(seen_tokens) and seen_tokens[-1] == done.tokens
         found[count] = sums(out)
         assert all(total == path.stat().st_size for _, total in seen) and seen[-1][0] == path.stat().st_size
     assert found[None] == found[1] == found[3]

@@ -120,6 +120,7 @@ def test_a_model_of_the_hub(trained: Path, tmp_path: Path, monkeypatch: pytest.M
         return str(trained)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    tokentexts.answering_hub(monkeypatch)
     assert known("someone/model", tmp_path).located.path == str(trained)
     assert asked == ["tokenizer.json", "tokenizer_config.json"]
 
@@ -129,6 +130,15 @@ def test_a_model_of_the_hub(trained: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
     with pytest.raises(dsmem.SourceMissing, match="someone/model is neither a file nor a tokenizer that the hub gives"):
         known("someone/model", tmp_path)
+
+    asked.clear()
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    tokentexts.silent_hub(monkeypatch)
+    with pytest.raises(dsmem.SourceMissing, match=r"the hub can't be asked: .* does not answer: no route"):
+        known("someone/model", tmp_path)
+    assert asked == []  # its client would try again and again
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: str(trained))
+    assert known("someone/model", tmp_path).located.path == str(trained)
 
 
 def ranks() -> dict[bytes, int]:
