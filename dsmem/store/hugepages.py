@@ -3,7 +3,8 @@
 MADV_COLLAPSE (Linux 6.1, madvise(2)) makes one huge page of 2 MiB of a file, whatever the `huge=` of its tmpfs is; the
 first 4 KiB have to be there, the rest is zeros. Only speed depends on it: what can't be had stays 4 KiB pages.
 Measured: 0.1 ms for 2 MiB where 4 KiB pages take 0.5; some milliseconds where the kernel first has to move memory of
-others together, so nothing is asked for once its free lists hold no page of that size.
+others together (so nothing is asked for once its free lists hold no page of that size), or where a virtual machine has
+given back to its host what was free for a while (so nothing more is asked for once that has cost too much).
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
 """sys/mman.h of Linux; Python 3.11 has no names for them."""
 _LOOK_EVERY = 64
 """Extents between two looks at how many are free; a look takes some 50 µs."""
-_WORTH_S = 0.002
+_WORTH_S = 0.001
 """CPU time in which 2 MiB of 4 KiB pages are made: a huge page that takes longer is a loss."""
-_MOST_LOST_S = 0.05
+_MOST_LOST_S = 0.02
 """Then no more are asked for, for this object."""
 _UNUSED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _FIRST_PAGE_BYTES = 4096
