@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from dsmem import parallel, proc
+from dsmem import digest, parallel, proc
 from dsmem.store import hugepages
 from dsmem.store.hugepages import Extents
 
@@ -135,24 +135,12 @@ def fill_hot_bytes(size_bytes: int, target: BinaryIO) -> None:
     _in_threads(write, size_bytes)
 
 
-def fill_mapped(path: str, target: BinaryIO) -> None:
-    """Read a file straight into a map that asks for huge pages, 1 MiB at a time, with a thread for each CPU."""
-    with Path(path).open("rb", buffering=0) as file:
-        size_bytes = os.fstat(file.fileno()).st_size
-        target.truncate(size_bytes)
-        with mmap.mmap(target.fileno(), size_bytes) as mapped, memoryview(mapped) as memory:
-            mapped.madvise(mmap.MADV_HUGEPAGE)
+def fill_mapped(path: str, target: BinaryIO, *, taken: bool = False, hashed: bool = False) -> None:
+    """Read a file straight into a map that asks for huge pages, 1 MiB at a time, with a thread for each CPU.
 
-            def read(start: int) -> None:
-                for offset in range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES):
-                    with memory[offset : offset + _BLOCK_BYTES] as block:
-                        os.preadv(file.fileno(), [block], offset)
-
-            _in_threads(read, size_bytes)
-
-
-def fill_taken(path: str, target: BinaryIO) -> None:
-    """The same on a mount that gives no huge pages by itself: each is taken before it is filled."""
+    taken: on a mount that gives no huge pages by itself, one by one before each is filled. hashed: also digest it, as
+    an xxh3-tree is, while it is hot in the cache.
+    """
     with Path(path).open("rb", buffering=0) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         target.truncate(size_bytes)
@@ -163,12 +151,17 @@ def fill_taken(path: str, target: BinaryIO) -> None:
             hugepages.mapped(target.fileno(), size_bytes, flags=mmap.MAP_SHARED, prot=access) as mapped,
             memoryview(mapped) as memory,
         ):
+            mapped.madvise(mmap.MADV_HUGEPAGE)
 
             def read(start: int) -> None:
+                hasher = digest.slice_digest()
                 for offset in range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES):
                     with memory[offset : offset + _BLOCK_BYTES] as block:
-                        extents.take(offset, len(block))
+                        if taken:
+                            extents.take(offset, len(block))
                         os.preadv(file.fileno(), [block], offset)
+                        if hashed:
+                            hasher.update(block)
 
             _in_threads(read, size_bytes)
 
@@ -177,11 +170,15 @@ FILLS: tuple[tuple[str, Fill, bool], ...] = (
     ("dd bs=1M", fill_one_thread, True),
     ("pread + pwrite, threads", fill_threads, True),
     ("pread into a map, threads", fill_mapped, True),
+    ("the same, hashed as it comes", partial(fill_mapped, hashed=True), True),
     ("pwrite of a hot buffer, threads", fill_hot, False),
 )
 """The plain ways to fill shared memory, and whether each copies the file; the fastest in a run is that run's limit."""
-TAKEN: tuple[str, Fill, bool] = ("pread into huge pages taken one by one, threads", fill_taken, True)
-"""One more, where they can be taken."""
+TAKEN: tuple[tuple[str, Fill, bool], ...] = (
+    ("pread into huge pages taken one by one, threads", partial(fill_mapped, taken=True), True),
+    ("those, hashed as it comes", partial(fill_mapped, taken=True, hashed=True), True),
+)
+"""Two more, where they can be taken."""
 
 
 def new_file(directory: Path) -> BinaryIO:

@@ -29,7 +29,7 @@ _COPY = "the bytes of the file"
 def compare(bench: Workbench) -> Generator[Comparison | Compared]:
     """On the mount of the store, there on 4 KiB pages, and, where root allows, on one with huge pages."""
     can_be_taken = hugepages.can_be_taken(proc.mount_of(bench.place.shared))
-    more = [limits.TAKEN] if can_be_taken else []
+    more = limits.TAKEN if can_be_taken else ()
     yield comparison(bench, "a warm file into shared memory, digest included", *more)
     with scratch.environment(DSMEM_HUGE_PAGES="never"):
         yield comparison(bench, "the same on 4 KiB pages (DSMEM_HUGE_PAGES=never)")
