@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from selectors import EVENT_READ, DefaultSelector
@@ -22,9 +22,12 @@ from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, Work
 from dsmem.tokens.parts import Record
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.places import Places
+from dsmem.tokens.recipe import VERIFY_EVERY
 
 if TYPE_CHECKING:
-    from dsmem.tokens.encoding import Recipe, Report
+    from dsmem.tokens.encoding import Report
+    from dsmem.tokens.engines import EngineName
+    from dsmem.tokens.recipe import Recipe
     from dsmem.tokens.vocabularies import Located
 
 _AHEAD = 2
@@ -68,6 +71,19 @@ class Crew:
         """Let workers load what they will most likely be told to use, while the parent looks at it, too."""
         for worker in self._workers:
             worker.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
+
+    def fitting(self, added: Mapping[str, int]) -> tuple[EngineName, str] | None:
+        """Name and version of the engine that workers have loaded; None if there is none, or it fits other ids.
+
+        `added` are the ids that the reference gives to added tokens. Raises WorkerLost.
+        """
+        worker = self._workers[0]
+        worker.send({"added": added})
+        while not (told := worker.collect()):
+            pass
+        ((kind, value),) = told
+        assert kind == "fitting", told
+        return None if value is None else (value["name"], value["version"])
 
     def run(self, recipe: Recipe, pieces: Iterator[Piece], places: Places, report: Report) -> Iterator[Record]:
         """Records as parts are finished, in no particular order; `places` is told of each part that is counted.
@@ -117,6 +133,8 @@ class Crew:
                 piece = next(pieces, None)
                 if piece is None:
                     return
+                if piece.number % VERIFY_EVERY == 0 and self._workers[0] in hungry:
+                    worker = self._workers[0]  # one that compares: the others load no reference
                 worker.take(piece)
             hungry = [worker for worker in hungry if worker.is_hungry]
 

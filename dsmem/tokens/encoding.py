@@ -9,7 +9,6 @@ import codecs
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,51 +20,17 @@ from dsmem.tokens import compressed, cutting, documents, engines, pieces
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
-from dsmem.tokens.engines import Engine, EngineName, Ids
+from dsmem.tokens.engines import Engine, Ids
 from dsmem.tokens.feeding import LONG_BYTES, Comparing, decoded, feed
 from dsmem.tokens.holding import Room
-from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
+from dsmem.tokens.recipe import ALL, VERIFY_EVERY, Recipe
 from dsmem.tokens.slices import Slices
-from dsmem.tokens.vocabularies import Located
 
-VERIFY_EVERY = 16
-"""The sample is taken from every 16th part, so that few workers load the reference."""
-ALL = -1
 Read = Callable[[int], bytes]
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """All that a worker must know; JSON holds all of it."""
-
-    directory: str
-    located: Located
-    engine: EngineName
-    parse_special: bool
-    dtype: TokenDtype
-    largest_id: int
-    head: tuple[int, ...]
-    tail: tuple[int, ...]
-    text_field: str
-    encoding: str
-    skip_bad: bool
-    with_keys: bool
-    verify: int
-    """Documents of every VERIFY_EVERY-th part; ALL = each of every part."""
-
-    def dump(self) -> dict[str, Any]:
-        """For JSON."""
-        return asdict(self)
-
-    @classmethod
-    def load(cls, raw: dict[str, Any]) -> Recipe:
-        """From what `dump` gave."""
-        located = Located(**raw["located"])
-        return cls(**{**raw, "located": located, "head": tuple(raw["head"]), "tail": tuple(raw["tail"])})
 
 
 class Encoder:

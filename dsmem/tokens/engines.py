@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import chain
 from typing import Any, Literal, Protocol, get_args
 
@@ -48,11 +47,21 @@ class Engine(Protocol):
     """What encodes."""
 
     name: EngineName
-    version: str
+
+    @property
+    def version(self) -> str:
+        """Of its package."""
+        ...
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """The ids of all texts, one after the other, and how many each has."""
         ...
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import version  # takes longer than most imports, and few ask
+
+    return version(package)
 
 
 def reference_of(located: Located) -> EngineName:
@@ -79,8 +88,7 @@ def choose(vocabulary: Vocabulary, wanted: str, *, parse_special: bool) -> Engin
             continue
         try:
             engine = load(located, name, parse_special=parse_special)
-            if isinstance(engine, _Fastokens):
-                _check_added(engine, vocabulary.added)
+            check_added(engine, vocabulary.added)
             return engine
         except Unfit as exc:
             if wanted == name or name == fitting[-1]:
@@ -89,8 +97,10 @@ def choose(vocabulary: Vocabulary, wanted: str, *, parse_special: bool) -> Engin
     raise AssertionError(fitting)
 
 
-def _check_added(engine: _Fastokens, added: Mapping[str, int]) -> None:
+def check_added(engine: Engine, added: Mapping[str, int]) -> None:
     """Ids in `added_tokens` that the model contradicts are read otherwise by Hugging Face; raises Unfit."""
+    if not isinstance(engine, _Fastokens):
+        return
     for token, token_id in added.items():
         if engine.token_to_id(token) != token_id:
             raise Unfit(f"it gives the added token {token!r} another id than Hugging Face")
@@ -117,10 +127,13 @@ def _flat(parts: Sequence[Sequence[int]]) -> tuple[Ids, Lengths]:
 class _Fastokens:
     name: EngineName = "fastokens"
 
+    @property
+    def version(self) -> str:
+        return _version("fastokens")
+
     def __init__(self, located: Located, parse_special: bool) -> None:
         import fastokens
 
-        self.version = version("fastokens")
         self._split_special = not parse_special
         try:
             if located.kind == "tiktoken":
@@ -148,8 +161,11 @@ class _Fastokens:
 class _Tokenizers:
     name: EngineName = "tokenizers"
 
+    @property
+    def version(self) -> str:
+        return _version("tokenizers")
+
     def __init__(self, path: str, parse_special: bool) -> None:
-        self.version = version("tokenizers")
         self._tokenizer = load_reference(path)
         self._tokenizer.encode_special_tokens = not parse_special
 
@@ -160,11 +176,14 @@ class _Tokenizers:
 class _Tiktoken:
     name: EngineName = "tiktoken"
 
+    @property
+    def version(self) -> str:
+        return _version("tiktoken")
+
     def __init__(self, located: Located, parse_special: bool) -> None:
         tiktoken = need("tiktoken")
         from tiktoken.load import load_tiktoken_bpe
 
-        self.version = version("tiktoken")
         self._allowed: Literal["all"] | set[str] = "all" if parse_special else set()
         self._encoding = tiktoken.Encoding(
             "dsmem",
@@ -184,11 +203,14 @@ class _Tiktoken:
 class _SentencePiece:
     name: EngineName = "sentencepiece"
 
+    @property
+    def version(self) -> str:
+        return _version("sentencepiece")
+
     def __init__(self, path: str, parse_special: bool) -> None:
         if parse_special:
             raise UsageError("--parse-special: SentencePiece never reads its control symbols from text")
         self._model = load_sentencepiece(path)
-        self.version = version("sentencepiece")
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return _flat(self._model.encode(list(texts), out_type=int, add_bos=False, add_eos=False, num_threads=1))

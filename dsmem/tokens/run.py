@@ -25,10 +25,11 @@ from dsmem.tokens.options import Arrangement, Options, Output, dtype_of, frame_o
 from dsmem.tokens.parts import Record, finished
 from dsmem.tokens.pieces import Cutting, Piece
 from dsmem.tokens.places import Places
+from dsmem.tokens.recipe import ALL, Recipe
 from dsmem.tokens.vocabularies import Located, describe
 
 if TYPE_CHECKING:
-    from dsmem.tokens.engines import Engine
+    from dsmem.tokens.engines import Engine, EngineName
 
 
 class Run:
@@ -44,9 +45,8 @@ class Run:
         cutting: Cutting,
         with_keys: bool,
         restart: bool,
+        crew: Crew | None,
     ) -> None:
-        from dsmem.tokens import engines
-
         self._sources = sources
         self._target = target
         self._directory = directory
@@ -62,17 +62,33 @@ class Run:
         )
         self._head, self._tail = frame_of(self._vocabulary, options)
         self.dtype = dtype_of(self._vocabulary, options.dtype)
-        self.engine: Engine = engines.choose(self._vocabulary, options.engine, parse_special=options.parse_special)
+        self._crew = crew
+        self._engine: Engine | None = None
+        self.engine, self._engine_version = self._choose()
         can_resume = all(source.identity is not None for source in sources)
         self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
         self.resumed_parts = 0
+
+    def _choose(self) -> tuple[EngineName, str]:
+        """Name and version of the engine: what workers have loaded by now, or what is loaded here to find out why not.
+
+        Raises UsageError, WorkerLost.
+        """
+        wanted = self._options.engine
+        found = None if self._crew is None else self._crew.fitting(self._vocabulary.added)
+        if found is not None and wanted in ("auto", found[0]):
+            return found
+        from dsmem.tokens import engines
+
+        self._engine = engines.choose(self._vocabulary, wanted, parse_special=self._options.parse_special)
+        return self._engine.name, self._engine.version
 
     def _plan(self) -> dict[str, object]:
         options, cutting = self._options, self._cutting
         return {
             "dsmem": dsmem.__version__,
             "tokenizer": [self._vocabulary.located.kind, self._vocabulary.sha256],
-            "engine": [self.engine.name, self.engine.version],
+            "engine": [self.engine, self._engine_version],
             "bos": [options.bos, self._head],
             "eos": [options.eos, self._tail],
             "parse_special": options.parse_special,
@@ -87,17 +103,13 @@ class Run:
             ],
         }
 
-    def make_parts(
-        self, crew: Crew | None, progress: Progress, tokens_progress: Callable[[int], None] | None = None
-    ) -> list[Record]:
+    def make_parts(self, progress: Progress, tokens_progress: Callable[[int], None] | None = None) -> list[Record]:
         """Every part, by workers or here; the records are in order."""
-        from dsmem.tokens.encoding import ALL, Encoder, Recipe
-
         options = self._options
         recipe = Recipe(
             directory=self._directory,
             located=self._vocabulary.located,
-            engine=self.engine.name,
+            engine=self.engine,
             parse_special=options.parse_special,
             dtype=self.dtype,
             largest_id=self._vocabulary.largest_id,
@@ -113,8 +125,10 @@ class Run:
         places = Places()
         report = _Progress(progress, tokens_progress, self._sources)
         pending = self._pending(records, places, report)
-        if crew is None:
-            encoder = Encoder(recipe, self.engine)
+        if self._crew is None:
+            from dsmem.tokens.encoding import Encoder
+
+            encoder = Encoder(recipe, self._engine)
             for piece in pending:
                 made = encoder.encode(piece, report)
                 places.count(made.number, made.size_bytes)
@@ -124,7 +138,9 @@ class Run:
                 if piece.is_spool:
                     os.unlink(piece.path)
         else:
-            for record in crew.run(recipe, pending, places, report):
+            for record in self._crew.run(recipe, pending, places, report):
+                import dsmem.tokens.arrange  # noqa: F401 - what comes next, and numpy, while workers encode
+
                 records[record.number] = record
                 report.count(record)
         report.finish()
@@ -198,9 +214,9 @@ class Run:
                 largest_id=vocabulary.largest_id,
                 bos_id=vocabulary.bos_id,
                 eos_id=vocabulary.eos_id,
-                engine=self.engine.name,
-                engine_version=self.engine.version,
-                reference="" if reference == self.engine.name else reference,
+                engine=self.engine,
+                engine_version=self._engine_version,
+                reference="" if reference == self.engine else reference,
                 verified_documents=sum(record.verified for record in records),
                 parse_special=options.parse_special,
             ),

@@ -113,9 +113,9 @@ def tokenize(
         located = locate(options.tokenizer, lambda: directory)
         if crew is not None:
             crew.expect(located, options.engine, parse_special=parse_special)
-        run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart)
+        run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart, crew)
         try:
-            records = run.make_parts(crew, progress, tokens_progress)
+            records = run.make_parts(progress, tokens_progress)
             outputs = run.put_together(records, arrangement, progress)
         except OSError as exc:
             if exc.errno in _FULL:
@@ -133,7 +133,7 @@ def tokenize(
         input_bytes=sum(source.size_bytes for source in sources),
         dtype=run.dtype,
         tokenizer=options.tokenizer,
-        engine=run.engine.name,
+        engine=run.engine,
         verified=sum(record.verified for record in records),
         skipped=sum(record.skipped for record in records),
         skipped_places=run.skipped_places(records),

@@ -35,7 +35,8 @@ def main(arguments: Sequence[str]) -> None:
     import orjson  # noqa: F401
     import xxhash  # noqa: F401
 
-    from dsmem.tokens.encoding import Encoder, Recipe
+    from dsmem.tokens.encoding import Encoder
+    from dsmem.tokens.recipe import Recipe
 
     lines = _Lines()
     # The parent must never wait for us to read while we wait for it to read.
@@ -44,10 +45,13 @@ def main(arguments: Sequence[str]) -> None:
     if not expected:
         return
     engine = _engine(**json.loads(expected))
-    said = lines.get()
+    said = json.loads(lines.get() or "{}")
+    if "added" in said:
+        crew.say("fitting", _fitting(engine, said["added"]))
+        said = json.loads(lines.get() or "{}")
     if not said:
         return  # nothing was left to do
-    recipe = Recipe.load(json.loads(said))
+    recipe = Recipe.load(said)
     if engine is not None and engine.name != recipe.engine:
         engine = None
     encoder: Encoder | None = None
@@ -80,6 +84,20 @@ def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine
     except (engines.Unfit, DsmemError, OSError) as exc:
         _log.info("not loaded ahead: %s", exc)
         return None
+
+
+def _fitting(engine: Engine | None, added: dict[str, int]) -> dict[str, str] | None:
+    """What the engine is; None if there is none, or if it contradicts the reference about these ids."""
+    from dsmem.tokens import engines
+
+    if engine is None:
+        return None
+    try:
+        engines.check_added(engine, added)
+    except engines.Unfit as exc:
+        _log.info("not %s: %s", engine.name, exc)
+        return None
+    return {"name": engine.name, "version": engine.version}
 
 
 class _Lines:
