@@ -157,6 +157,7 @@ class Direct:
     ) -> None:
         address, size_bytes, start = item.target.data_ptr(), found.end - found.begin, record + found.begin
         if self._verify == "crc":
+            self._directory.prepare(address, size_bytes)
             actual = file.copy_with_crc(address, size_bytes, start)
             if size_bytes != layout.record_bytes:
                 actual = _crc_of_file(file, record, layout.record_bytes, scratch)
@@ -169,6 +170,7 @@ class Direct:
                 partial(self._piece, item, file, address + at, min(PIECE_BYTES, size_bytes - at), start + at)
                 for at in rest
             ]
+            self._directory.prepare(address, first)
             file.copy(address, first, start)
             size_bytes = first
         outcome.direct.append(item)
@@ -188,6 +190,7 @@ class Direct:
         if not layout.whole == shape == item.request.lengths or layout.stored.dtype != item.target.dtype:
             return False
         prefix, trailer = bytearray(len(layout.prefix)), bytearray(layout.trailer_bytes)
+        self._directory.prepare(item.target.data_ptr(), layout.record_bytes)
         there = memory_at(item.target.data_ptr(), layout.record_bytes)
         file.read([memoryview(prefix), there, memoryview(trailer)], item.offset)
         return prefix == layout.prefix and layout.trailer.match(trailer) is not None
@@ -196,6 +199,7 @@ class Direct:
         began = time.perf_counter()
         outcome = Outcome(item.file)
         try:
+            self._directory.prepare(address, size_bytes)
             file.copy(address, size_bytes, offset)
         except (OSError, DsmemError) as exc:
             outcome.again.append((item, _reason(exc)))

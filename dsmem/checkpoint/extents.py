@@ -113,6 +113,8 @@ def _read(directory: Directory, extents: Sequence[Extent], scratch: Scratch) -> 
     try:
         file = directory.open(extents[0].file)
         crcs: dict[int, int] = {}
+        for one in extents:
+            directory.prepare(one.address, one.size_bytes)
         if len(extents) == 1 and extents[0].crc:
             crcs[0] = file.copy_with_crc(extents[0].address, extents[0].size_bytes, extents[0].offset)
         elif len(extents) == 1:

@@ -7,14 +7,16 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from dsmem.checkpoint import dcp, extents, formats, listing, memory, reading, safetensors_files, torch_files
+from dsmem.checkpoint import dcp, extents, formats, listing, reading, safetensors_files, torch_files
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.direct import Verify
 from dsmem.checkpoint.extents import Extent
 from dsmem.checkpoint.formats import Found
+from dsmem.checkpoint.memory import Pages
 from dsmem.checkpoint.opened import Directory, Io, is_network
 from dsmem.checkpoint.reading import FilesProgress
 from dsmem.checkpoint.report import Counting, ReadReport
@@ -91,7 +93,8 @@ def _load_dcp(
     metadata = reader.read_metadata()
     listed, _, _ = listing.of_metadata(metadata, os.path.join(found.directory, formats.METADATA))
     entries = [entry for entry in listed if chosen(entry.name)]
-    tensors = {entry.name: memory.empty(entry.shape, entry.dtype) for entry in entries}
+    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
+    reader.read_options = replace(reader.read_options, pages=Pages())
     counted = _Counted(bytes_progress, sum(entry.size_bytes for entry in entries))
     try:
         dcp.read(reader, metadata, entries, tensors, files_progress=progress, commit=counted.add)
@@ -189,7 +192,7 @@ class _Plain:
                 self._file_is_done()
 
         counting = self._counting
-        with Directory(self._found.directory, io=self._io) as directory:
+        with Directory(self._found.directory, io=self._io, pages=Pages()) as directory:
             result = extents.read(directory, self._extents, workers=choice.workers, counting=counting, commit=commit)
             ways = directory.ways
         counting.direct = len(self._tensors) - len(self._left)
@@ -204,7 +207,7 @@ class _Plain:
     def _safetensors(self, file: str) -> None:
         for entry in safetensors_files.entries(self._found.directory, file):
             if self._wanted(file, entry.name):
-                tensor = self._tensors[entry.name] = memory.empty(entry.shape, entry.dtype)
+                tensor = self._tensors[entry.name] = torch.empty(entry.shape, dtype=entry.dtype)
                 (part,) = entry.parts
                 self._counting.items[file] += 1
                 self._counting.unverifiable += self._verify == "crc"
@@ -229,7 +232,8 @@ class _Plain:
         storages: dict[str, torch.UntypedStorage] = {}
         for key, names in users.items():
             place = looked.storages[key]
-            storage = storages[key] = memory.storage(place.size_bytes)
+            storage = torch.UntypedStorage(place.size_bytes)  # type: ignore[no-untyped-call]  # torch's own
+            storages[key] = storage
             if self._verify == "crc" and not place.crc:
                 self._counting.unverifiable += 1
             crc = place.crc if self._verify == "crc" else None

@@ -15,6 +15,7 @@ from typing import Literal
 
 from dsmem import files, proc
 from dsmem.checkpoint import memory
+from dsmem.checkpoint.memory import Pages
 from dsmem.errors import BadSource, SourceMissing, UntrustedPickle
 
 Io = Literal["auto", "pread", "mmap"]
@@ -130,9 +131,11 @@ class Opened:
 class Directory:
     """The files of one read by name, opened when they are first needed, closed together."""
 
-    def __init__(self, path: str, *, io: Io) -> None:
+    def __init__(self, path: str, *, io: Io, pages: Pages | None = None) -> None:
+        """`pages`: what is read goes to memory that is new, and they make it."""
         self.path = path
         self._io = io
+        self._pages = pages
         self._files: dict[str, Opened | Exception] = {}
         self._lock = threading.Lock()
         self._network: bool | None = None
@@ -159,6 +162,11 @@ class Directory:
         if self._network is None:
             self._network = is_network(self.path)
         return not self._network
+
+    def prepare(self, address: int, size_bytes: int) -> None:
+        """A worker is about to fill this memory."""
+        if self._pages is not None:
+            self._pages.prepare(address, size_bytes)
 
     def open(self, name: str) -> Opened:
         """The file of that name; raises the same error each time it is asked for a file that can't be opened."""

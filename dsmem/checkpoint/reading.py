@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.planner import LoadItemType
 from dsmem.checkpoint import direct, opened, regions, stock, unpickling, workers
 from dsmem.checkpoint.direct import SMALL_BYTES, Direct, Verify
 from dsmem.checkpoint.items import Item, Outcome, items_of
+from dsmem.checkpoint.memory import Pages
 from dsmem.checkpoint.opened import Directory, Io
 from dsmem.checkpoint.pool import Pool
 from dsmem.checkpoint.report import Counting, ReadReport
@@ -56,6 +57,8 @@ class Options:
     parallel: bool = True
     fail_fast: bool = False
     trusted: bool = False
+    pages: Pages | None = None
+    """Where all destinations are new memory: what makes it."""
 
 
 def read(
@@ -127,7 +130,7 @@ class _Reading:
         budget = options.memory_budget or workers.available_bytes()
         with ExitStack() as stack:
             if self._hooks.local:
-                directory = stack.enter_context(Directory(os.fspath(self._path), io=options.io))
+                directory = stack.enter_context(Directory(os.fspath(self._path), io=options.io, pages=options.pages))
                 self._directory = directory
                 self._direct = Direct(directory, verify=options.verify)
             self._choose(budget)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import mmap
 import os
 import re
 import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import safetensors.torch
 import torch
 from checkpoints import DTYPES, Evil, Tensors, flip, noise, same, save
 
-from dsmem import checkpoint
+from dsmem import checkpoint, proc
 from dsmem.checkpoint import ReadReport, memory
 from dsmem.errors import Ambiguous, BadSource, CheckpointReadError, SourceMissing, UntrustedPickle
 
@@ -105,18 +108,72 @@ def test_progress_moves(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPat
         assert [one[0] for one in sizes] == sorted({one[0] for one in sizes}) and len(sizes) >= 9
 
 
-def test_new_memory_asks_for_huge_pages() -> None:
-    """The tensor's pages alone: what lies beside it may be anybody's."""
-    if not Path("/sys/kernel/mm/transparent_hugepage").exists():
-        pytest.skip("a kernel without huge pages")
-    tensor = memory.empty((9 << 20,), torch.uint8)
-    storage = memory.storage(9 << 20)
-    for address in (tensor.data_ptr(), storage.data_ptr()):
-        begin, end = -(-address // 4096) * 4096, (address + (9 << 20)) // 4096 * 4096
-        assert any(low <= begin and end <= high for low, high in _advised())
-    before = _advised()
-    small = memory.empty((3,), torch.float32)
-    assert small.shape == (3,) and _advised() == before  # it may lie in memory that another test has advised
+@pytest.mark.parametrize("kind", ["dcp", "safetensors", "pt"])
+@pytest.mark.parametrize("io", ["pread", "mmap"])
+def test_new_memory_comes_in_huge_pages(tmp_path: Path, kind: str, io: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole ones of the tensors' own memory: what lies beside it may be anybody's."""
+    if proc.huge_page_bytes() != 2 << 20:
+        pytest.skip("a kernel without huge pages of 2 MiB")
+    monkeypatch.setattr(memory, "_WORTH_S", 10.0)  # this machine may have none that are cheap
+    asked: list[tuple[int, int]] = []
+    advise = memory.advise
+
+    def noted(address: int, size_bytes: int, advice: int) -> int:
+        if advice == mmap.MADV_HUGEPAGE:
+            asked.append((address, size_bytes))
+        return advise(address, size_bytes, advice)
+
+    monkeypatch.setattr(memory, "advise", noted)
+    state = {f"x{number}": noise((9 << 18,), seed=number) for number in range(2)} | {"small": noise((7,))}
+    loaded = checkpoint.load(made(kind, tmp_path, state), io=io)
+    assert loaded.keys() == state.keys() and all(same(loaded[name], state[name]) for name in state)
+    for name in ("x0", "x1"):
+        begin, end = loaded[name].data_ptr(), loaded[name].data_ptr() + loaded[name].nbytes
+        whole = list(range(-(-begin >> 21) << 21, end - (2 << 20) + 1, 2 << 20))
+        assert len(whole) >= 3 and set(whole) <= {at for at, size_bytes in asked if size_bytes == 2 << 20}
+        assert any(low <= whole[0] and whole[-1] + (2 << 20) <= high for low, high in _advised())
+    places = [(one.data_ptr(), one.data_ptr() + one.nbytes) for one in loaded.values()]
+    assert all(any(low <= at and at + size <= high for low, high in places) for at, size in asked)
+
+
+def test_huge_pages_that_lose_are_asked_for_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "huge_page_bytes", lambda: 2 << 20)
+    asked: list[int] = []
+    monkeypatch.setattr(memory, "advise", _answers(0, asked))
+
+    def run(*took_ms: float) -> int:
+        """How many of as many extents were asked for, when they take so long."""
+        times = iter([second for took in took_ms for second in (0.0, took / 1000)])
+        asked.clear()
+        memory.Pages(clock=lambda: next(times)).prepare(4096, (len(took_ms) + 1) * (2 << 20))
+        return len(set(asked))
+
+    assert run(*[0.1] * 50) == 50
+    assert run(*[4.0] * 50) == 2  # 3.2 ms lost by each
+    assert run(*[0.1, 4.0, 0.1, 4.0] * 10) < 12  # what one in two gains is less than what the others lose
+    assert run(*[0.1] * 30, *[4.0] * 20) == 32  # nothing is saved up
+    assert run(*[0.1] * 20, 5.0, *[0.1] * 20) == 41  # one that waited is no rule
+
+
+def test_no_huge_pages_where_the_kernel_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proc, "huge_page_bytes", lambda: 2 << 20)
+    asked: list[int] = []
+    monkeypatch.setattr(memory, "advise", _answers(errno.EINVAL, asked))
+    pages = memory.Pages()
+    pages.prepare(0, 8 << 20)
+    pages.prepare(0, 8 << 20)
+    assert asked == [0]
+    monkeypatch.setattr(proc, "huge_page_bytes", lambda: 512 << 20)
+    memory.Pages().prepare(0, 8 << 20)
+    assert asked == [0]
+
+
+def _answers(code: int, asked: list[int]) -> Callable[[int, int, int], int]:
+    def advise(address: int, size_bytes: int, advice: int) -> int:
+        asked.append(address)
+        return code
+
+    return advise
 
 
 def _advised() -> list[tuple[int, int]]:

@@ -1,7 +1,9 @@
 """safetensors and torch files, warm, into new memory: the part of `dsmem bench ckpt` that other loaders do as well.
 
 Memory that was freed goes back to the system in between, as for a process that loads its weights once. The limits read
-the same bytes into memory that torch makes, with a thread for each CPU, and know beforehand where they lie.
+the same bytes into memory that torch makes, with a thread for each CPU, and know beforehand where they lie. Theirs is
+in pages of 4 KiB: the kernel hands out those that the contender before has freed. dsmem asks for huge pages: they come
+from memory that has lain idle, in a virtual machine maybe from the host first, and then it goes on without them.
 """
 
 from __future__ import annotations
