@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,31 @@ def test_equal_to_the_reference_and_for_any_number_of_workers(
         assert all(total == path.stat().st_size for _, total in seen) and seen[-1][0] == path.stat().st_size
     assert found[None] == found[1] == found[3]
     assert workers() == []
+
+
+def test_the_engine_that_workers_have_loaded_is_used_if_it_fits(
+    corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts = corpus
+    raw = json.loads(trained.read_bytes())
+    raw["added_tokens"].append({**raw["added_tokens"][0], "content": "the", "id": 70_000, "special": False})
+    contradicting = tmp_path / "contradicting.json"
+    contradicting.write_text(json.dumps(raw))
+    done = dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=contradicting, part_bytes=PART, workers=1)
+    assert done.engine == "tokenizers"
+    with pytest.raises(dsmem.UsageError, match="another id than Hugging Face"):
+        dsmem.tokenize(path, tmp_path / "b.bin", tokenizer=contradicting, engine="fastokens", workers=1)
+    done = dsmem.tokenize(path, tmp_path / "b.bin", tokenizer=trained, engine="tokenizers", workers=1)
+    assert done.engine == "tokenizers"
+
+    def choose(*_: object, **__: object) -> None:
+        raise AssertionError("an engine was loaded here")
+
+    monkeypatch.setattr("dsmem.tokens.engines.choose", choose)
+    done = dsmem.tokenize(path, tmp_path / "c.bin", tokenizer=trained, part_bytes=PART, workers=2)
+    said = json.loads((tmp_path / "c.json").read_bytes())["tokenizer"]
+    assert done.engine == said["engine"] == "fastokens" and said["engine_version"] == version("fastokens")
+    assert tokentexts.written(tmp_path / "c.bin") == tokentexts.expected(texts)
 
 
 def test_the_manifest_says_what_was_done(corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path) -> None:
