@@ -13,11 +13,15 @@ ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 @contextmanager
 def raised() -> Iterator[None]:
-    """Within the block SIGTERM and SIGHUP raise SystemExit(128 + n); outside of the main thread it does nothing."""
+    """Within the block SIGTERM and SIGHUP raise SystemExit(128 + n); outside of the main thread it does nothing.
+
+    What is ignored stays ignored: who started us with nohup wants that.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set handlers
         return
-    before = {number: signal.signal(number, _raise_exit) for number in ENDING}
+    heeded = [number for number in ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, _raise_exit) for number in heeded}
     try:
         yield
     finally:

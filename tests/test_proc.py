@@ -294,7 +294,8 @@ def test_free_huge_pages_counts_whole_ones(tmp_path: Path) -> None:
     assert proc.free_huge_pages(proc=tmp_path) == 0
     orders = "7 " * 9
     (tmp_path / "buddyinfo").write_text(
-        f"Node 0, zone      DMA {orders} 1 3\nNode 0, zone    DMA32 {orders} 2 5\nNode 1, zone   Normal {orders} 1 0\n"
+        f"Node 0, zone      DMA {orders} 1 3\nNode 0, zone    DMA32 {orders} 2 5\n"
+        f"Node 1, zone   Normal {orders} 1 0\n\n"
     )
     assert proc.free_huge_pages(proc=tmp_path) == 2 + 2 * 5 + 1
     assert proc.free_huge_pages() >= 0

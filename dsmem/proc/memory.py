@@ -62,9 +62,9 @@ def free_huge_pages(*, proc: Path = _PROC) -> int:
     """
     try:
         lines = (proc / "buddyinfo").read_text().splitlines()
-    except (FileNotFoundError, PermissionError):
+    except OSError:  # not there, or kept from us
         return 0
-    zones = (line.partition("zone")[2].split() for line in lines)
+    zones = (line.partition("zone")[2].split() for line in lines if "zone" in line)
     return sum(
         int(count) << (order - _HUGE_ORDER)
         for zone, *counts in zones
@@ -130,7 +130,7 @@ def kernel_release(*, proc: Path = _PROC) -> tuple[int, int] | None:
     """The kernel's version, (6, 1); None where it does not say."""
     try:
         text = (proc / "sys/kernel/osrelease").read_text()
-    except FileNotFoundError:
+    except OSError:
         return None
     found = re.match(r"(\d+)\.(\d+)", text)
     return (int(found[1]), int(found[2])) if found else None

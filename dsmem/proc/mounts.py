@@ -100,7 +100,7 @@ def shmem_enabled(*, sys: Path = _SYS) -> str | None:
     """The chosen word of transparent_hugepage/shmem_enabled; None where the kernel has no such pages."""
     try:
         text = (sys / "kernel/mm/transparent_hugepage/shmem_enabled").read_text()
-    except FileNotFoundError:
+    except OSError:  # not there, or kept from us
         return None
     chosen = re.search(r"\[(\w+)\]", text)
     return chosen[1] if chosen else None
@@ -110,7 +110,7 @@ def huge_page_bytes(*, sys: Path = _SYS) -> int | None:
     """The size of a huge page; None where the kernel has none."""
     try:
         return int((sys / "kernel/mm/transparent_hugepage/hpage_pmd_size").read_text())
-    except FileNotFoundError:
+    except OSError:  # not there, or kept from us
         return None
 
 

@@ -198,7 +198,7 @@ def _huge_pages(limits: Limits) -> Check:
     free = limits.free_huge_pages
     if free is None:
         return Check(name, "warn", f"never on {space.point}: pinning is several times slower than it can be", remount)
-    if free <= hugepages.KEPT_PAGES:
+    if not hugepages.are_enough(free):
         detail = f"{free} are free: memory is in small pieces, and pinning several times slower than it can be"
         return Check(name, "warn", detail, _as_root(limits, "sh -c 'echo 1 > /proc/sys/vm/compact_memory'"))
     return Check(name, "ok", f"taken one by one, {free} ({format_bytes(free * hugepages.EXTENT_BYTES)}) are free")

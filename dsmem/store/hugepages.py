@@ -13,6 +13,7 @@ import errno
 import logging
 import mmap
 import os
+import struct
 import time
 from functools import cache
 from typing import TYPE_CHECKING
@@ -29,10 +30,10 @@ LEAST_BYTES = 16 << 20
 """A smaller object is filled in a few milliseconds anyway."""
 SINCE = (6, 1)
 """The first Linux that makes them on request."""
-KEPT_PAGES = 64
+_KEPT_PAGES = 64
 """Free huge pages that are left to others."""
 _MADV_COLLAPSE = 25
-_PROT_NONE, _MAP_FIXED, _MAP_NORESERVE = 0, 0x10, 0x4000
+_PROT_NONE, _MAP_FIXED, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0, 0x10, 0x4000, 0x100000
 """sys/mman.h of Linux; Python 3.11 has no names for them."""
 _LOOK_EVERY = 64
 """Extents between two looks at how many are free; a look takes some 50 µs."""
@@ -42,8 +43,9 @@ _MOST_LOST_S = 0.02
 """Then no more are asked for, for this object."""
 _UNUSED = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
 _FIRST_PAGE_BYTES = 4096
-_PLACINGS = 16
-"""Two do, but where earlier maps have left holes of nearly that size."""
+_MAP_FAILED = (1 << 8 * struct.calcsize("P")) - 1
+_PLACINGS = 64
+"""One does, but where earlier maps have left holes of nearly that size."""
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +56,11 @@ def can_be_taken(mount: Mount | None) -> bool:
     if mount is not None and (mount.fstype != "tmpfs" or proc.huge_pages(mount) != "never"):
         return False
     return proc.shmem_enabled() not in (None, "deny")
+
+
+def are_enough(free_pages: int) -> bool:
+    """Whether so many free huge pages are worth asking for some of them."""
+    return free_pages >= _KEPT_PAGES + _LOOK_EVERY
 
 
 class Extents:
@@ -94,8 +101,8 @@ class Extents:
             return False
         if self._allowance <= 0:
             free = proc.free_huge_pages()
-            if free < KEPT_PAGES + _LOOK_EVERY:
-                _log.info("4 KiB pages from here on: %d huge pages are free, %d of them others'", free, KEPT_PAGES)
+            if not are_enough(free):
+                _log.info("4 KiB pages from here on: %d huge pages are free, %d of them others'", free, _KEPT_PAGES)
                 self._is_over = True
                 return False
             self._allowance = _LOOK_EVERY
@@ -119,30 +126,42 @@ def mapped(fd: int, size_bytes: int, *, flags: int, prot: int) -> mmap.mmap:
     """A map of a file, from its beginning, at a multiple of a huge page, so that it is mapped by huge pages, too.
 
     Where a mount gives none by itself the kernel maps anywhere: what lies in huge pages is then mapped 4 KiB by 4 KiB
-    (44 ms for a GiB; 0.5 by huge pages). The kernel places a map below the ones before: some address space is held
-    meanwhile, so much that the next one comes to lie right. Many holes of about that size, or another thread, may
-    prevent it; then it is as it is.
+    (44 ms for a GiB; 0.5 by huge pages). The kernel puts a map at the end of the highest hole that it fits into: while
+    the last pages of that are held, it comes to lie right. Another thread may prevent that; then it is as it is.
     """
     whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
     if size_bytes < LEAST_BYTES:
         return whole
-    held: list[mmap.mmap] = []
-    before = 0
-    for _ in range(_PLACINGS):
-        place = _address(whole)
-        if place % EXTENT_BYTES == 0:
-            break
-        if place == before:  # a hole into which it fits, and not what is to hold space above it: it stays there
-            held.append(whole)
-        else:
+    end_bytes = -(-size_bytes // mmap.PAGESIZE) * mmap.PAGESIZE
+    held: list[tuple[int, int]] = []
+    try:
+        for _ in range(_PLACINGS):
+            place = _address(whole)
+            beyond = place % EXTENT_BYTES
+            if beyond == 0:
+                break
             whole.close()
-            above = -size_bytes % EXTENT_BYTES + place % EXTENT_BYTES
-            held.append(mmap.mmap(-1, size_bytes + above, _UNUSED, _PROT_NONE))
-        before = place
-        whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
-    for one in held:
-        one.close()
+            is_held = _hold(place + end_bytes - beyond, beyond)
+            if is_held:
+                held.append((place + end_bytes - beyond, beyond))
+            whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
+            if not is_held:
+                break
+    finally:
+        for one in held:
+            _libc().munmap(*one)
     return whole
+
+
+def _hold(place: int, size_bytes: int) -> bool:
+    """Take addresses that are free, and no memory; False where somebody else was first."""
+    libc = _libc()
+    found = libc.mmap(place, size_bytes, _PROT_NONE, _UNUSED | _MAP_FIXED_NOREPLACE, -1, 0)
+    if found == place:
+        return True
+    if found is not None and found != _MAP_FAILED:  # before Linux 4.17, elsewhere
+        libc.munmap(found, size_bytes)
+    return False
 
 
 def _address(whole: mmap.mmap) -> int:
@@ -172,7 +191,7 @@ def _collapse(fd: int, offset: int) -> int:
 
     libc = _libc()
     reserved = libc.mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
-    if reserved is None or reserved == ctypes.c_void_p(-1).value:
+    if reserved is None or reserved == _MAP_FAILED:
         return ctypes.get_errno()
     try:
         place = -(-reserved // EXTENT_BYTES) * EXTENT_BYTES

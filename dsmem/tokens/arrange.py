@@ -89,6 +89,8 @@ def arrange(
     streams = streams_of(parts, staging, val_fraction=arrangement.val_fraction, shuffle_seed=arrangement.shuffle_seed)
     targets = {stream.split: _targets(stream, out, arrangement) for stream in streams}
     taken = joining.take_over(_staged(staging, targets["all"][0]).bin, parts, total_bytes, count) if take_over else None
+    if take_over and taken is None:
+        _require_room(staging, parts, total_bytes)
     digests = (
         {"all": [taken]} if taken else _write_tokens(parts, item_bytes, streams, targets, arrangement, staging, count)
     )

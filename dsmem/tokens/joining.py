@@ -27,6 +27,8 @@ from dsmem.tokens.parts import Part
 
 _BLOCK_BYTES = 1 << 20
 _GATHER_BYTES = 64 << 20
+_NO_SECOND_NAME = (errno.EPERM, errno.EACCES, errno.EXDEV, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+"""What file systems say that have no hard links, or none from one directory to another."""
 Array = np.ndarray[Any, np.dtype[Any]]
 Count = Callable[[int], None]
 """Told of so many more bytes that are written; from any thread."""
@@ -133,7 +135,7 @@ def take_over(path: str, parts: Sequence[Part], size_bytes: int, count: Count) -
         try:
             os.link(source, path)
         except OSError as exc:
-            if exc.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            if exc.errno not in _NO_SECOND_NAME:
                 raise
             return None
         found = hash_descriptor(fd, size_bytes, DEFAULT_ALGORITHM)

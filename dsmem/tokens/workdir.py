@@ -7,6 +7,7 @@ another plan is refused, and told what differs.
 from __future__ import annotations
 
 import errno
+import glob
 import json
 import os
 import shutil
@@ -80,6 +81,8 @@ def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bo
     if before is not None and can_resume and not restart:
         if before == plan:
             _clear(directory, keep=("lock", "plan.json", "part-", "tokens.bin", "ranks-"))
+            for spilled in glob.iglob("part-*.bin", root_dir=directory):  # ids that waited for their place
+                os.unlink(f"{directory}/{spilled}")
             return True
         differences = _differences(before, plan)
         has_parts = any(name.startswith("part-") and name.endswith(".json") for name in os.listdir(directory))

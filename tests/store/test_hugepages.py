@@ -191,25 +191,26 @@ def test_when_they_are_asked_for(
 
 @pytest.mark.parametrize("more_bytes", [0, 4096, 12345])
 def test_maps_begin_where_huge_pages_do(more_bytes: int) -> None:
-    """In a process as it starts; with holes in its addresses of just that size it may be in vain."""
+    """Each of many of one size, without more addresses than it takes; nothing is held afterwards."""
     arguments = [sys.executable, "-c", _MAPS, str(LEAST_BYTES + more_bytes)]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=60)
-    assert (done.stderr, done.stdout.split()) == ("", ["0"] * 4)
+    assert (done.stderr, done.stdout.split()) == ("", ["0"] * 50)
 
 
 _MAPS = """
-import mmap, os, sys
+import mmap, numpy, os, resource, sys
 from dsmem.store import hugepages
 size_bytes = int(sys.argv[1])
 fd = os.memfd_create("test")
 os.ftruncate(fd, size_bytes)
 os.pwrite(fd, b"end", size_bytes - 3)
 kept = []
-for _ in range(4):
+resource.setrlimit(resource.RLIMIT_AS, (51 * size_bytes + int(open("/proc/self/statm").read().split()[0]) * 4096,) * 2)
+for _ in range(50):
     kept.append(hugepages.mapped(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
     assert len(kept[-1]) == size_bytes and kept[-1][-3:] == b"end"
     print(hugepages._address(kept[-1]) % hugepages.EXTENT_BYTES)
 with open("/proc/self/maps") as maps:
-    spans = [line.split()[0].split("-") for line in maps if "---p" in line and line.split()[4] == "0"]
-assert all(int(end, 16) - int(start, 16) < size_bytes for start, end in spans), "what was in the way stays there"
+    held = [line for line in maps if "---p" in line and len(line.split()) == 5]
+assert len(held) < 20, held
 """

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,8 @@ import tokentexts
 
 import dsmem
 from dsmem.errors import OutputExists, UnsafeRoot
-from dsmem.tokens import workdir
+from dsmem.tokens import arrange, workdir
+from dsmem.tokens.parts import Part
 
 PART = 1 << 14
 
@@ -80,6 +84,38 @@ def test_compressed_input_goes_on(corpus: Path, tmp_path: Path) -> None:
     interrupt(path, tmp_path / "out.bin", after_bytes=PART)
     assert run(path, tmp_path / "out.bin").resumed_parts > 0
     assert (tmp_path / "out.bin").read_bytes() == whole(corpus, tmp_path)
+
+
+def test_what_waited_for_its_place_when_it_was_killed_goes(corpus: Path, tmp_path: Path) -> None:
+    interrupt(corpus, tmp_path / "out.bin")
+    directory = Path(workdir.path_of(str(tmp_path / "out.bin")))
+    waited = directory / "part-000099.bin"
+    waited.write_bytes(bytes(100))
+    seen: list[bool] = []
+    run(corpus, tmp_path / "out.bin", progress=lambda *_: seen.append(waited.exists()))
+    assert seen and not any(seen)
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EPERM])
+def test_without_hard_links_it_is_copied_if_there_is_room(
+    code: int, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    expected = whole(corpus, tmp_path)
+    required: list[int] = []
+    require = arrange._require_room
+
+    def required_room(staging: str, parts: Sequence[Part], total_bytes: int) -> None:
+        required.append(total_bytes)
+        require(staging, parts, total_bytes)
+
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(arrange, "_require_room", required_room)
+    run(corpus, tmp_path / "out.bin")
+    assert (tmp_path / "out.bin").read_bytes() == expected
+    assert required == [0, len(expected)]
 
 
 def test_a_part_that_was_damaged_is_made_anew(corpus: Path, tmp_path: Path) -> None:
