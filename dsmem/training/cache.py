@@ -49,6 +49,7 @@ class Cache(Protocol):
 
     def get(self, key: Key) -> Array | None: ...
     def put(self, key: Key, array: Array) -> Array: ...
+    def holds(self, key: Key) -> bool: ...
     def drop(self, owner: Hashable) -> None: ...
     def clear(self) -> None: ...
     def close(self) -> None: ...
@@ -140,6 +141,11 @@ class ArrayCache:
             self._size_bytes += array.nbytes
             self._trim(self._limit_bytes)
         return array
+
+    def holds(self, key: Key) -> bool:
+        """Whether `get` would find it now; this does not count as asking for it."""
+        with self._lock:
+            return key in self._items
 
     def drop(self, owner: Hashable) -> None:
         """Let go of all whose key begins with `owner`."""

@@ -140,9 +140,13 @@ class EpisodicDataset(Dataset[Sample]):
     def __getitems__(self, indices: Sequence[int]) -> Samples:
         """The samples of a batch, in its order; they are read in the order in which they lie in the files."""
         places = [self._place(index) for index in indices]
-        self._here()
+        readers = self._here()
         samples = Samples([None] * len(places), self.lender, self._pool)
-        for where in sorted(range(len(places)), key=places.__getitem__):
+        order = sorted(range(len(places)), key=places.__getitem__)
+        for turn, where in enumerate(order):
+            if readers.decodes:  # the disk reads for the next sample while this one is decoded
+                for after in order[turn and turn + 1 : turn + 2]:
+                    self._ask(readers, *places[after])
             samples[where] = self._sample(*places[where], samples.row(where))
         return samples
 
@@ -290,6 +294,11 @@ class EpisodicDataset(Dataset[Sample]):
         if self._reads % 64 == 1:
             self._note_cache(readers)
         return sample if self.transform is None else self.transform(sample)
+
+    def _ask(self, readers: Readers, number: int, step: int) -> None:
+        file_number, episode = self._episodes[number]
+        for _, path in episode.images:
+            readers.file(file_number).ask(path, step)
 
     def _built(
         self,

@@ -1,20 +1,18 @@
 """Memory of batches in the process that makes them and uses them, taken again once nothing of a batch is left.
 
-New memory costs more than what is copied into it, in pages taken and zeroed, and numpy's begins 16 bytes after a page,
-which slows copying from what begins at one. No block is taken while a tensor, an array or a view of it is there.
+New memory costs more than what is copied into it, in pages taken and zeroed. No block is taken while a tensor, an
+array or a view of it is there.
 """
 
 from __future__ import annotations
 
 import threading
 
-import numpy as np
 import torch
 from torch.utils.data import get_worker_info
 
+from dsmem.arrays import pages
 from dsmem.training.lending import uses
-
-_PAGE_BYTES = 4096
 
 
 class Pool:
@@ -45,9 +43,7 @@ class Pool:
                 if not free:
                     return None
                 self._flats = [one for one in self._flats if one[0] is not free[0]]  # too small for what is asked now
-            raw = np.empty(size_bytes + _PAGE_BYTES, np.uint8)
-            first = -raw.ctypes.data % _PAGE_BYTES
-            made = torch.from_numpy(raw[first : first + size_bytes])
+            made = torch.from_numpy(pages.empty(size_bytes, least_bytes=0))
             at_rest = uses(made)
             if at_rest is not None:
                 self._flats.append((made, at_rest))

@@ -12,12 +12,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 
 from dsmem import proc
+from dsmem.arrays import pages
 from dsmem.errors import BadSource, NotPinned
 from dsmem.files import FileIdentity
 from dsmem.training import images
@@ -68,6 +70,11 @@ class Readers:
         """Why sources were passed over, the first few."""
         return tuple(self._notes.reasons)
 
+    @property
+    def decodes(self) -> bool:
+        """Whether the last chunk that was looked for in the cache was not there."""
+        return self._notes.decodes
+
     def file(self, number: int) -> FileReader:
         """The reader of a file, opened when it is first read from."""
         with self._lock:
@@ -107,6 +114,7 @@ class Notes:
     def __init__(self, monitor: Monitor) -> None:
         self.monitor = monitor
         self.reasons: dict[str, None] = {}
+        self.decodes = False
 
     def passed_over(self, source: Source, path: str, exc: BaseException) -> None:
         """Count a failure, and say its reason once."""
@@ -181,7 +189,19 @@ class FileReader:
             self._monitor.count("cache", found.nbytes, time.perf_counter() - began)
             return found
         data = np.asarray(self.rows(path, step, step + 1)[0], np.uint8)
-        return self._cache.put(key, images.decoded(data, f"{self._about.path}: /{path}, step {step}"))
+        image = images.decoded(data, f"{self._about.path}: /{path}, step {step}")
+        return self._cache.put(key, pages.copied(image))
+
+    def ask(self, path: str, step: int) -> None:
+        """Have the system read the chunk of a row beforehand, if it will be decoded; what fails, reading finds out."""
+        stored = self._about.stored[path]
+        file = self._opened.get("file")
+        if file is None or "decoded" in self._refused or self.is_pinned:
+            return
+        with suppress(Unserved, OSError):
+            block = step // file.rows_together(stored)
+            if not self._cache.holds((self._number, stored.path, block, file.version)):
+                file.ask(stored, block)
 
     def _version(self) -> str:
         """Of the file when its first frame was read here."""
@@ -233,6 +253,7 @@ class FileReader:
             key = (self._number, stored.path, block, file.version)
             found = self._cache.get(key)
             source: Source = "decoded" if found is None else "cache"
+            self._notes.decodes = found is None
             if found is None:
                 found = self._cache.put(key, file.decode(stored, block))
             self._monitor.count(source, found.nbytes, time.perf_counter() - began)

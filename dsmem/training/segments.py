@@ -23,8 +23,10 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
+from dsmem.arrays import pages
 from dsmem.store import areas
 from dsmem.store.areas import TAG_BYTES
+from dsmem.store.hugepages import EXTENT_BYTES
 
 Array = np.ndarray[Any, np.dtype[Any]]
 VERSION = 1
@@ -45,6 +47,8 @@ _MAGIC = b"dsmemrec"
 RECORD_BYTES = 128
 _MOST_DIMENSIONS = 8
 _ALIGNMENT = 64
+_LARGE_BYTES = 64 << 10
+"""From here on a record's data begins at a page."""
 _PAUSE_S = 0.00005
 _FLOCK64 = struct.Struct("hhqqixxxx")
 """struct flock of 64-bit Linux, fcntl(2)."""
@@ -52,7 +56,7 @@ _FLOCK64 = struct.Struct("hhqqixxxx")
 
 def new(fd: int, ceiling_bytes: int, *, huge_pages: bool = False) -> None:
     """Lay out a file for a cache of at most that many bytes, its own tables counted; raises OSError."""
-    page_bytes = 2 << 20 if huge_pages and ceiling_bytes >= 256 << 20 else PAGE_BYTES
+    page_bytes = EXTENT_BYTES if huge_pages and ceiling_bytes >= 256 << 20 else PAGE_BYTES
     segment_bytes = _up(min(max(ceiling_bytes // 64, 1), 32 << 20), page_bytes)
     segments = 4 * ceiling_bytes // segment_bytes + 64
     buckets = 1 << max(math.ceil(math.log2(max(ceiling_bytes, 1) / (_ITEM_BYTES * _WAYS))), 4)
@@ -62,13 +66,19 @@ def new(fd: int, ceiling_bytes: int, *, huge_pages: bool = False) -> None:
     ceiling = max(ceiling_bytes - tables_bytes, 0)
     floor = ceiling // 8
     head = np.zeros(_HEAD_WORDS, np.int64)
-    head[: GIVEN_BACK + 1] = (segments, buckets, segment_bytes, floor, ceiling, ceiling // 2, tables_bytes, 0, 0, 0)
+    cursor = _up(tables_bytes, page_bytes)
+    head[: GIVEN_BACK + 1] = (segments, buckets, segment_bytes, floor, ceiling, ceiling // 2, cursor, 0, 0, 0)
     os.pwrite(fd, head.tobytes(), TAG_BYTES)
 
 
 def _tables_bytes(segments: int, buckets: int) -> int:
     words = _HEAD_WORDS + segments * _SEGMENT_WORDS + buckets * _WAYS * _ENTRY_WORDS
     return _up(TAG_BYTES + 8 * words, max(PAGE_BYTES, 4096))
+
+
+def _grain(segment_bytes: int) -> int:
+    """Of huge pages, of which a segment has whole ones only, or of pages."""
+    return EXTENT_BYTES if segment_bytes % EXTENT_BYTES == 0 else PAGE_BYTES
 
 
 def _up(size_bytes: int, grain: int) -> int:
@@ -178,11 +188,12 @@ class Index:
         return int(self.segments[:, SIZE].sum())
 
     def reserve(self, size_bytes: int) -> int | None:
-        """A new segment; None where the table is full. Under `alone`."""
+        """A new segment; None where the table is full. Under `alone`. Raises OSError."""
         free = np.flatnonzero(self.segments[:, SIZE] == 0)
         if not len(free):
             return None
-        number, offset = int(free[0]), int(self.head[CURSOR])
+        number, offset = int(free[0]), _up(int(self.head[CURSOR]), _grain(size_bytes))
+        os.ftruncate(self._fd, offset + size_bytes)  # nobody writes beyond: a huge page is had only within a file
         self.head[CURSOR] = offset + size_bytes
         self.segments[number, (OFFSET, USED_NS, ITEMS)] = (offset, time.monotonic_ns(), 0)
         self.segments[number, SIZE] = size_bytes
@@ -192,7 +203,7 @@ class Index:
         """Of a segment that nobody fills any more only what is used counts. Under `alone`."""
         first, size_bytes = self.segments[number, :USED_NS].tolist()
         if first == offset and size_bytes:
-            self.segments[number, SIZE] = min(size_bytes, _up(used_bytes, PAGE_BYTES))
+            self.segments[number, SIZE] = min(size_bytes, _up(used_bytes, _grain(size_bytes)))
 
     def evict(self, limit_bytes: int) -> list[tuple[int, int]]:
         """Let go of the segments used longest ago; returns (offset, bytes) of them, to be freed without the lock."""
@@ -244,6 +255,11 @@ def record_bytes(array: Array) -> int:
     return _up(RECORD_BYTES + array.nbytes, _ALIGNMENT)
 
 
+def placed(at: int, size_bytes: int) -> int:
+    """Where from `at` on a record of that size begins: the data of a large one at a page, to be copied faster."""
+    return at if size_bytes < _LARGE_BYTES else _up(at + RECORD_BYTES, PAGE_BYTES) - RECORD_BYTES
+
+
 def can_hold(array: Array) -> bool:
     """Whether a record can tell what it is: numbers, of few dimensions."""
     return array.ndim <= _MOST_DIMENSIONS and array.dtype.kind in "biuf" and len(array.dtype.str) <= 8
@@ -261,7 +277,7 @@ def write(fd: int, offset: int, key: bytes, array: Array) -> None:
 
 def read(fd: int, place: Place, key: bytes) -> Array | None:
     """The array of a record, copied; None where another lies there, or none, or less than all of it."""
-    head, data = bytearray(RECORD_BYTES), np.empty(place.size_bytes, np.uint8)
+    head, data = bytearray(RECORD_BYTES), pages.empty(place.size_bytes)
     if os.preadv(fd, [head, data.data], place.offset) < RECORD_BYTES + place.size_bytes:
         return None
     magic, said, size_bytes, dtype, dimensions, *shape = _RECORD.unpack_from(head)

@@ -22,8 +22,9 @@ from multiprocessing.util import Finalize
 from dsmem import proc
 from dsmem.errors import UnsafeRoot
 from dsmem.files import FileIdentity
-from dsmem.store import areas, space
+from dsmem.store import areas, hugepages, space
 from dsmem.store.areas import Area
+from dsmem.store.hugepages import EXTENT_BYTES, Extents
 from dsmem.store.root import Store, make_store
 from dsmem.training import segments
 from dsmem.training.cache import SHORT_CHECK_S, WINDOW, Array, CacheState, Key, adapted, eased, memory_is_short
@@ -52,14 +53,20 @@ class SharedCache:
     Arrays are copied out, so what is given out is the caller's own, and stays as it is.
     """
 
-    def __init__(self, store: Store, area: Area, *, is_short: Callable[[], bool] | None = None) -> None:
-        """Over an area that `segments.new` has laid out, which is left with this; raises ValueError, OSError."""
+    def __init__(
+        self, store: Store, area: Area, *, is_short: Callable[[], bool] | None = None, extents: Extents | None = None
+    ) -> None:
+        """Over an area that `segments.new` has laid out, which is left with this; raises ValueError, OSError.
+
+        `extents`: of the area's file, where huge pages have to be asked for.
+        """
         self._store = store
         self._area = area
         self._is_short = is_short or (lambda: memory_is_short() or _is_full(store))
         self._holds_lease = True
         self._lock = threading.Lock()
         self._index = Index(area.fd)
+        self._extents = extents
         self._segment: int | None = None
         """The one that this process fills, from `_at` to `_end`."""
         self._first = self._at = self._end = 0
@@ -79,15 +86,17 @@ class SharedCache:
         if mount.fstype != "tmpfs":
             raise UnsafeRoot(f"{store.root} is on {mount.fstype}: a cache there is no memory", root=store.root)
 
+        asks = hugepages.can_be_taken(mount)
+
         def lay_out(fd: int) -> None:
             room_bytes = space.room(store).free_bytes * 9 // 10
-            huge = proc.huge_pages(mount) != "never"
+            huge = asks or proc.huge_pages(mount) != "never"
             with space.translated(store):
                 segments.new(fd, min(ceiling_bytes, room_bytes), huge_pages=huge)
 
         area = areas.obtain(store, tag, lay_out)
         try:
-            return cls(store, area)
+            return cls(store, area, extents=Extents(area.fd) if asks else None)
         except BaseException:
             areas.leave(store, area)
             raise
@@ -116,6 +125,11 @@ class SharedCache:
             self._failed(exc)
         return array
 
+    def holds(self, key: Key) -> bool:
+        """Whether `get` would find it now; this does not count as asking for it."""
+        with self._lock, self._index.alone("reading", _PATIENCE_S) as can:
+            return can and self._index.find(segments.key_of(key))[0] is not None
+
     def drop(self, owner: Hashable) -> None:
         """Nothing: others may have the file open that this process has closed."""
 
@@ -130,7 +144,8 @@ class SharedCache:
     def forked(self, shares: int = 1) -> SharedCache:
         """The same cache in a forked child, with descriptors of its own; of it there are no shares. Raises OSError."""
         area = areas.again(self._area)
-        return SharedCache(self._store, area, is_short=self._is_short)
+        extents = None if self._extents is None else Extents(area.fd)
+        return SharedCache(self._store, area, is_short=self._is_short, extents=extents)
 
     @property
     def state(self) -> CacheState:
@@ -185,9 +200,13 @@ class SharedCache:
     def _store_record(self, name: bytes, array: Array, size_bytes: int) -> None:
         with self._lock:
             room = self._room(size_bytes)
+            if room is not None and self._extents is not None:
+                self._extents.resize(int(self._index.head[segments.CURSOR]))
         if room is None:
             return
         segment, first, end, offset = room
+        if self._extents is not None and (end - first) % EXTENT_BYTES == 0:  # else huge pages are others', too
+            self._extents.take(offset, size_bytes)
         segments.write(self._area.fd, offset, name, array)
         place = segments.Place(offset, array.nbytes, segment, first)
         with self._lock, self._index.alone("writing", _PATIENCE_S) as can:
@@ -205,16 +224,20 @@ class SharedCache:
         """(segment, its first and last byte, where to write), for this process alone. With the thread's lock held."""
         segment_bytes = int(self._index.head[segments.SEGMENT_BYTES])
         if size_bytes * 2 > segment_bytes:
-            made = self._begin(size_bytes)
-            return None if made is None else (*made, made[1])
-        if self._segment is None or self._at + size_bytes > self._end or not self._is_mine():
+            made = self._begin(segments.placed(0, size_bytes) + size_bytes)
+            return None if made is None else (*made, segments.placed(made[1], size_bytes))
+        if (
+            self._segment is None
+            or segments.placed(self._at, size_bytes) + size_bytes > self._end
+            or not self._is_mine()
+        ):
             made = self._begin(segment_bytes, instead=True)
             if made is None:
                 return None
             self._segment, self._first, self._end = made
             self._at = self._first
-        offset = self._at
-        self._at += size_bytes
+        offset = segments.placed(self._at, size_bytes)
+        self._at = offset + size_bytes
         return self._segment, self._first, self._end, offset
 
     def _is_mine(self) -> bool:

@@ -16,11 +16,12 @@ import h5py
 import numpy as np
 
 from dsmem import digest, proc
+from dsmem.arrays import pages
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import DamagedObject, NotPinned
 from dsmem.files import FileIdentity
 from dsmem.hdf5 import opening
-from dsmem.hdf5.chunks import Band, ChunkedDataset, read_table
+from dsmem.hdf5.chunks import Band, ChunkedDataset, ChunkTable, read_table
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.pinning.opening import attach
@@ -71,6 +72,7 @@ class FileRows:
         self._whole: Array | None = None
         self._contiguous: dict[str, Item] = {}
         self._chunked: dict[str, tuple[ChunkedDataset, Item]] = {}
+        self._tables: dict[str, ChunkTable] = {}
         self._fd = digest.open_source(file.path)
         # Not closed by hand: another thread may be reading by its number.
         weakref.finalize(self, os.close, self._fd).atexit = False
@@ -90,16 +92,17 @@ class FileRows:
                 if item.tier == "contiguous":
                     self._contiguous[path] = item
                 elif item.tier == "chunked":
-                    self._chunked[path] = (self._decoder(opened[path].id, item, size_bytes), item)
+                    self._chunked[path] = (self._decoder(path, opened[path].id, item, size_bytes), item)
         if self._contiguous and not proc.is_network_fs(proc.mount_of(file.path).fstype):
             self._whole = np.frombuffer(mmap.mmap(self._fd, size_bytes, prot=mmap.PROT_READ), np.uint8)
 
-    def _decoder(self, dataset_id: Any, item: Item, size_bytes: int) -> ChunkedDataset:
+    def _decoder(self, path: str, dataset_id: Any, item: Item, size_bytes: int) -> ChunkedDataset:
         shape, chunks, dtype, fill = item.info.shape, item.info.chunks, item.info.dtype, item.info.fillvalue
         assert shape is not None and chunks is not None
+        self._tables[path] = read_table(dataset_id, shape, chunks, size_bytes)
         return ChunkedDataset(
             self._fd,
-            read_table(dataset_id, shape, chunks, size_bytes),
+            self._tables[path],
             shape=shape,
             chunks=chunks,
             item_bytes=dtype.itemsize,
@@ -126,15 +129,24 @@ class FileRows:
         assert chunks is not None
         return chunks[0]
 
+    def ask(self, stored: Stored, block: int) -> None:
+        """Have the system read what `decode` will read, while this process does something else."""
+        table = self._tables[stored.path]
+        in_row = math.prod(table.grid[1:])
+        here = slice(block * in_row, (block + 1) * in_row)
+        for offset, size_bytes in zip(table.offsets[here].tolist(), table.sizes[here].tolist(), strict=True):
+            if size_bytes:
+                os.posix_fadvise(self._fd, offset, size_bytes, os.POSIX_FADV_WILLNEED)
+
     def decode(self, stored: Stored, block: int) -> Array:
         """Rows [block * rows_together, …) in memory of their own; raises BadSource."""
         decoder, item = self._chunked[stored.path]
         shape, chunks, dtype = item.info.shape, item.info.chunks, item.info.dtype
         assert shape is not None and chunks is not None
         first, last = block * chunks[0], min((block + 1) * chunks[0], shape[0])
-        in_row = math.prod(-(-extent // chunk) for extent, chunk in zip(shape[1:], chunks[1:], strict=True))
+        in_row = math.prod(self._tables[stored.path].grid[1:])
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        out = np.empty((last - first) * row_bytes, np.uint8)
+        out = pages.empty((last - first) * row_bytes)
         band = Band(block * in_row, (block + 1) * in_row, first * row_bytes, len(out), True, 0)
         decoder.decode(band, out)
         return out.view(dtype).reshape(last - first, *shape[1:])

@@ -380,3 +380,37 @@ def test_old_names_and_misuse(tmp_path: Path) -> None:
     for arguments in wrong:
         with pytest.raises(UsageError):
             EpisodicDataset(**{"dataset_path_list": [path], "camera_names": CAMERAS, **arguments})
+
+
+@pytest.mark.parametrize("cache_scope", ["process", "shared"])
+def test_the_system_reads_the_next_sample_while_one_is_decoded(
+    tmp_path: Path, cache_scope: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_aloha(tmp_path / "e.h5", steps=8, **STORAGE["gzip"])
+    asked: list[tuple[int, int]] = []
+
+    def advise(fd: int, offset: int, size_bytes: int, advice: int) -> None:
+        assert advice == os.POSIX_FADV_WILLNEED
+        asked.append((offset, size_bytes))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    dataset = EpisodicDataset([path], CAMERAS, use_shared_memory=False, cache_bytes="64MiB", cache_scope=cache_scope)
+    dataset.clear_cache()
+    with h5py.File(path) as file:
+        chunks = {
+            step: {
+                (info.byte_offset, info.size)
+                for info in (file[f"observations/images/{one}"].id.get_chunk_info(step) for one in CAMERAS)
+            }
+            for step in range(8)
+        }
+    dataset.__getitems__([0, 3, 1])
+    assert set(asked) == chunks[3]  # nobody knew before the first two that they would be decoded
+    asked.clear()
+    dataset.__getitems__([5, 1, 4])
+    assert set(asked) == chunks[4]  # the cache holds step 1, and after it nobody knew of 5
+    asked.clear()
+    for _ in range(2):
+        dataset.__getitems__([0, 1, 3, 4, 5])
+    assert not asked
+    dataset._here().close()

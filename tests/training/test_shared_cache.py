@@ -21,7 +21,8 @@ from stores import InTmpfs, unnamed_bytes, used_bytes
 
 from dsmem.errors import UsageError
 from dsmem.shm import listing
-from dsmem.store import areas
+from dsmem.store import areas, hugepages
+from dsmem.store.hugepages import EXTENT_BYTES, Extents
 from dsmem.store.root import make_store
 from dsmem.training import EpisodicDataset, segments
 from dsmem.training.cache import ArrayCache
@@ -105,6 +106,56 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
         cache.put(("a", number), block(number, 19 * KIB))
     assert cache.get(("a", 0)) is not None and cache.get(("a", fits - 1)) is None
     assert cache.state.evicted >= 3
+    cache.close()
+
+
+def test_large_arrays_begin_at_a_page_in_the_cache_and_outside() -> None:
+    cache = made(64 * MIB)
+    for number in range(8):
+        cache.put(("a", number), block(number, 100 * KIB))
+    for number in range(8):
+        key = ("a", number)
+        place, _ = cache._index.find(segments.key_of(key))
+        found = cache.get(key)
+        assert place is not None and found is not None
+        assert (place.offset + segments.RECORD_BYTES) % 4096 == found.ctypes.data % 4096 == 0
+        assert np.array_equal(found, block(number, 100 * KIB))
+        assert cache.holds(key) and not cache.holds(("b", number))
+    cache.close()
+
+
+def test_huge_pages_are_asked_for_where_a_mount_gives_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(hugepages, "can_be_taken", lambda mount: True)
+    monkeypatch.setattr(Extents, "take", lambda self, offset, size_bytes: asked.append((offset, size_bytes)))
+    cache = made(256 * MIB)  # segments of 4 MiB
+    for number in range(8):
+        cache.put(("a", number), block(number, MIB))
+    cache.put(("large", 0), block(0, 3 * MIB))  # one of its own, which has no whole huge pages
+    assert len(asked) == 8 and all(size_bytes > MIB for _, size_bytes in asked)
+    taken = cache._index.segments[cache._index.segments[:, segments.SIZE] > 0].tolist()
+    whole = [one for one in taken if one[segments.SIZE] % EXTENT_BYTES == 0]
+    assert len(whole) == 3 and all(one[segments.OFFSET] % EXTENT_BYTES == 0 for one in whole)
+    assert max(one[segments.OFFSET] + one[segments.SIZE] for one in taken) <= os.fstat(cache._area.fd).st_size
+    again = cache.forked()
+    again.put(("a", 100), block(100, MIB))
+    assert len(asked) == 9
+    for number in range(8):
+        found = again.get(("a", number))
+        assert found is not None and np.array_equal(found, block(number, MIB))
+    again.close()
+    cache.close()
+    assert left() == []
+
+
+def test_what_huge_pages_take_is_within_the_limit() -> None:
+    cache = made(256 * MIB)
+    for number in range(260):
+        cache.put(("a", number), block(number, 900 * KIB))
+    assert cache.state.evicted and cache.get(("a", 259)) is not None
+    assert cache._index.stored_bytes <= cache._index.held_bytes <= cache.state.limit_bytes
+    cache.clear()
+    assert cache._index.stored_bytes == 0
     cache.close()
 
 
