@@ -27,7 +27,11 @@ def entries(directory: str, name: str) -> list[TensorEntry]:
     """Every tensor of one file, checked against its size. Raises SourceMissing, BadSource."""
     parsed, _ = header_of(directory, name)
     try:
-        return [entry(name, tensor, parsed.raw[tensor], parsed) for tensor in parsed.names()]
+        found = [entry(name, tensor, parsed.raw[tensor], parsed) for tensor in parsed.names()]
+        # As safetensors demands: bytes that no tensor owns were put in between, and what follows is not what was saved.
+        if sum(one.size_bytes for one in found) != parsed.data_bytes:
+            raise DamagedObject("its tensors do not cover its data")
+        return found
     except DamagedObject as exc:
         raise BadSource(f"{Path(directory, name)} is damaged: {exc}") from exc
 

@@ -108,6 +108,17 @@ def test_progress_moves(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPat
         assert [one[0] for one in sizes] == sorted({one[0] for one in sizes}) and len(sizes) >= 9
 
 
+def test_bytes_put_between_tensors_are_damage(tmp_path: Path) -> None:
+    """safetensors refuses them, too: they would move the tensors behind them."""
+    path = made("safetensors", tmp_path, {"a": noise((50,)), "b": noise((50,), seed=1)})
+    data = path.read_bytes()
+    path.write_bytes(data[:-100] + b"12345678" + data[-100:])
+    with pytest.raises(Exception, match="not fully covered"):
+        safetensors.torch.load_file(path)
+    with pytest.raises(BadSource, match="do not cover"):
+        checkpoint.load(path)
+
+
 @pytest.mark.parametrize("kind", ["dcp", "safetensors", "pt"])
 @pytest.mark.parametrize("io", ["pread", "mmap"])
 def test_new_memory_comes_in_huge_pages(tmp_path: Path, kind: str, io: Any, monkeypatch: pytest.MonkeyPatch) -> None:
