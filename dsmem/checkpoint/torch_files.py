@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import sys
 import zipfile
@@ -73,6 +74,10 @@ def look_at(directory: str, name: str) -> TorchFile:
         raise
     except (zipfile.BadZipFile, NotImplementedError, EOFError, ValueError, struct.error, OverflowError) as exc:
         raise BadSource(f"{path} is damaged: {exc}") from exc
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise
+        raise BadSource(f"{path} is damaged: its directory leads to before its beginning") from exc  # bytes are missing
 
 
 def _looked_at(name: str, archive: zipfile.ZipFile, file: Any) -> TorchFile:

@@ -275,6 +275,19 @@ def test_truncated(tmp_path: Path, kind: str, keep: float) -> None:
         checkpoint.load(path)
 
 
+def test_bytes_are_missing_in_the_middle(tmp_path: Path) -> None:
+    """What says where a torch file's directory lies leads to before its beginning then."""
+    path = tmp_path / "m.pt"
+    torch.save({"a": torch.arange(1000.0)}, path)
+    data = bytearray(path.read_bytes())
+    del data[300:303]
+    path.write_bytes(data)
+    for use in (checkpoint.load, checkpoint.contents):
+        with pytest.raises(BadSource, match="is damaged"):
+            use(path)
+    assert not checkpoint.verify(path).ok
+
+
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     """Of a record in a torch file."""
     path = tmp_path / "m.pt"
