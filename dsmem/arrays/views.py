@@ -240,7 +240,7 @@ class TreeDataset(Dataset):
             if held is not None:
                 try:
                     return held[key]
-                except IndexError:
+                except (IndexError, OverflowError):
                     pass  # judged below, by h5py's rules
         if self._record:
             if self._record.get("null"):

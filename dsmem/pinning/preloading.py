@@ -15,6 +15,7 @@ from dsmem.hdf5.scan import scan
 from dsmem.pinning import filling
 from dsmem.pinning.arrayfile import ArrayFile, as_array
 from dsmem.progress import ignore
+from dsmem.store import hugepages
 from dsmem.store.draft import Draft
 from dsmem.store.refs import Provenance
 
@@ -46,7 +47,7 @@ def preload(path: str) -> ArrayFile:
             )
             seal(provenance)
             size_bytes = os.fstat(draft.fd).st_size
-            whole = mmap.mmap(draft.fd, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
+            whole = hugepages.mapped(draft.fd, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     finally:
         os.close(fd)
     parsed = header.parse(memoryview(whole), size_bytes)

@@ -55,15 +55,15 @@ def memory(*, proc: Path = _PROC) -> Memory:
     )
 
 
-def free_huge_pages(*, proc: Path = _PROC) -> int:
-    """Pages of 2 MiB (512 of 4 KiB) that lie in one piece in the kernel's free lists; 0 where it does not tell.
+def free_huge_pages(*, proc: Path = _PROC) -> int | None:
+    """Pages of 2 MiB (512 of 4 KiB) that lie in one piece in the kernel's free lists; None where it does not tell.
 
     Source: /proc/buddyinfo, proc(5). Memory for devices (zone DMA) is not counted.
     """
     try:
         lines = (proc / "buddyinfo").read_text().splitlines()
     except OSError:  # not there, or kept from us
-        return 0
+        return None
     zones = (line.partition("zone")[2].split() for line in lines if "zone" in line)
     return sum(
         int(count) << (order - _HUGE_ORDER)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from dsmem import proc
+from dsmem import proc, settings
 from dsmem.store import hugepages
 from dsmem.store.root import SHARED_MEMORY, default_root
 
@@ -85,7 +85,8 @@ class Limits:
     ipc_removed_at_logout: bool
     container: bool
     free_huge_pages: int | None = None
-    """What pins can take where the mount gives none by itself; None where the kernel makes none on request."""
+    """What pins can take where the mount gives none by itself; None where the kernel makes none on request, does not
+    tell, or DSMEM_HUGE_PAGES forbids it."""
     charged_cgroup: str | None = None
     """Directory of the group that pays for what this process pins; None = none counts."""
 
@@ -127,6 +128,8 @@ def system_limits(
 
 def _free_huge_pages(proc_root: Path, sys_root: Path) -> int | None:
     release = proc.kernel_release(proc=proc_root)
+    if settings.read().huge_pages == "never":
+        return None
     if release is None or release < hugepages.SINCE or proc.huge_page_bytes(sys=sys_root) != hugepages.EXTENT_BYTES:
         return None
     return None if proc.shmem_enabled(sys=sys_root) in (None, "deny") else proc.free_huge_pages(proc=proc_root)

@@ -101,8 +101,8 @@ class Extents:
             return False
         if self._allowance <= 0:
             free = proc.free_huge_pages()
-            if not are_enough(free):
-                _log.info("4 KiB pages from here on: %d huge pages are free, %d of them others'", free, _KEPT_PAGES)
+            if free is None or not are_enough(free):
+                _log.info("4 KiB pages from here on: %s huge pages are free, %d of them others'", free, _KEPT_PAGES)
                 self._is_over = True
                 return False
             self._allowance = _LOOK_EVERY
@@ -147,10 +147,17 @@ def mapped(fd: int, size_bytes: int, *, flags: int, prot: int) -> mmap.mmap:
             whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
             if not is_held:
                 break
+    except OSError:  # as many addresses as it takes were there, and these few more were not
+        _release(held)
+        whole = mmap.mmap(fd, size_bytes, flags=flags, prot=prot)
     finally:
-        for one in held:
-            _libc().munmap(*one)
+        _release(held)
     return whole
+
+
+def _release(held: list[tuple[int, int]]) -> None:
+    while held:
+        _libc().munmap(*held.pop())
 
 
 def _hold(place: int, size_bytes: int) -> bool:
@@ -198,6 +205,7 @@ def _collapse(fd: int, offset: int) -> int:
         access = mmap.PROT_READ | mmap.PROT_WRITE
         if libc.mmap(place, EXTENT_BYTES, access, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) != place:
             return ctypes.get_errno()
+        libc.madvise(place, EXTENT_BYTES, mmap.MADV_DONTFORK)  # a child would have it for good
         return ctypes.get_errno() if libc.madvise(place, EXTENT_BYTES, _MADV_COLLAPSE) else 0
     finally:
         libc.munmap(reserved, 2 * EXTENT_BYTES)

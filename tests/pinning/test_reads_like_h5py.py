@@ -574,3 +574,14 @@ def test_read_in_a_forked_child(tmp_path: Path, way: str) -> None:
             os._exit(0 if right else 1)
         assert os.waitpid(pid, 0)[1] == 0
         assert packed[19, 4] == 99.0
+
+
+@pytest.mark.parametrize("way", ZERO_COPY)
+def test_whole_numbers_once_it_was_read(tmp_path: Path, way: str) -> None:
+    """Samples that are asked for again take a shorter way."""
+    path = write(tmp_path / "data.h5")
+    with WAYS[way](path) as file, h5py.File(path) as theirs:
+        ours, expected = file["g/x"], theirs["g/x"]
+        for key in (0, -1, -3, 3, -4, 2**31, 2**63, 2**64 - 1, -(2**63) - 1, 2**70, True):
+            assert ours[0].shape == (4, 5)
+            assert_same_outcome(partial(ours.__getitem__, key), partial(expected.__getitem__, key), str(key))

@@ -33,7 +33,7 @@ def fd() -> Iterator[int]:
 @pytest.fixture
 def real(fd: int) -> Extents:
     """Extents of a memfd, where this machine has huge pages."""
-    if not hugepages.can_be_taken(None) or proc.free_huge_pages() < 1000:
+    if not hugepages.can_be_taken(None) or (proc.free_huge_pages() or 0) < 1000:
         pytest.skip("no huge pages to be had here")
     os.pwrite(fd, b"x", 2 * EXTENT_BYTES)
     if hugepages._collapse(fd, 2 * EXTENT_BYTES) == errno.EINVAL:
