@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -30,6 +32,8 @@ from dsmem.tune.settings import Settings
 
 PATIENCE_S = 600.0
 """For one answer: pinning all of the files, or a pass over the sample."""
+_END_S, _LOOK_S = 10.0, 0.01
+"""For a trial to end by itself, and how often it is looked at."""
 ROUNDS = 5
 _SAMPLE_BYTES = 512 << 20
 """Decoded, of the files that are tried; at least one file."""
@@ -102,16 +106,19 @@ class Trial:
         return self._heard()
 
     def close(self, *, at_once: bool = False) -> None:
-        """End it; `at_once`: whatever it is at."""
+        """End it, and what it has started; `at_once`: whatever it is at."""
         assert self._process.stdin is not None and self._process.stdout is not None
         if at_once:
             self._process.terminate()
         with suppress(BrokenPipeError):  # it has ended already
             self._process.stdin.close()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
+        if self._process.returncode is None:
+            deadline = time.monotonic() + _END_S
+            flags = os.WEXITED | os.WNOWAIT | os.WNOHANG
+            while os.waitid(os.P_PID, self._process.pid, flags) is None and time.monotonic() < deadline:
+                time.sleep(_LOOK_S)
+            # Not waited for yet, so nobody else has its number. Workers that it left behind would hold objects.
+            os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
         self._process.stdout.close()
 
