@@ -142,10 +142,17 @@ class SharedCache:
         self._leave()
 
     def forked(self, shares: int = 1) -> SharedCache:
-        """The same cache in a forked child, with descriptors of its own; of it there are no shares. Raises OSError."""
+        """The same cache in a forked child, with descriptors of its own; of it there are no shares.
+
+        Raises OSError, and ValueError where the parent was the last to leave it, and has removed it.
+        """
         area = areas.again(self._area)
-        extents = None if self._extents is None else Extents(area.fd)
-        return SharedCache(self._store, area, is_short=self._is_short, extents=extents)
+        try:
+            extents = None if self._extents is None else Extents(area.fd)
+            return SharedCache(self._store, area, is_short=self._is_short, extents=extents)
+        except BaseException:  # as when all others have left it
+            areas.leave(self._store, area)
+            raise
 
     @property
     def state(self) -> CacheState:

@@ -249,6 +249,27 @@ def use(cache: SharedCache, seed: int, seconds: float) -> tuple[int, int]:
     return cache.state.hits, cache.state.misses
 
 
+def test_a_child_that_comes_when_all_have_left_keeps_nothing_open() -> None:
+    cache = made(8 * MIB)
+    cache.put(("a", 1), block(1))
+    go_on, waits = os.pipe()[::-1]
+
+    def child() -> int:
+        os.read(waits, 1)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(3):
+            with pytest.raises((OSError, ValueError)):
+                cache.forked()
+        return len(os.listdir("/proc/self/fd")) - before
+
+    with children.started(child) as running:
+        cache.close()
+        os.write(go_on, b".")
+        assert running.result() == 0
+    os.close(go_on)
+    os.close(waits)
+
+
 def test_forked_children_share_it() -> None:
     cache = made(8 * MIB)
     cache.put(("a", 1000), block(1000))
