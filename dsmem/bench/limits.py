@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dsmem import digest, parallel, proc
+from dsmem.digest.algorithms import Hasher
 from dsmem.store import hugepages
 from dsmem.store.hugepages import Extents
 
@@ -106,14 +107,15 @@ def fill_one_thread(path: str, target: BinaryIO) -> None:
         _copy(file.fileno(), target.fileno(), range(0, size_bytes, _BLOCK_BYTES), bytearray(_BLOCK_BYTES))
 
 
-def fill_threads(path: str, target: BinaryIO) -> None:
-    """Copy a file 1 MiB at a time, with a thread for each CPU."""
+def fill_threads(path: str, target: BinaryIO, *, hashed: bool = False) -> None:
+    """Copy a file 1 MiB at a time, with a thread for each CPU; hashed: also digest it, as an xxh3-tree is."""
     with Path(path).open("rb", buffering=0) as file:
         size_bytes = os.fstat(file.fileno()).st_size
 
         def copy(start: int) -> None:
             blocks = range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES)
-            _copy(file.fileno(), target.fileno(), blocks, bytearray(_BLOCK_BYTES))
+            hasher = digest.slice_digest() if hashed else None
+            _copy(file.fileno(), target.fileno(), blocks, bytearray(_BLOCK_BYTES), hasher)
 
         _in_threads(copy, size_bytes)
 
@@ -169,8 +171,9 @@ def fill_mapped(path: str, target: BinaryIO, *, taken: bool = False, hashed: boo
 FILLS: tuple[tuple[str, Fill, bool], ...] = (
     ("dd bs=1M", fill_one_thread, True),
     ("pread + pwrite, threads", fill_threads, True),
+    ("the same, hashed as it comes", partial(fill_threads, hashed=True), True),
     ("pread into a map, threads", fill_mapped, True),
-    ("the same, hashed as it comes", partial(fill_mapped, hashed=True), True),
+    ("into a map, hashed as it comes", partial(fill_mapped, hashed=True), True),
     ("pwrite of a hot buffer, threads", fill_hot, False),
 )
 """The plain ways to fill shared memory, and whether each copies the file; the fastest in a run is that run's limit."""
@@ -186,10 +189,12 @@ def new_file(directory: Path) -> BinaryIO:
     return tempfile.TemporaryFile(dir=directory, buffering=0)
 
 
-def _copy(source: int, target: int, offsets: range, buffer: bytearray) -> None:
+def _copy(source: int, target: int, offsets: range, buffer: bytearray, hasher: Hasher | None = None) -> None:
     view = memoryview(buffer)
     for offset in offsets:
         count = os.preadv(source, [view], offset)
+        if hasher is not None:
+            hasher.update(view[:count])
         os.pwrite(target, view[:count], offset)
 
 

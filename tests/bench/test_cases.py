@@ -29,7 +29,7 @@ from dsmem.tune import sampling
 SIZE = 2 << 20
 ROLES = {
     "hash": ["dsmem"] * 5 + ["recipe", "limit"],
-    "pin": ["dsmem", "recipe"] + ["limit"] * 5,
+    "pin": ["dsmem", "recipe"] + ["limit"] * 6,
     "decode": ["dsmem", "recipe", "recipe", "limit"],
     "attach": ["dsmem", "recipe", "recipe", "limit"],
     "memory": ["dsmem", "recipe", "limit"],
@@ -43,7 +43,7 @@ ROLES = {
     "tune": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
-    ("pin", 0): ["dsmem", "recipe"] + ["limit"] * (7 if hugepages.can_be_taken(None) else 5),
+    ("pin", 0): ["dsmem", "recipe"] + ["limit"] * (8 if hugepages.can_be_taken(None) else 6),
     ("ckpt", 2): ["dsmem", "recipe", "limit", "limit"],
     **{("ckpt", number): ["dsmem"] + ["recipe"] * 3 + ["limit"] for number in (6, 7)},
     **{("ckpt", number): ["dsmem", "recipe", "limit", "limit"] for number in (8, 9)},
