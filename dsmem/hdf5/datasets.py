@@ -143,7 +143,24 @@ def _chunked(item: Item) -> Item:
         Pipeline(item.filters, math.prod(item.info.chunks or ()) * item.info.dtype.itemsize)
     except NotKnown as exc:
         return replace(item, tier="h5py", why=f"chunked, {named}: {exc}")
+    if _may_be_misnumbered(item):
+        return replace(item, tier="h5py", why=f"chunked, {named}: HDF5 may tell places of its chunks wrong")
     return replace(item, tier="chunked", why=f"chunked, {named}")
+
+
+def _may_be_misnumbered(item: Item) -> bool:
+    """Whether HDF5 may tell, of each chunk, the place of another, where it walks over them.
+
+    An extensible array (files of HDF5 1.10 and later) numbers chunks with its one unlimited axis before all others;
+    HDF5 2.0.0 takes the axes in their order where it lists chunks, not where it reads them. Measured: the places are
+    right for every other index, and where no axis before that one has more than one chunk.
+    """
+    largest, chunks = item.info.maxshape or (), item.info.chunks or ()
+    unlimited = [axis for axis, extent in enumerate(largest) if extent is None]
+    if len(unlimited) != 1:
+        return False
+    before = zip(largest[: unlimited[0]], chunks, strict=False)
+    return any(extent is not None and extent > chunk for extent, chunk in before)
 
 
 def _check_type(dataset: Any, dtype: np.dtype[Any]) -> None:
