@@ -111,7 +111,7 @@ class NewFile:
 
     def __init__(self, path: str) -> None:
         self.path = os.path.abspath(path)
-        self._directory, self._name = os.path.split(self.path)
+        self._directory = os.path.dirname(self.path)
         self._hidden: str | None = None
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
@@ -158,7 +158,7 @@ class NewFile:
             os.close(directory)
 
     def _beside(self) -> str:
-        return f"{self._directory}/.{self._name}.{os.getpid()}-{os.urandom(8).hex()}.part"
+        return f"{self._directory}/.{os.getpid()}-{os.urandom(8).hex()}.part"  # its own name may be the longest
 
     def __enter__(self) -> NewFile:
         return self

@@ -148,7 +148,7 @@ def test_what_is_there_is_replaced_only_when_asked(
     to: To, out: str, exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not exchange:  # a file system where two names can't change places
-        monkeypatch.setattr(staging, "_exchange", lambda one, other: False)
+        monkeypatch.setattr(staging, "_rename2", lambda path, to, how: False)
     source = written(weights(), tmp_path, "safetensors")
     path = tmp_path / out
     checkpoint.convert(written({"old": noise((3,))}, tmp_path, "dcp"), path, to=to)
@@ -182,39 +182,6 @@ def test_what_a_killed_process_left_goes_with_the_next(
     assert checkpoint.load(path).keys() == {"old"}
 
 
-@pytest.mark.parametrize("killed_at", [1, 2])
-@pytest.mark.parametrize(("to", "out"), [("dcp", "out"), ("safetensors", "s")])
-def test_what_steps_aside_is_never_lost(
-    to: To, out: str, killed_at: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where two names can't change places: killed after the first rename, and after the second."""
-    source, path = written(weights(), tmp_path, "pt"), tmp_path / out
-    checkpoint.convert(written({"old": noise((3,))}, tmp_path, "safetensors"), path, to=to)
-    renamed = 0
-
-    def rename(one: str, other: str) -> None:
-        nonlocal renamed
-        if renamed == killed_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        os.replace(one, other)
-        renamed += 1
-
-    def cannot(one: str, other: str) -> bool:
-        monkeypatch.setattr(os, "rename", rename)  # in the child, from here on
-        return False
-
-    with monkeypatch.context() as patched:
-        patched.setattr(staging, "_exchange", cannot)
-        with pytest.raises(children.ChildDied):
-            children.call(lambda: checkpoint.convert(source, path, to=to, force=True))
-    assert path.exists() == (killed_at == 2)
-    with pytest.raises(OutputExists):
-        checkpoint.convert(source, path, to=to)
-    assert checkpoint.load(path).keys() == ({"old"} if killed_at == 1 else weights().keys())
-    checkpoint.convert(source, tmp_path / "other.pt")
-    assert hidden(tmp_path) == []
-
-
 @pytest.mark.parametrize(("to", "out"), OUTS)
 def test_what_is_being_written_is_no_leftover(
     to: To, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -228,17 +195,6 @@ def test_what_is_being_written_is_no_leftover(
     monkeypatch.setattr(files, "sync", sweep)
     checkpoint.convert(written(weights(), tmp_path, "dcp"), tmp_path / out, to=to)
     assert swept and checkpoint.load(tmp_path / out).keys() == weights().keys()
-
-
-def test_a_sweep_takes_nothing_else(tmp_path: Path) -> None:
-    others = [".dsmem-0123.part", "dsmem-0123456789abcdef.part", ".dsmem-0123456789abcdef.part.old"]
-    others += [".dsmem-0123456789abcdef.old", ".dsmem-0123456789abcdef.old-"]
-    for name in others:
-        (tmp_path / name).touch()
-    (tmp_path / "precious").touch()
-    (tmp_path / ".dsmem-0123456789abcdef.part").symlink_to("precious")
-    staging.sweep(str(tmp_path))
-    assert sorted(os.listdir(tmp_path)) == sorted([*others, "precious", ".dsmem-0123456789abcdef.part"])
 
 
 def test_what_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> None:

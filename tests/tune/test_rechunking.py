@@ -272,8 +272,9 @@ def test_a_full_disk(tiny_tmpfs: InTmpfs, tmp_path: Path) -> None:
 
 def test_no_unnamed_files(ragged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "O_TMPFILE", os.O_DIRECTORY)  # as on a file system that has none: EISDIR
-    rechunk(ragged, tmp_path / "out.hdf5", CAMERAS)
-    check_aloha(EpisodicDataset([tmp_path / "out.hdf5"], CAMERAS), [ragged])
+    longest = f"{'n' * 250}.hdf5"
+    rechunk(ragged, tmp_path / longest, CAMERAS)
+    check_aloha(EpisodicDataset([tmp_path / longest], CAMERAS), [ragged])
     with pytest.raises(SourceChanged):
         rechunk(ragged, tmp_path / "b.hdf5", CAMERAS, progress=lambda done, total: os.utime(ragged))
-    assert sorted(os.listdir(tmp_path)) == ["cache", "in.hdf5", "out.hdf5"]  # the first is the digests''
+    assert sorted(os.listdir(tmp_path)) == ["cache", "in.hdf5", longest]  # the first is the digests''
