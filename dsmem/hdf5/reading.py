@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _BLOCK_BYTES = 16 << 20
-_SAMPLED_BLOCKS = 4096
 _FIRST_ITEMS = 64
 _MOST_ITEMS = 1 << 20
 
@@ -27,6 +25,23 @@ def blocks(
     if not shape:
         yield 0, 1, ()
         return
+    axis, step = _cut(shape, item_bytes, chunks, limit_bytes)
+    for outer in np.ndindex(*shape[:axis]):
+        for start in range(0, shape[axis], step):
+            yield _piece(shape, outer, start, step)
+
+
+def some_block(shape: Sequence[int], item_bytes: int, limit_bytes: int) -> tuple[int, int, tuple[slice, ...]]:
+    """One of the pieces that `blocks` would cut, chosen at random."""
+    if not shape:
+        return 0, 1, ()
+    axis, step = _cut(shape, item_bytes, None, limit_bytes)
+    outer = tuple(random.randrange(length) for length in shape[:axis])
+    return _piece(shape, outer, step * random.randrange(-(-shape[axis] // step)), step)
+
+
+def _cut(shape: Sequence[int], item_bytes: int, chunks: Sequence[int] | None, limit_bytes: int) -> tuple[int, int]:
+    """The axis that is cut, those before it being taken index by index, and how many indices of it make a piece."""
     axis = 0
     below = math.prod(shape[1:])
     while axis < len(shape) - 1 and below * item_bytes * (chunks[axis] if chunks else 1) > limit_bytes:
@@ -35,20 +50,18 @@ def blocks(
     step = max(limit_bytes // max(below * item_bytes, 1), 1)
     if chunks and step > chunks[axis]:
         step -= step % chunks[axis]
-    for outer in np.ndindex(*shape[:axis]):
-        before = int(np.ravel_multi_index(outer, shape[:axis])) if axis else 0
-        for start in range(0, shape[axis], step):
-            end = min(start + step, shape[axis])
-            selection = (*(slice(i, i + 1) for i in outer), slice(start, end))
-            yield (before * shape[axis] + start) * below, (end - start) * below, selection
+    return axis, step
 
 
-def some_block(shape: Sequence[int], item_bytes: int, limit_bytes: int) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-    """One of the pieces that `blocks` would cut, chosen at random among the first few thousand."""
-    count = math.prod(shape) * item_bytes // limit_bytes
-    chosen = random.randrange(min(count, _SAMPLED_BLOCKS) + 1)
-    pieces = list(itertools.islice(blocks(shape, item_bytes, None, limit_bytes), chosen + 1))
-    yield pieces[-1]
+def _piece(shape: Sequence[int], outer: Sequence[int], start: int, step: int) -> tuple[int, int, tuple[slice, ...]]:
+    axis = len(outer)
+    below = math.prod(shape[axis + 1 :])
+    before = 0
+    for index, length in zip(outer, shape, strict=False):
+        before = before * length + index
+    end = min(start + step, shape[axis])
+    selection = (*(slice(i, i + 1) for i in outer), slice(start, end))
+    return (before * shape[axis] + start) * below, (end - start) * below, selection
 
 
 def as_bytes(array: Array) -> memoryview:

@@ -13,14 +13,18 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsmem import digest, files, parallel, proc
+from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
 from dsmem.pinning.pagecache import PageCache
 from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 
 _BLOCK_BYTES = 1 << 20
+_REPORTED_BYTES = 8 << 20
+"""Progress is told at least this often."""
 _HASHED_BYTES, _ALL_HASHED_BYTES = 8 << 20, 24 << 20
 """Of what is only hashed, in one thread, and in all: a thread that decodes leaves Python's lock only after a while."""
+_BECAME_SHORTER = "the file became shorter while it was read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,7 @@ class _Pass:
         self.size_bytes = size_bytes
         self._draft = draft
         self._extents = sorted(extents, key=lambda extent: extent.source_offset)
+        self._starts = [extent.source_offset for extent in self._extents]
         self._ends = _running_maximum([extent.source_end for extent in self._extents])
         self._progress = progress
         self._done_bytes = 0
@@ -97,12 +102,16 @@ class _Pass:
         end = min(start + digest.SLICE_BYTES, self.size_bytes)
         self.cache.expect(index)
         hasher = digest.slice_digest()
-        block_bytes = min(_HASHED_BYTES, _ALL_HASHED_BYTES // self.threads)
-        if block_bytes < _BLOCK_BYTES or self._overlapping(start, end):
-            block_bytes = _BLOCK_BYTES
         try:
-            for offset in range(start, end, block_bytes):
-                hasher.update(self._copy_block(offset, min(block_bytes, end - offset)))
+            while start < end:
+                stop, extents = self._stretch(start, end)
+                if not extents:
+                    self._hash(start, stop, hasher)
+                elif len(extents) == 1 and extents[0].holds(start, stop):
+                    self._copy(start, stop, extents[0], hasher)
+                else:
+                    self._copy_parts(start, stop, extents, hasher)
+                start = stop
         except BaseException:
             self.failed.set()
             raise
@@ -112,22 +121,57 @@ class _Pass:
         if not self.followed:
             self.cache.passed(index)
 
-    def _copy_block(self, offset: int, size_bytes: int) -> memoryview:
-        extents = self._overlapping(offset, offset + size_bytes)
-        first = extents[0] if extents else None
-        within = len(extents) == 1 and first is not None and first.holds(offset, offset + size_bytes)
-        if within and first is not None and self._draft.take(first.target_of(offset), size_bytes):
-            data = self._draft.read_from(self.fd, offset, first.target_of(offset), size_bytes)
-        else:
-            data = self._buffer(size_bytes)
-            data = data[: files.pread_full(self.fd, data, offset)]
-            for extent in extents if len(data) == size_bytes else ():
-                begin, stop = extent.clipped(offset, offset + size_bytes)
-                self._draft.write(extent.target_of(begin), data[begin - offset : stop - offset])
-        if len(data) < size_bytes:
-            raise SourceChanged("the file became shorter while it was read")
-        clipped = (extent.clipped(offset, offset + size_bytes) for extent in extents)
-        self.add(sum(stop - begin for begin, stop in clipped))
+    def _stretch(self, start: int, end: int) -> tuple[int, list[Extent]]:
+        """Where a stretch from there ends, and the extents in it: none, one that holds it all, or those of a block."""
+        stop = min(start + _BLOCK_BYTES, end)
+        extents = self._overlapping(start, stop)
+        if len(extents) > 1 or (extents and not extents[0].holds(start, stop)):
+            return stop, extents
+        following = bisect.bisect_right(self._starts, start)
+        further = min(end, self._starts[following] if following < len(self._starts) else end)
+        if extents:
+            further = min(further, extents[0].source_end, start + _REPORTED_BYTES)
+        blocks = (further - start) // _BLOCK_BYTES
+        return (further if further == end else max(stop, start + blocks * _BLOCK_BYTES)), extents
+
+    def _hash(self, start: int, end: int, hasher: Hasher) -> None:
+        """Bytes that go nowhere as they are."""
+        block_bytes = max(_BLOCK_BYTES, min(_HASHED_BYTES, _ALL_HASHED_BYTES // self.threads))
+        for offset in range(start, end, block_bytes):
+            hasher.update(self._read(offset, min(offset + block_bytes, end)))
+            self.add(0)
+
+    def _copy(self, start: int, end: int, extent: Extent, hasher: Hasher) -> None:
+        """Bytes of one extent. What is done between two blocks holds up the other threads: little is."""
+        draft, fd, beyond = self._draft, self.fd, extent.target_of(0)
+        for offset in range(start, end, _BLOCK_BYTES):
+            size_bytes = min(_BLOCK_BYTES, end - offset)
+            if draft.take(offset + beyond, size_bytes):
+                data = draft.read_from(fd, offset, offset + beyond, size_bytes)
+                if len(data) < size_bytes:
+                    raise SourceChanged(_BECAME_SHORTER)
+            else:
+                data = self._read(offset, offset + size_bytes)
+                draft.write(offset + beyond, data)
+            hasher.update(data)
+        self.add(end - start)
+
+    def _copy_parts(self, start: int, end: int, extents: Sequence[Extent], hasher: Hasher) -> None:
+        """A block that only parts of go anywhere, or to several places."""
+        data = self._read(start, end)
+        copied_bytes = 0
+        for extent in extents:
+            begin, stop = extent.clipped(start, end)
+            self._draft.write(extent.target_of(begin), data[begin - start : stop - start])
+            copied_bytes += stop - begin
+        hasher.update(data)
+        self.add(copied_bytes)
+
+    def _read(self, start: int, end: int) -> memoryview:
+        """Bytes of the source in this thread's buffer."""
+        data = self._buffer(end - start)
+        if files.pread_full(self.fd, data, start) < len(data):
+            raise SourceChanged(_BECAME_SHORTER)
         return data
 
     def _overlapping(self, start: int, end: int) -> list[Extent]:
@@ -240,7 +284,7 @@ class _Follower(threading.Thread):
                         return
                     piece = buffer[: min(len(buffer), end - offset)]
                     if files.pread_full(self._work.fd, piece, offset) < len(piece):
-                        raise SourceChanged("the file became shorter while it was read")
+                        raise SourceChanged(_BECAME_SHORTER)
                     self._hasher.update(piece)
                     self._work.add(0)  # it may lag behind the copiers: those who watch see that it goes on
                 self._work.cache.passed(index)

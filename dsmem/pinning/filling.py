@@ -261,7 +261,7 @@ def compare(
         if whole:
             cuts = reading.blocks(shape, item_bytes, item.info.chunks)
         else:
-            cuts = reading.some_block(shape, item_bytes, _SAMPLE_BYTES)
+            cuts = iter([reading.some_block(shape, item_bytes, _SAMPLE_BYTES)])
         for first, count, selection in cuts:
             with translated(path, item.path):
                 expected = reading.read_block(file[tree.raw(item.path)], selection)
