@@ -20,10 +20,10 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from dsmem import files
+from dsmem import files, units
 from dsmem.arrays import header, layout
 from dsmem.arrays.layout import Planned
-from dsmem.checkpoint import dcp, formats, into, staging, torch_files
+from dsmem.checkpoint import dcp, formats, into, loading, staging, torch_files
 from dsmem.checkpoint.into import Source
 from dsmem.checkpoint.opened import memory_at
 from dsmem.checkpoint.parts import TensorEntry
@@ -43,8 +43,9 @@ MAX_SHARD_BYTES = 5 * 10**9
 _SUFFIXES: Mapping[str, To] = {".safetensors": "safetensors", ".pt": "pt", ".pth": "pt", ".bin": "pt"}
 _AT_ONCE_BYTES = 64 << 20
 """Tensors of so many bytes are read together, by every core, before they are written."""
-_NO_SPACE = (28, 122)
-"""ENOSPC, EDQUOT."""
+_MOST_IN_LIST = 1 << 24
+_NO_SPACE = (27, 28, 122)
+"""EFBIG, ENOSPC, EDQUOT."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +239,7 @@ def _together(placed: Mapping[str, header.Tensor]) -> Iterator[list[str]]:
 def _read(source: Source, names: Sequence[str]) -> Iterator[torch.Tensor]:
     """These tensors, read together."""
     entries = [_entry(source, name) for name in names]
-    wanted = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
+    wanted = {entry.name: loading.new(entry, where=source.found.directory) for entry in entries}
     into.read(source, wanted)
     for entry in entries:
         yield wanted[entry.name]
@@ -308,7 +309,10 @@ def _spooled(source: Source, fd: int, progress: Progress) -> dict[str, Any]:
         begin = -(-end // 64) * 64
         end = begin + entry.size_bytes
         placed[name] = header.Tensor("U8", (entry.size_bytes,), begin, end)
-    os.posix_fallocate(fd, 0, end + 1)  # a map of what has no room would be a SIGBUS
+    try:
+        os.posix_fallocate(fd, 0, end + 1)  # a map of what has no room would be a SIGBUS
+    except OverflowError as exc:  # damage can make it larger than any file
+        raise OutputFull(f"{source.found.directory} tells of {units.format_bytes(end)} of tensors") from exc
     total = sum(entry.size_bytes for entry in source.entries.values())
     done = 0
     for some in _together(placed):
@@ -325,10 +329,26 @@ def _spooled(source: Source, fd: int, progress: Progress) -> dict[str, Any]:
         state.update(dcp.read_values(source.reader, source.metadata, source.others))
     nesting = getattr(source.metadata, "planner_data", None)
     if isinstance(nesting, Mapping) and state.keys() <= nesting.keys():
-        from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
-
-        return dict(unflatten_state_dict(state, dict(nesting)))
+        return _nested(state, nesting, source.found.directory)
     return state
+
+
+def _nested(state: dict[str, Any], nesting: Mapping[str, Any], directory: str) -> dict[str, Any]:
+    """Dicts and lists as they were saved; raises BadSource for paths into them that none can have."""
+    from torch.distributed.checkpoint._nested_dict import unflatten_state_dict
+
+    try:
+        paths = {tuple(nesting[name]) for name in state}
+        for path in paths:
+            within = any(path[:depth] in paths for depth in range(len(path)))  # torch would write into that tensor
+            if within or not all(type(one) is str or 0 <= one < _MOST_IN_LIST for one in path):
+                raise ValueError(path)
+        if len(paths) < len(state):
+            raise ValueError("two have the same place")
+        return dict(unflatten_state_dict(state, dict(nesting)))
+    except (TypeError, LookupError, AttributeError, ValueError) as exc:
+        where = os.path.join(directory, formats.METADATA)
+        raise BadSource(f"{where} is damaged: what was in which dict or list can't be made out of it") from exc
 
 
 def _write_by_torch(state: dict[str, Any], staged: str, kind: To) -> None:

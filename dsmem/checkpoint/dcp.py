@@ -10,7 +10,6 @@ import torch
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import LoadItemType, LoadPlan, ReadItem
 
-from dsmem.checkpoint import listing
 from dsmem.checkpoint.parts import TensorEntry
 from dsmem.checkpoint.reader import ParallelFileSystemReader
 from dsmem.checkpoint.reading import FilesProgress
@@ -54,10 +53,12 @@ def read(
     files_progress: FilesProgress | None = None,
     commit: Commit = _ignore,
 ) -> None:
-    """Read each entry to the tensor of its name, of the same dtype and shape. Raises CheckpointReadError, BadSource."""
+    """Read each entry, whose parts cover it, to the tensor of its name, of the same dtype and shape.
+
+    Raises CheckpointReadError, BadSource.
+    """
     items = []
     for entry in entries:
-        listing.check_cover(entry)
         for number, part in enumerate(entry.parts):
             index = MetadataIndex(entry.name, part.starts, number)
             if index not in metadata.storage_data:

@@ -12,8 +12,6 @@ from dsmem.checkpoint.formats import Found
 from dsmem.checkpoint.torch_files import NeedsTorch
 from dsmem.errors import NoSpace, SourceMissing
 
-MEMORY = "memory of this machine"
-
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -39,7 +37,7 @@ def fit(path: str | os.PathLike[str], *, only: str | Iterable[str] | None = None
             "is what a read may take here",
             need_bytes=need_bytes,
             free_bytes=free_bytes,
-            limit=MEMORY,
+            limit=workers.MEMORY,
         )
     return Fit(count, need_bytes, free_bytes, unknown)
 

@@ -72,8 +72,11 @@ def look(
     if found.format == "dcp":
         source.reader = ParallelFileSystemReader(found.directory, workers=workers, io=io, trusted=trusted)
         source.metadata = source.reader.read_metadata()
-        listed, others, _ = listing.of_metadata(source.metadata, os.path.join(found.directory, formats.METADATA))
+        where = os.path.join(found.directory, formats.METADATA)
+        listed, others, _ = listing.of_metadata(source.metadata, where)
         source.entries = {entry.name: entry for entry in listed if chosen(entry.name)}
+        for entry in source.entries.values():
+            listing.check_cover(entry, where=where)
         source.others = tuple(name for name in others if chosen(name))
     elif found.format == "safetensors":
         for file in found.files:

@@ -39,14 +39,14 @@ class Item:
         return failure_of(error, self.file, (self.name,), self.offset)
 
 
-def items_of(requests: Sequence[Any], storage_data: Mapping[Any, Any]) -> list[Item]:
+def items_of(requests: Sequence[Any], storage_data: Mapping[Any, Any], *, path: Any) -> list[Item]:
     """An item of each request. Raises BadSource where the metadata has no place for one."""
     try:
         return [Item(request, storage_data[request.storage_index]) for request in requests]
     except KeyError:
         lacking = [request.storage_index.fqn for request in requests if request.storage_index not in storage_data]
         more = f" and {len(lacking) - 3} more" if len(lacking) > 3 else ""
-        told = f"the metadata does not tell where {', '.join(lacking[:3])}{more} lie in the files"
+        told = f"the metadata of {path} does not tell where {', '.join(lacking[:3])}{more} lie in the files"
         raise BadSource(told) from None
 
 

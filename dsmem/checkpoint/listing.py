@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dsmem.checkpoint import formats, safetensors_files, torch_files, unpickling
+from dsmem.checkpoint import formats, safetensors_files, torch_files
 from dsmem.checkpoint.formats import Format, Found
 from dsmem.checkpoint.parts import FileEntry, Part, TensorEntry
 from dsmem.checkpoint.torch_files import NeedsTorch
@@ -87,20 +87,25 @@ def of_metadata(metadata: Any, where: str) -> tuple[tuple[TensorEntry, ...], tup
             parts = []
             for chunk in one.chunks:
                 at = places.get(name, {})
-                info = at[tuple(chunk.offsets)] if tuple(chunk.offsets) in at else at[None]
+                info = at[tuple(chunk.offsets)] if tuple(chunk.offsets) in at else at.get(None)
+                if info is None:
+                    raise BadSource(f"{where} does not tell where {name} lies in the files")
                 starts, shape = tuple(chunk.offsets), tuple(chunk.sizes)
                 parts.append(Part(info.relative_path, info.offset, info.length, starts, shape))
             dtype = one.properties.dtype
             assert isinstance(dtype, torch.dtype)
             tensors.append(TensorEntry(name, dtype, tuple(one.size), tuple(parts)))
         names = sorted({info.relative_path for some in places.values() for info in some.values()})
-    except (AttributeError, TypeError, KeyError, AssertionError) as exc:
-        raise unpickling.no_metadata(where) from exc
+    except (AttributeError, TypeError, AssertionError) as exc:
+        raise BadSource(f"{where} holds no metadata of a checkpoint") from exc
     return tuple(tensors), tuple(others), tuple(names)
 
 
-def check_cover(entry: TensorEntry) -> None:
-    """Raises BadSource unless the parts lie inside the tensor and have as many elements: memory is not zeroed."""
+def check_cover(entry: TensorEntry, *, where: str) -> None:
+    """Raises BadSource unless the parts lie inside the tensor and have as many elements: memory is not zeroed.
+
+    `where`: the file of metadata.
+    """
     inside = all(
         len(part.starts) == len(part.shape) == len(entry.shape)
         and all(
@@ -111,7 +116,7 @@ def check_cover(entry: TensorEntry) -> None:
     )
     boxes = {(part.starts, part.shape) for part in entry.parts}
     if not inside or sum(math.prod(shape) for _, shape in boxes) != math.prod(entry.shape):
-        raise BadSource(f"the parts of {entry.name} in the metadata do not make up the tensor")
+        raise BadSource(f"{where} is damaged: the parts of {entry.name} do not make up the tensor")
 
 
 def _size(path: str) -> int | None:
@@ -121,3 +126,5 @@ def _size(path: str) -> int | None:
         return None
     except OSError as exc:
         raise BadSource(f"{path}: {exc.strerror}") from exc
+    except ValueError as exc:  # damage: a zero in it, or half of a character
+        raise BadSource(f"{path!r} can't be the name of a file") from exc

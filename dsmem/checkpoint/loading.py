@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import torch
 
+from dsmem import units
 from dsmem.checkpoint import dcp, extents, formats, listing, reading, safetensors_files, torch_files
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.direct import Verify
@@ -18,11 +19,12 @@ from dsmem.checkpoint.extents import Extent
 from dsmem.checkpoint.formats import Found
 from dsmem.checkpoint.memory import Pages
 from dsmem.checkpoint.opened import Directory, Io, is_network
+from dsmem.checkpoint.parts import TensorEntry
 from dsmem.checkpoint.reading import FilesProgress
 from dsmem.checkpoint.report import Counting, ReadReport
 from dsmem.checkpoint.torch_files import NeedsTorch, TorchFile
 from dsmem.checkpoint.workers import Workers
-from dsmem.errors import BadSource, ReadFailure, UntrustedPickle
+from dsmem.errors import BadSource, NoSpace, ReadFailure, UntrustedPickle
 from dsmem.progress import Progress, ignore
 
 Tensors = dict[str, torch.Tensor]
@@ -91,9 +93,12 @@ def _load_dcp(
         found.directory, workers=workers, io=io, verify=verify, sequential_below=sequential_below, trusted=trusted
     )
     metadata = reader.read_metadata()
-    listed, _, _ = listing.of_metadata(metadata, os.path.join(found.directory, formats.METADATA))
+    where = os.path.join(found.directory, formats.METADATA)
+    listed, _, _ = listing.of_metadata(metadata, where)
     entries = [entry for entry in listed if chosen(entry.name)]
-    tensors = {entry.name: torch.empty(entry.shape, dtype=entry.dtype) for entry in entries}
+    for entry in entries:
+        listing.check_cover(entry, where=where)
+    tensors = {entry.name: new(entry, where=where) for entry in entries}
     reader.read_options = replace(reader.read_options, pages=Pages())
     counted = _Counted(bytes_progress, sum(entry.size_bytes for entry in entries))
     try:
@@ -102,6 +107,19 @@ def _load_dcp(
         if reader.last_report is not None:
             report(reader.last_report)
     return tensors
+
+
+def new(entry: TensorEntry, *, where: str) -> torch.Tensor:
+    """Memory for a tensor that the file `where` tells of; raises NoSpace where there is not so much."""
+    try:
+        return torch.empty(entry.shape, dtype=entry.dtype)
+    except RuntimeError as exc:  # damage can make a tensor larger than any memory
+        raise NoSpace(
+            f"{where} tells of {entry.name} with {units.format_bytes(entry.size_bytes)}: there is no memory for it",
+            need_bytes=entry.size_bytes,
+            free_bytes=choosing.available_bytes(),
+            limit=choosing.MEMORY,
+        ) from exc
 
 
 class _Counted:

@@ -26,7 +26,16 @@ log = logging.getLogger(__name__)
 
 
 def check_relative(path: str) -> None:
-    """Raises UntrustedPickle for a path in a checkpoint's metadata that leads out of its directory."""
+    """Raises UntrustedPickle for a path in a checkpoint's metadata that leads out of its directory.
+
+    Raises BadSource for one that no file can have.
+    """
+    try:
+        possible = b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise BadSource(f"{path!r} can't be the name of a file")
     if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == "..":
         raise UntrustedPickle(f"{path!r} leads out of the directory of the checkpoint", wants=(path,))
 

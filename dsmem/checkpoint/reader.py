@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.futures import Future
 
+from dsmem.checkpoint import metadata as records
 from dsmem.checkpoint import reading, stock, unpickling
 from dsmem.checkpoint import workers as workers_module
 from dsmem.checkpoint.direct import Verify
@@ -167,15 +168,16 @@ class ParallelFileSystemReader(ParallelReadMixin, FileSystemReader):
             return super().read_metadata(*args, **kwargs)
         path = self._get_metadata_path(kwargs.get("rank"))
         with self.fs.create_stream(path, "rb") as stream:
-            metadata = unpickling.metadata(stream.read(), where=str(path))
-        if not isinstance(metadata, Metadata):
-            raise unpickling.no_metadata(str(path))
+            found = unpickling.metadata(stream.read(), where=str(path))
+        metadata = records.check(found, where=str(path))
         storage_meta = metadata.storage_meta = getattr(metadata, "storage_meta", None) or StorageMeta()
         storage_meta.load_id = self.load_id
         return metadata
 
     def set_up_storage_reader(self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
-        """As FileSystemReader's: torch looks for the name `kwargs` in the signature."""
+        """As FileSystemReader's: torch looks for the name `kwargs` in the signature. Raises BadSource."""
+        if not self.read_options.trusted:
+            records.check_dimensions(metadata, where=str(self._get_metadata_path()))
         super().set_up_storage_reader(metadata, is_coordinator, *args, **kwargs)
 
 

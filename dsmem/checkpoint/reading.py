@@ -111,7 +111,7 @@ class _Reading:
         self._options = options
         self._progress = progress
         with _collector_paused():
-            self._items = items_of(requests, storage_data)
+            self._items = items_of(requests, storage_data, path=path)
         self._counting = Counting(items=Counter(item.file for item in self._items))
         self._unfinished = Counter(self._counting.items)
         self._failures: list[ReadFailure] = []

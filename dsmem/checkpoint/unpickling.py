@@ -125,11 +125,6 @@ def metadata(data: bytes, *, where: str) -> Any:
     return found
 
 
-def no_metadata(where: str) -> BadSource:
-    """The error for a pickle of something else."""
-    return BadSource(f"{where} holds no metadata of a checkpoint")
-
-
 def _restored(kind: type, own: Mapping[str, object]) -> bool:
     """Whether the class is as it was; whatever was set is taken away again."""
     now = dict(vars(kind))

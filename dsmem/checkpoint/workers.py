@@ -14,6 +14,8 @@ BYTES_PER_WORKER = 32 << 20
 """Less than this is read before a thread more has paid for itself."""
 MEMORY_PER_WORKER = 8 << 20
 KEPT_FREE = 0.2
+MEMORY = "memory of this machine"
+"""What limits a read, as errors have it."""
 _NETWORK_FACTOR = 4
 _MOST_ON_NETWORK = 32
 
