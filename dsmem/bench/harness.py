@@ -1,4 +1,6 @@
-"""Contenders measured in turns: every round runs each of them, in an order that rotates.
+"""Contenders measured in turns: in every round each runs, and over the rounds each comes after every other.
+
+In an order that only rotates, the same predecessor would leave its pages and caches to the same successor every time.
 
 No number leaves before all results were found equal; one round that is not counted comes first.
 """
@@ -92,14 +94,19 @@ def measure(comparison: Comparison, *, runs: int, deadline: float = float("inf")
     round_s = time.monotonic() - began
     while done < counted and (done == 0 or time.monotonic() + round_s < deadline):
         began = time.monotonic()
-        for turn in range(len(contenders)):
-            index = (turn + done) % len(contenders)
+        for index in _order(len(contenders), done):
             taken, answer = _turn(contenders[index], repeat=contenders[index].repeat)
             samples[index] += taken
             _check(comparison, contenders[index], answer, right)
         done += 1
         round_s = time.monotonic() - began
     return _summed_up(comparison, samples, peaks, done)
+
+
+def _order(contenders: int, turn: int) -> list[int]:
+    """A balanced Latin square, every second row of it backwards: E. J. Williams, Aust. J. Sci. Res. A 2 (1949) 149."""
+    row = [(turn + (place + 1) // 2 * (1 if place % 2 else -1)) % contenders for place in range(contenders)]
+    return row[::-1] if turn % 2 else row
 
 
 def _turn(contender: Contender, *, repeat: int) -> tuple[list[float], object]:

@@ -146,14 +146,15 @@ def fill_mapped(path: str, target: BinaryIO, *, taken: bool = False, hashed: boo
     with Path(path).open("rb", buffering=0) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         target.truncate(size_bytes)
-        extents = Extents(target.fileno())
-        extents.resize(size_bytes)
         access = mmap.PROT_READ | mmap.PROT_WRITE
         with (
             hugepages.mapped(target.fileno(), size_bytes, flags=mmap.MAP_SHARED, prot=access) as mapped,
             memoryview(mapped) as memory,
         ):
             mapped.madvise(mmap.MADV_HUGEPAGE)
+            place = hugepages.address_of(mapped)
+            extents = Extents(target.fileno(), lambda: place)
+            extents.resize(size_bytes)
 
             def read(start: int) -> None:
                 hasher = digest.slice_digest()

@@ -265,6 +265,7 @@ def compare(
         for first, count, selection in cuts:
             with translated(path, item.path):
                 expected = reading.read_block(file[tree.raw(item.path)], selection)
-            if os.pread(draft.fd, count * item_bytes, start + first * item_bytes) != expected:
+            # Two bytes are compared at once, a memoryview element by element.
+            if os.pread(draft.fd, count * item_bytes, start + first * item_bytes) != bytes(expected):
                 raise ReadDifferently(f"{path}: /{item.path} was copied differently from what h5py reads")
             at_piece()

@@ -42,6 +42,7 @@ class Draft:
         self._store = store
         self._hidden: str | None = None
         self._map: mmap.mmap | None = None
+        self._map_address = 0
         self._size_bytes = 0
         self._mapping = threading.Lock()
         self.in_place = False
@@ -56,7 +57,7 @@ class Draft:
             self.in_place = is_asked and mount.fstype == "tmpfs" and proc.huge_pages(mount) != "never"
             self._in_memory = mount.fstype in ("tmpfs", "ramfs")
             self.fd = self._open(store) if fd < 0 else fd
-        self._extents = Extents(self.fd) if hugepages.can_be_taken(mount) else None
+        self._extents = Extents(self.fd, self._place) if hugepages.can_be_taken(mount) else None
 
     def _open(self, store: Store) -> int:
         with space.translated(store):
@@ -168,7 +169,14 @@ class Draft:
             if self._map is None:
                 access = mmap.PROT_READ | mmap.PROT_WRITE
                 self._map = hugepages.mapped(self.fd, self._size_bytes, flags=mmap.MAP_SHARED, prot=access)
+                self._map.madvise(mmap.MADV_DONTFORK)  # a child would hold the memory of an object that is removed
+                self._map_address = hugepages.address_of(self._map)
             return self._map
+
+    def _place(self) -> int:
+        """Where the map of all of it begins."""
+        self._whole()
+        return self._map_address
 
     def translated(self, exc: OSError, end: int = 0) -> OSError:
         """NoSpace for the errors that mean so (EFAULT from a map that can't grow), others as they are.

@@ -23,6 +23,7 @@ from dsmem.proc import Mount
 
 if TYPE_CHECKING:
     import ctypes
+    from collections.abc import Callable
 
 EXTENT_BYTES = 2 << 20
 """A huge page of x86-64, and of arm64 with pages of 4 KiB; where it is another, none are taken."""
@@ -66,9 +67,14 @@ def are_enough(free_pages: int) -> bool:
 class Extents:
     """Which extents of a file have their huge page; threads may ask for different ones at once."""
 
-    def __init__(self, fd: int) -> None:
-        """`fd`: open for reading and writing, on a tmpfs or a memfd; it stays the caller's."""
+    def __init__(self, fd: int, place: Callable[[], int] | None = None) -> None:
+        """`fd`: open for reading and writing, on a tmpfs or a memfd; it stays the caller's.
+
+        `place`: gives the address of a shared, writable map of the whole file, if there is one: that saves mapping each
+        extent for itself (10 % of the time of filling it). One that is no multiple of an extent does not do.
+        """
         self._fd = fd
+        self._place = place
         self._known: list[bool | None] = []
         self._allowance = 0
         self._lost_s = 0.0
@@ -112,7 +118,7 @@ class Extents:
     def _ask(self, offset: int) -> bool:
         os.posix_fallocate(self._fd, offset, _FIRST_PAGE_BYTES)
         began = time.thread_time()
-        failure = _collapse(self._fd, offset)
+        failure = _collapse(self._fd, offset, self._place)
         # What moves memory for us is this thread, in the kernel: its CPU time tells, however busy the machine is.
         self._lost_s = max(0.0, self._lost_s + time.thread_time() - began - _WORTH_S)
         if failure == errno.EINVAL or self._lost_s > _MOST_LOST_S:  # EINVAL: before Linux 6.1
@@ -136,7 +142,7 @@ def mapped(fd: int, size_bytes: int, *, flags: int, prot: int) -> mmap.mmap:
     held: list[tuple[int, int]] = []
     try:
         for _ in range(_PLACINGS):
-            place = _address(whole)
+            place = address_of(whole)
             beyond = place % EXTENT_BYTES
             if beyond == 0:
                 break
@@ -171,7 +177,8 @@ def _hold(place: int, size_bytes: int) -> bool:
     return False
 
 
-def _address(whole: mmap.mmap) -> int:
+def address_of(whole: mmap.mmap) -> int:
+    """Where a map lies."""
     import numpy as np
 
     return int(np.frombuffer(whole, np.uint8).ctypes.data)
@@ -189,14 +196,16 @@ def _libc() -> ctypes.CDLL:
     return libc
 
 
-def _collapse(fd: int, offset: int) -> int:
-    """One huge page for an extent, through a map of it alone, at an address that is a multiple of its size.
+def _collapse(fd: int, offset: int, place_of_file: Callable[[], int] | None) -> int:
+    """One huge page for an extent, through the map of the file or, where there is none that does, one of it alone.
 
-    Python's own maps begin anywhere, and its madvise would hold its lock. Returns 0 or an errno.
+    Python's own madvise would hold its lock. Returns 0 or an errno.
     """
     import ctypes
 
     libc = _libc()
+    if place_of_file is not None and (whole := place_of_file()) % EXTENT_BYTES == 0:
+        return ctypes.get_errno() if libc.madvise(whole + offset, EXTENT_BYTES, _MADV_COLLAPSE) else 0
     reserved = libc.mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
     if reserved is None or reserved == _MAP_FAILED:
         return ctypes.get_errno()

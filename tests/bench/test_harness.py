@@ -22,13 +22,16 @@ def contender(name: str, role: Role = "dsmem", *, log: list[str] | None = None, 
     return Contender(name, role, run, answer=lambda result: result)
 
 
-def test_turns_rotate_after_one_round_that_does_not_count() -> None:
+def test_one_round_does_not_count_and_each_comes_after_every_other() -> None:
     log: list[str] = []
-    contenders = [contender(name, log=log) for name in "abc"]
-    found = measure(Comparison("turns", 0, contenders), runs=3)
-    assert "".join(log) == "abc" + "abc" + "bca" + "cab"
-    assert [one.samples for one in found.measured] == [3, 3, 3]
-    assert found.runs == 3
+    contenders = [contender(name, log=log) for name in "abcd"]
+    found = measure(Comparison("turns", 0, contenders), runs=8)
+    assert "".join(log[:4]) == "abcd"
+    rounds = ["".join(log[start : start + 4]) for start in range(4, len(log), 4)]
+    assert [sorted(one) for one in rounds] == [list("abcd")] * 8
+    assert len({one[i : i + 2] for one in rounds for i in range(3)}) == 12
+    assert [one.samples for one in found.measured] == [8, 8, 8, 8]
+    assert found.runs == 8
 
 
 @pytest.mark.parametrize("wrong", ["ours", "recipe", "limit"])

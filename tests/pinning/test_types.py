@@ -252,7 +252,7 @@ def test_filled_with_huge_pages_taken_one_by_one(built: Built, name: str, monkey
     monkeypatch.setattr(hugepages, "EXTENT_BYTES", 4096)  # small files have many of them then
     monkeypatch.setattr(hugepages, "can_be_taken", lambda mount: True)
     monkeypatch.setattr(proc, "free_huge_pages", lambda: 1 << 20)
-    monkeypatch.setattr(hugepages, "_collapse", lambda fd, offset: errno.EAGAIN if offset % 12288 else 0)
+    monkeypatch.setattr(hugepages, "_collapse", lambda fd, offset, place: errno.EAGAIN if offset % 12288 else 0)
     with WAYS["pinned"](built[name]) as ours, h5py.File(built[name], "r") as theirs:
         assert_same_file(ours, theirs)
 

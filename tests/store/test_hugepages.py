@@ -36,7 +36,7 @@ def real(fd: int) -> Extents:
     if not hugepages.can_be_taken(None) or (proc.free_huge_pages() or 0) < 1000:
         pytest.skip("no huge pages to be had here")
     os.pwrite(fd, b"x", 2 * EXTENT_BYTES)
-    if hugepages._collapse(fd, 2 * EXTENT_BYTES) == errno.EINVAL:
+    if hugepages._collapse(fd, 2 * EXTENT_BYTES, None) == errno.EINVAL:
         pytest.skip("a kernel before 6.1")
     os.ftruncate(fd, 0)
     os.ftruncate(fd, SIZE)
@@ -54,7 +54,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Offsets of the extents that a kernel is asked for, which has as many as one likes."""
     offsets: list[int] = []
 
-    def collapse(fd: int, offset: int) -> int:
+    def collapse(fd: int, offset: int, place: object) -> int:
         offsets.append(offset // EXTENT_BYTES)
         return 0
 
@@ -107,7 +107,7 @@ def test_the_last_ones_are_left_to_others(fd: int, asked: list[int], monkeypatch
 def test_a_kernel_that_does_not_know_how_is_asked_once(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     count = 0
 
-    def refuse(fd: int, offset: int) -> int:
+    def refuse(fd: int, offset: int, place: object) -> int:
         nonlocal count
         count += 1
         return errno.EINVAL
@@ -131,7 +131,7 @@ def test_one_that_moves_memory_for_each_is_given_up(fd: int, asked: list[int], m
 
 def test_a_failure_that_passes_is_that_of_one_extent(fd: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(proc, "free_huge_pages", lambda: 1 << 20)
-    monkeypatch.setattr(hugepages, "_collapse", lambda fd, offset: 0 if offset else errno.EAGAIN)
+    monkeypatch.setattr(hugepages, "_collapse", lambda fd, offset, place: 0 if offset else errno.EAGAIN)
     extents = Extents(fd)
     extents.resize(SIZE)
     assert not extents.take(0, 2 * EXTENT_BYTES)
@@ -209,7 +209,7 @@ resource.setrlimit(resource.RLIMIT_AS, (51 * size_bytes + int(open("/proc/self/s
 for _ in range(50):
     kept.append(hugepages.mapped(fd, size_bytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
     assert len(kept[-1]) == size_bytes and kept[-1][-3:] == b"end"
-    print(hugepages._address(kept[-1]) % hugepages.EXTENT_BYTES)
+    print(hugepages.address_of(kept[-1]) % hugepages.EXTENT_BYTES)
 with open("/proc/self/maps") as maps:
     held = [line for line in maps if "---p" in line and len(line.split()) == 5]
 assert len(held) < 20, held
