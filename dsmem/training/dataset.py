@@ -55,7 +55,8 @@ class EpisodicDataset(Dataset[Sample]):
     `memory_map_cache_size`: how many files that are not pinned are kept open, with what was decoded of them.
     `cache_bytes`: the ceiling of the cache of decoded chunks and frames, of all workers of this process together.
     `cache_scope`: "process", a cache in each; "shared", one in shared memory for all processes of this machine that
-    read the same files with the same `cache_bytes`, workers and ranks: each frame is decoded and held once.
+    read the same files with the same `cache_bytes`, workers and ranks: each frame is decoded and held once. Forked
+    children that first read when all others have left it begin another one, together.
     `memory_limit`: of shared memory and cache together. Sizes: bytes, or '4GiB'. `cleanup_on_exit`: the objects are
     removed when the last process that holds them ends. `layout`: see `layouts.layout_of`; `mask`: robomimic's.
 
@@ -250,7 +251,11 @@ class EpisodicDataset(Dataset[Sample]):
         """The cache of this process, and why it is not the shared one that was asked for."""
         try:
             if inherited is not None:
-                return inherited.cache.forked(shares), None
+                try:
+                    return inherited.cache.forked(shares), None
+                except (OSError, ValueError):  # all others have left it: who comes now begins another, together
+                    if self._cache_tag is None:
+                        raise
             if self._cache_tag is not None:
                 return SharedCache.obtain(self._cache_tag, self._cache_bytes), None
         except (DsmemError, OSError, ValueError) as exc:

@@ -16,7 +16,7 @@ import time
 import weakref
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import cache, partial
 from multiprocessing.util import Finalize
 
 from dsmem import proc
@@ -76,7 +76,7 @@ class SharedCache:
         # After the workers: multiprocessing ends what is left of them before it comes to negative priorities.
         self._leave = Finalize(self, areas.leave, (store, area), exitpriority=-20)
         # A child forked for something else must not hold it; one that reads takes a lease of its own (`forked`).
-        os.register_at_fork(after_in_child=partial(_let_go_of_lease, weakref.ref(self)))
+        _held().add(self)
 
     @classmethod
     def obtain(cls, tag: bytes, ceiling_bytes: int) -> SharedCache:
@@ -333,12 +333,20 @@ class SharedCache:
         self._index.free(freed)
 
 
-def _let_go_of_lease(reference: weakref.ref[SharedCache]) -> None:
-    """In a forked child, before anything else runs there: close the descriptor that is the parent's lease."""
-    cache = reference()
-    if cache is not None and cache._holds_lease and cache._leave.still_active():
-        os.close(cache._area.lease_fd)
-        cache._holds_lease = False  # nor has a child of the child anything to close
+@cache
+def _held() -> weakref.WeakSet[SharedCache]:
+    """The caches of this process. What is registered for forks stays for good: once, not for each of them."""
+    caches: weakref.WeakSet[SharedCache] = weakref.WeakSet()
+    os.register_at_fork(after_in_child=partial(_let_go_of_leases, caches))
+    return caches
+
+
+def _let_go_of_leases(caches: weakref.WeakSet[SharedCache]) -> None:
+    """In a forked child, before anything else runs there: close the descriptors that are the parent's leases."""
+    for one in caches:
+        if one._holds_lease and one._leave.still_active():
+            os.close(one._area.lease_fd)
+            one._holds_lease = False  # nor has a child of the child anything to close
 
 
 def _is_full(store: Store) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import select
 import signal
 import threading
 import time
@@ -336,22 +337,49 @@ def test_a_killed_process_that_had_forked_leaves_what_goes_with_the_next(tmp_pat
         assert left() == []
 
 
-def test_a_child_that_reads_after_its_parent_has_left_reads_without(tmp_path: Path) -> None:
-    paths = [write_aloha(tmp_path / "e.h5")]
-    dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, cache_bytes=MIB, cache_scope="shared")
+def test_children_that_read_after_their_parent_has_left_share_another(tmp_path: Path) -> None:
+    """One for each would be as many times the memory that was asked for."""
+    paths = episodes(tmp_path)
+    dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, cache_bytes=4 * MIB, cache_scope="shared")
+    go_on, waits = os.pipe()[::-1]
+    found, told = os.pipe()
 
-    def child() -> str:
-        while not (tmp_path / "left").exists():
-            time.sleep(0.005)
+    def child() -> None:
+        os.read(waits, 1)
         check_aloha(dataset, paths)
-        return type(dataset._here().cache).__name__
+        cache = dataset._here().cache
+        assert isinstance(cache, SharedCache)
+        os.write(told, f"{cache._area.name} {cache.state.hits}\n".encode())
+        os.read(waits, 1)
+        cache.close()
 
-    with children.started(child) as running:
-        assert isinstance(dataset._here().cache, SharedCache)
-        dataset._here().cache.close()
+    with children.all_started([child] * 2) as running:
+        cache = dataset._here().cache
+        assert isinstance(cache, SharedCache)
+        cache.close()
         assert left() == []
-        (tmp_path / "left").touch()
-        assert running.result() == "ArrayCache"
+        lines = []
+        for _ in running:  # one after the other
+            os.write(go_on, b".")
+            assert select.select([found], [], [], 30)[0]
+            lines.append(os.read(found, 1000).decode().split())
+        os.write(go_on, b"..")
+        for one in running:
+            one.result()
+    (name, first_hits), (same_name, second_hits) = lines
+    assert name == same_name and int(second_hits) > int(first_hits)
+    assert left() == []
+    for fd in (go_on, waits, found, told):
+        os.close(fd)
+
+
+def test_forks_are_prepared_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs in every child from then on: one for each cache that ever was would be a leak."""
+    registered: list[object] = []
+    monkeypatch.setattr(os, "register_at_fork", lambda **functions: registered.append(functions))
+    for _ in range(3):
+        made().close()
+    assert len(registered) <= 1
 
 
 @pytest.mark.slow
