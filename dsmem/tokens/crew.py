@@ -1,6 +1,6 @@
-"""Workers that encode pieces: fresh processes that never outlive this one.
+"""Workers that encode pieces: processes that never outlive this one, forked by a fresh one (`dsmem.tokens.nursery`).
 
-What is said is lines of JSON: a recipe and pieces to a worker's standard input, reports and records from its output.
+What is said is lines of JSON, through two pipes for each: a recipe and pieces to a worker, reports and records from it.
 The parts themselves go through files.
 """
 
@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from selectors import EVENT_READ, DefaultSelector
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from dsmem import helpers
-from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, WorkerLost, WrongIds
+from dsmem.errors import WorkerLost
+from dsmem.tokens import failures
 from dsmem.tokens.parts import Record
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.places import Places
@@ -46,16 +45,17 @@ _ONE_THREAD = {
 
 
 class Crew:
-    """Started at once, told what to do when that is known: workers import while the parent still looks at the input."""
+    """Started at once, told what to do when that is known: all is loaded while the parent still looks at the input."""
 
     def __init__(self, processes: int) -> None:
         self._stack = ExitStack()
         self._ready = self._stack.enter_context(DefaultSelector())
         self._workers: list[_Worker] = []
         try:
-            for _ in range(processes):
-                worker = _Worker(self._stack)
-                self._ready.register(worker.answers, EVENT_READ, worker)
+            self._nursery = _Nursery(self._stack, processes)
+            for number, (requests, answers) in enumerate(self._nursery.ends):
+                worker = _Worker(number, self._nursery, requests, answers)
+                self._ready.register(answers, EVENT_READ, worker)
                 self._workers.append(worker)
         except BaseException:
             self._stack.close()
@@ -68,25 +68,34 @@ class Crew:
         self._stack.close()
 
     def expect(self, located: Located, engine: str, *, parse_special: bool) -> None:
-        """Let workers load what they will most likely be told to use, while the parent looks at it, too."""
-        for worker in self._workers:
-            worker.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
+        """Let it be loaded what workers will most likely be told to use, while the parent looks at it, too."""
+        self._nursery.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
 
     def fitting(self, added: Mapping[str, int]) -> tuple[EngineName, str] | None:
         """Name and version of the engine that workers have loaded; None if there is none, or it fits other ids.
 
         `added` are the ids that the reference gives to added tokens. Raises WorkerLost.
         """
-        worker = self._workers[0]
-        worker.send({"added": added})
-        while not (told := worker.collect()):
-            pass
-        ((kind, value),) = told
-        assert kind == "fitting", told
+        self._nursery.send({"added": added})
+        kind, value = self._nursery.hear()
+        assert kind == "fitting", kind
         return None if value is None else (value["name"], value["version"])
 
-    def run(self, recipe: Recipe, pieces: Iterator[Piece], places: Places, report: Report) -> Iterator[Record]:
+    def dismiss(self) -> None:
+        """There is nothing more to do: workers end while the parent goes on."""
+        self._nursery.dismiss()
+
+    def run(
+        self,
+        recipe: Recipe,
+        pieces: Iterator[Piece],
+        places: Places,
+        report: Report,
+        compare: Callable[[str], list[int]] | None = None,
+    ) -> Iterator[Record]:
         """Records as parts are finished, in no particular order; `places` is told of each part that is counted.
+
+        `compare` encodes by the reference, if the recipe says that workers can ask for it.
 
         Of several errors the one of the earliest piece is raised, whoever meets it first. Raises what encoding raises,
         WorkerLost, SourceChanged (a part that was placed elsewhere).
@@ -106,6 +115,9 @@ class Crew:
                 for kind, value in worker.collect():
                     if kind == "progress":
                         report(value)
+                    elif kind == "compare":
+                        assert compare is not None
+                        worker.send({"compared": compare(value)})
                     elif kind == "made":
                         worker.ahead -= 1
                         places.count(value["number"], value["size_bytes"])
@@ -119,7 +131,7 @@ class Crew:
                         piece = worker.in_flight.pop(value["number"])
                         worker.ahead -= not value["was_made"]
                         if failed is None or piece.number < failed[0]:
-                            failed = piece.number, _error(value)
+                            failed = piece.number, failures.again(value)
             if failed is None:
                 self._feed(pieces)
         if failed is not None:
@@ -139,22 +151,107 @@ class Crew:
             hungry = [worker for worker in hungry if worker.is_hungry]
 
 
-class _Worker:
-    def __init__(self, stack: ExitStack) -> None:
+class _Nursery:
+    """The process that forks the workers, and this side's ends of their pipes: requests and answers of each."""
+
+    def __init__(self, stack: ExitStack, processes: int) -> None:
+        self.ends: list[tuple[IO[bytes], IO[bytes]]] = []
+        self._ended: dict[int, int] = {}
+        self._dismissed = False
+        self._rest = b""
         environment = {**helpers.environment(), **_ONE_THREAD}
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
             environment.setdefault(name, "1")
-        self._process = subprocess.Popen(
-            helpers.command("dsmem.tokens.worker"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            bufsize=0,
-        )
+        stack.callback(self._close_ends)
+        theirs: list[int] = []
+        try:
+            for _ in range(processes):
+                requests, told = os.pipe()
+                theirs.append(requests)
+                here: IO[bytes] = os.fdopen(told, "wb", 0)
+                said, answers = os.pipe()
+                theirs.append(answers)
+                self.ends.append((here, os.fdopen(said, "rb", 0)))
+            self._process = subprocess.Popen(
+                helpers.command("dsmem.tokens.nursery", *theirs),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                bufsize=0,
+                pass_fds=theirs,
+            )
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
         stack.callback(self._stop)
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._requests = self._process.stdin
-        self.answers = self._process.stdout
+        self._requests: IO[bytes] = self._process.stdin
+        self._answers: IO[bytes] = self._process.stdout
+
+    def send(self, value: object) -> None:
+        """One line."""
+        _send(self._requests, value)
+
+    def hear(self) -> tuple[str, Any]:
+        """The next line; raises WorkerLost."""
+        while b"\n" not in self._rest:
+            data = os.read(self._answers.fileno(), 1 << 16)
+            if not data:
+                raise WorkerLost(f"the process that starts workers ended ({self._ending()})")
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        ((kind, value),) = json.loads(line).items()
+        return kind, value
+
+    def ending_of(self, worker: int) -> str:
+        """How that worker ended, which it has."""
+        self._requests.close()  # it may still wait for a question
+        while worker not in self._ended:
+            try:
+                _, value = self.hear()
+            except WorkerLost:
+                return self._ending()  # which ended all of them
+            self._ended[value["worker"]] = value["code"]
+        return helpers.ending(self._ended[worker])
+
+    def dismiss(self) -> None:
+        """Let all end by themselves."""
+        self._dismissed = True
+        self._close_requests()
+
+    def _ending(self) -> str:
+        return helpers.ending(self._process.wait(_PATIENCE_S))
+
+    def _stop(self) -> None:
+        """End it, and with it the workers, wherever they are."""
+        self._close_requests()
+        self._requests.close()
+        if self._dismissed:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE_S)
+        self._process.kill()
+        self._process.wait()
+        self._answers.close()
+        for _, answers in self.ends:
+            while os.read(answers.fileno(), 1 << 16):
+                pass  # until it has ended, it may write to the parts
+
+    def _close_ends(self) -> None:
+        self._close_requests()
+        for _, answers in self.ends:
+            answers.close()
+
+    def _close_requests(self) -> None:
+        for requests, _ in self.ends:
+            requests.close()
+
+
+class _Worker:
+    def __init__(self, number: int, nursery: _Nursery, requests: IO[bytes], answers: IO[bytes]) -> None:
+        self._number = number
+        self._nursery = nursery
+        self._requests = requests
+        self._answers = answers
         self.in_flight: dict[int, Piece] = {}
         self.ahead = 0
         self._rest = b""
@@ -169,12 +266,7 @@ class _Worker:
         return self.ahead < _AHEAD and len(self.in_flight) < _IN_FLIGHT
 
     def send(self, value: object) -> None:
-        try:
-            data = memoryview(json.dumps(value).encode() + b"\n")
-            while data:
-                data = data[self._requests.write(data) or 0 :]
-        except BrokenPipeError:
-            return  # it is dead: `collect` finds its answers at an end
+        _send(self._requests, value)
 
     def take(self, piece: Piece) -> None:
         self.in_flight[piece.number] = piece
@@ -182,53 +274,22 @@ class _Worker:
         self.send(piece.dump())
 
     def collect(self) -> Sequence[tuple[str, Any]]:
-        data = os.read(self.answers.fileno(), 1 << 16)
+        data = os.read(self._answers.fileno(), 1 << 16)
         if not data:
-            code = self._process.wait(_PATIENCE_S)
+            ending = self._nursery.ending_of(self._number)
             raise WorkerLost(
-                f"a worker ended ({helpers.ending(code)}) while it encoded {self.in_flight[self.first].shown}"
+                f"a worker ended ({ending}) while it encoded {self.in_flight[self.first].shown}"
                 if self.in_flight
-                else f"a worker ended ({helpers.ending(code)})"
+                else f"a worker ended ({ending})"
             )
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [next(iter(json.loads(line).items())) for line in lines]
 
-    def _stop(self) -> None:
-        self._requests.close()
-        self.answers.close()
-        self._process.kill()
-        self._process.wait()
 
-
-def _error(value: dict[str, Any]) -> Exception:
-    kind, message, facts = value["kind"], value["message"], value["facts"]
-    if kind == "OSError":
-        return OSError(facts["errno"], message, facts["filename"])
-    if kind == BadDocument.__name__:
-        return BadDocument(message, path=facts["path"], place=facts["place"], fields=facts["fields"])
-    if kind == EngineDiffers.__name__:
-        return EngineDiffers(message, path=facts["path"], place=facts["place"])
-    if kind == WrongIds.__name__:
-        return WrongIds(message)
-    return BadSource(message)
-
-
-def described(error: Exception) -> dict[str, Any]:
-    """An error that encoding raises, as JSON."""
-    if isinstance(error, OSError) and error.errno is not None:
-        facts: dict[str, Any] = {"errno": error.errno, "filename": error.filename}
-        return {"kind": "OSError", "message": error.strerror or str(error), "facts": facts}
-    facts = {name: getattr(error, name, "") for name in ("path", "place", "fields")}
-    message = str(error) if isinstance(error, DsmemError) else f"{type(error).__name__}: {error}"
-    return {"kind": type(error).__name__, "message": message, "facts": facts}
-
-
-def ignore_interrupts() -> None:
-    """In a worker: the parent decides what becomes of an interrupt."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def say(kind: str, value: object) -> None:
-    """In a worker: one line to the parent."""
-    sys.stdout.write(json.dumps({kind: value}) + "\n")
-    sys.stdout.flush()
+def _send(requests: IO[bytes], value: object) -> None:
+    try:
+        data = memoryview(json.dumps(value).encode() + b"\n")
+        while data:
+            data = data[requests.write(data) or 0 :]
+    except BrokenPipeError:
+        return  # it is dead: its answers are at an end

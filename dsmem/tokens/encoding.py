@@ -28,6 +28,8 @@ from dsmem.tokens.pieces import Piece
 from dsmem.tokens.recipe import ALL, VERIFY_EVERY, Recipe
 from dsmem.tokens.slices import Slices
 
+_MOST_ASKED = 1 << 16
+"""Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
 Read = Callable[[int], bytes]
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
@@ -36,10 +38,19 @@ Report = Callable[[int], None]
 class Encoder:
     """Makes parts of pieces, one after the other."""
 
-    def __init__(self, recipe: Recipe, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        engine: Engine | None = None,
+        *,
+        reference: Engine | None = None,
+        ask: Callable[[str], list[int]] | None = None,
+    ) -> None:
+        """With an engine and a reference where they are loaded; `ask` encodes as the reference, in another process."""
         self._recipe = recipe
         self._engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
-        self._reference: Engine | None = None
+        self._reference = reference
+        self._ask = ask if recipe.can_ask else None
         self._room = Room()
 
     def encode(self, piece: Piece, report: Report) -> Made:
@@ -203,6 +214,12 @@ class Encoder:
             self._reference = engines.load(recipe.located, name, parse_special=recipe.parse_special)
         return self._reference
 
+    def expected(self, text: str, *, now: bool) -> Ids:
+        """What the reference gives; `now`: whoever is asked for it will answer at once."""
+        if now and self._reference is None and self._ask is not None and len(text) <= _MOST_ASKED:
+            return np.array(self._ask(text), np.uint32)
+        return self.reference().encode([text])[0]
+
 
 def _portions(texts: list[str]) -> Iterator[list[str]]:
     """Texts of up to twice BLOCK_BYTES together."""
@@ -224,10 +241,12 @@ class _Verifying:
     """Compares a part's share of the sample with the reference."""
 
     def __init__(self, encoder: Encoder, piece: Piece, recipe: Recipe) -> None:
-        own = engines.reference_of(recipe.located) == recipe.engine
+        self._reference = engines.reference_of(recipe.located)
+        own = self._reference == recipe.engine
         self._encoder = encoder
         self._all = recipe.verify == ALL and not own
         self._left = recipe.verify if not own and piece.number % VERIFY_EVERY == 0 else 0
+        self._asks = not self._all and not piece.is_spool  # whoever spools does not listen meanwhile
         self._share = max(1, -(-recipe.verify * BLOCK_BYTES // max(piece.weight_bytes, BLOCK_BYTES)))
         self.count = 0
 
@@ -265,8 +284,7 @@ class _Verifying:
         return Comparing(self._encoder.reference(), whole=self._all)
 
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
-        reference = self._encoder.reference()
-        theirs, _ = reference.encode([text])
+        theirs = self._encoder.expected(text, now=self._asks)
         self.count += 1
         if np.array_equal(ids, theirs):
             return
@@ -276,7 +294,7 @@ class _Verifying:
         where = place(index)
         named = f"{path}:{where}" if where else path
         raise EngineDiffers(
-            f"{named}: the engine and {reference.name}, the reference, differ from token {at} of this document on",
+            f"{named}: the engine and {self._reference}, the reference, differ from token {at} of this document on",
             path=path,
             place=where,
         )

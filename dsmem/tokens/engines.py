@@ -106,6 +106,11 @@ def check_added(engine: Engine, added: Mapping[str, int]) -> None:
             raise Unfit(f"it gives the added token {token!r} another id than Hugging Face")
 
 
+def reference_in(vocabulary: Vocabulary, *, parse_special: bool) -> Engine | None:
+    """The reference, if it was loaded to describe the tokenizer."""
+    return None if vocabulary.reference is None else _Tokenizers(vocabulary.reference, parse_special)
+
+
 def load(located: Located, name: EngineName, *, parse_special: bool) -> Engine:
     """That engine; raises Unfit, BadSource, UsageError (a package that is not installed)."""
     if name == "bytes":
@@ -113,7 +118,7 @@ def load(located: Located, name: EngineName, *, parse_special: bool) -> Engine:
     if name == "fastokens":
         return _Fastokens(located, parse_special)
     if name == "tokenizers":
-        return _Tokenizers(located.path, parse_special)
+        return _Tokenizers(load_reference(located.path), parse_special)
     if name == "tiktoken":
         return _Tiktoken(located, parse_special)
     return _SentencePiece(located.path, parse_special)
@@ -165,8 +170,8 @@ class _Tokenizers:
     def version(self) -> str:
         return _version("tokenizers")
 
-    def __init__(self, path: str, parse_special: bool) -> None:
-        self._tokenizer = load_reference(path)
+    def __init__(self, tokenizer: Any, parse_special: bool) -> None:
+        self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = not parse_special
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:

@@ -64,6 +64,7 @@ class Run:
         self.dtype = dtype_of(self._vocabulary, options.dtype)
         self._crew = crew
         self._engine: Engine | None = None
+        self._asked: Engine | None = None
         self.engine, self._engine_version = self._choose()
         can_resume = all(source.identity is not None for source in sources)
         self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
@@ -120,6 +121,7 @@ class Run:
             skip_bad=options.on_error == "skip",
             with_keys=self._with_keys,
             verify=ALL if options.verify == "all" else options.verify,
+            can_ask=self._vocabulary.reference is not None,
         )
         records: dict[int, Record] = {}
         places = Places()
@@ -128,7 +130,7 @@ class Run:
         if self._crew is None:
             from dsmem.tokens.encoding import Encoder
 
-            encoder = Encoder(recipe, self._engine)
+            encoder = Encoder(recipe, self._engine, reference=self._reference())
             for piece in pending:
                 made = encoder.encode(piece, report)
                 places.count(made.number, made.size_bytes)
@@ -138,15 +140,29 @@ class Run:
                 if piece.is_spool:
                     os.unlink(piece.path)
         else:
-            for record in self._crew.run(recipe, pending, places, report):
+            for record in self._crew.run(recipe, pending, places, report, self._compare):
                 import dsmem.tokens.arrange  # noqa: F401 - what comes next, and numpy, while workers encode
 
                 records[record.number] = record
                 report.count(record)
+            self._crew.dismiss()
         report.finish()
         if not any(record.documents for record in records.values()):
             raise BadSource(f"no documents in {', '.join(source.path for source in self._sources[:3])}")
         return [records[number] for number in sorted(records)]
+
+    def _reference(self) -> Engine | None:
+        """What was loaded to describe the tokenizer, as an engine."""
+        from dsmem.tokens import engines
+
+        return engines.reference_in(self._vocabulary, parse_special=self._options.parse_special)
+
+    def _compare(self, text: str) -> list[int]:
+        """What the reference gives, for a worker that compares."""
+        self._asked = self._asked or self._reference()
+        assert self._asked is not None
+        ids: list[int] = self._asked.encode([text])[0].tolist()
+        return ids
 
     def _pending(self, records: dict[int, Record], places: Places, report: _Progress) -> Iterator[Piece]:
         """The pieces whose parts are still to be made; the others' records are put to the rest, and their places."""

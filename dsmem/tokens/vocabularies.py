@@ -76,6 +76,8 @@ class Vocabulary:
     eos_id: int | None
     added: dict[str, int] = field(default_factory=dict)
     """The ids that the reference gives to the added tokens of a tokenizer.json."""
+    reference: Any = field(default=None, repr=False, compare=False)
+    """What `load_reference` gave for a tokenizer.json: it holds what is said here."""
 
 
 def describe(
@@ -104,7 +106,8 @@ def describe(
             None if bos_token is None else _named(ids, bos_token, "--bos-token", spec),
             BYTES_END if eos_token is None else _named(ids, eos_token, "--eos-token", spec),
         )
-    ids, (bos, eos), added = _ids(located)
+    reference = load_reference(located.path) if located.kind == "tokenizer.json" else None
+    ids, (bos, eos), added = _ids(located, reference)
     return Vocabulary(
         spec,
         located,
@@ -114,6 +117,7 @@ def describe(
         bos if bos_token is None else _named(ids, bos_token, "--bos-token", spec),
         eos if eos_token is None else _named(ids, eos_token, "--eos-token", spec),
         added,
+        reference,
     )
 
 
@@ -246,14 +250,13 @@ def load_sentencepiece(path: str) -> Any:
         raise BadSource(f"{path} is not a SentencePiece model: {exc}") from exc
 
 
-def _ids(located: Located) -> tuple[dict[str, int], tuple[int | None, int | None], dict[str, int]]:
+def _ids(located: Located, reference: Any) -> tuple[dict[str, int], tuple[int | None, int | None], dict[str, int]]:
     """Every token by its text, the ids of bos and eos, and those of added tokens."""
     if located.kind == "sentencepiece":
         return *_sentencepiece_ids(located.path), {}
     if located.kind == "tiktoken":
         ids = _tiktoken_ids(located)
         return ids, (_first(ids, BOS_NAMES), _first(ids, EOS_NAMES)), {}
-    reference = load_reference(located.path)
     ids = dict(reference.get_vocab(with_added_tokens=True))
     added = {token.content: ids[token.content] for token in reference.get_added_tokens_decoder().values()}
     bos, eos = _configured(located.path)

@@ -1,127 +1,140 @@
-"""A worker of `dsmem tokenize` (`python -m`): pieces, and later their places, on standard input; on standard output how
-many bytes each became, and its record when it has its place."""
+"""A worker of `dsmem tokenize`: it is told pieces, and later their places; it says how many bytes each became, and its
+record when it has its place.
+
+What is said is lines of JSON. Workers are forked where all they need is loaded (`dsmem.tokens.nursery`); where that
+can't be, each is a fresh process (`python -m`).
+"""
 
 from __future__ import annotations
 
 import json
-import logging
+import signal
 import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
-from queue import PriorityQueue
-from typing import TYPE_CHECKING, Any
+from queue import PriorityQueue, SimpleQueue
+from typing import IO, TYPE_CHECKING
 
 from dsmem import helpers
 from dsmem.errors import DsmemError
-from dsmem.tokens import crew
+from dsmem.tokens import failures
 from dsmem.tokens.pieces import Piece
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine
     from dsmem.tokens.parts import Made
 
-_log = logging.getLogger(__name__)
 _REPORT_BYTES = 16 << 20
 _PLACE = b'{"place"'
+_COMPARED = b'{"compared"'
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve one parent: its pid."""
+    """A fresh process: the pid of its parent; requests on standard input, answers on standard output."""
     helpers.end_with_parent(int(arguments[0]))
-    crew.ignore_interrupts()
-    # What it will need, while the parent still looks at the input.
+    ignore_interrupts()
+    prepare()
+    serve(sys.stdin.buffer, sys.stdout.buffer, None)
+
+
+def prepare() -> None:
+    """Import what a worker will need, while the parent still looks at the input."""
     import orjson  # noqa: F401
     import xxhash  # noqa: F401
 
+    import dsmem.tokens.encoding
+    import dsmem.tokens.recipe  # noqa: F401
+
+
+def ignore_interrupts() -> None:
+    """The parent decides what becomes of an interrupt."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def say(answers: IO[bytes], kind: str, value: object) -> None:
+    """One line to the parent."""
+    answers.write(json.dumps({kind: value}).encode() + b"\n")
+    answers.flush()
+
+
+def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> None:
+    """Make parts until the requests end, by this engine if it is the one that the recipe names."""
     from dsmem.tokens.encoding import Encoder
     from dsmem.tokens.recipe import Recipe
 
-    lines = _Lines()
+    parent = _Parent(requests, answers)
     # The parent must never wait for us to read while we wait for it to read.
-    threading.Thread(target=lines.listen, daemon=True).start()
-    expected = lines.get()
-    if not expected:
-        return
-    engine = _engine(**json.loads(expected))
-    said = json.loads(lines.get() or "{}")
-    if "added" in said:
-        crew.say("fitting", _fitting(engine, said["added"]))
-        said = json.loads(lines.get() or "{}")
-    if not said:
+    threading.Thread(target=parent.listen, daemon=True).start()
+    told = parent.hear()
+    if not told:
         return  # nothing was left to do
-    recipe = Recipe.load(said)
+    recipe = Recipe.load(json.loads(told))
     if engine is not None and engine.name != recipe.engine:
         engine = None
     encoder: Encoder | None = None
-    report = _Report()
+    report = _Report(parent)
     made: dict[int, Made] = {}
-    while line := lines.get():
+    while line := parent.hear():
         told = json.loads(line)
         number = told.get("place", told.get("number"))
         try:
             if number in made:
-                crew.say("done", asdict(made[number].place(told["at"])))
+                parent.say("done", asdict(made[number].place(told["at"])))
                 del made[number]
             else:
-                encoder = encoder or Encoder(recipe, engine)
+                encoder = encoder or Encoder(recipe, engine, ask=parent.encode)
                 made[number] = encoder.encode(Piece.load(told), report)
                 report.flush()
-                crew.say("made", {"number": number, "size_bytes": made[number].size_bytes})
+                parent.say("made", {"number": number, "size_bytes": made[number].size_bytes})
         except (DsmemError, OSError, MemoryError) as exc:
-            crew.say("failed", {**crew.described(exc), "number": number, "was_made": number in made})
+            parent.say("failed", {**failures.described(exc), "number": number, "was_made": number in made})
 
 
-def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:
-    """What will most likely be asked for; None where it can't be loaded: the parent finds out why."""
-    from dsmem.tokens import engines
-    from dsmem.tokens.vocabularies import Located
+class _Parent:
+    """What it says, lines that tell places before others: what waits for its place takes memory."""
 
-    place = Located(**located)
-    try:
-        return engines.load(place, engines.likely(place, engine), parse_special=parse_special)
-    except (engines.Unfit, DsmemError, OSError) as exc:
-        _log.info("not loaded ahead: %s", exc)
-        return None
-
-
-def _fitting(engine: Engine | None, added: dict[str, int]) -> dict[str, str] | None:
-    """What the engine is; None if there is none, or if it contradicts the reference about these ids."""
-    from dsmem.tokens import engines
-
-    if engine is None:
-        return None
-    try:
-        engines.check_added(engine, added)
-    except engines.Unfit as exc:
-        _log.info("not %s: %s", engine.name, exc)
-        return None
-    return {"name": engine.name, "version": engine.version}
-
-
-class _Lines:
-    """Lines of standard input, those that tell places before others: what waits for its place takes memory."""
-
-    def __init__(self) -> None:
+    def __init__(self, requests: IO[bytes], answers: IO[bytes]) -> None:
+        self._requests = requests
+        self._answers = answers
         self._waiting: PriorityQueue[tuple[int, int, bytes]] = PriorityQueue()
+        self._compared: SimpleQueue[bytes] = SimpleQueue()
 
     def listen(self) -> None:
         """Take all lines, in a thread."""
         numbers = count()
-        for line in sys.stdin.buffer:
-            self._waiting.put((0 if line.startswith(_PLACE) else 1, next(numbers), line))
+        for line in self._requests:
+            if line.startswith(_COMPARED):
+                self._compared.put(line)
+            else:
+                self._waiting.put((0 if line.startswith(_PLACE) else 1, next(numbers), line))
         self._waiting.put((2, 0, b""))
+        self._compared.put(b"")
 
-    def get(self) -> bytes:
-        """The next; b"" after all others."""
+    def hear(self) -> bytes:
+        """The next line; b"" after all others."""
         return self._waiting.get()[2]
+
+    def say(self, kind: str, value: object) -> None:
+        """One line."""
+        say(self._answers, kind, value)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of the reference, which the parent has loaded."""
+        self.say("compare", text)
+        answer = self._compared.get()
+        if not answer:
+            sys.exit("the process that compares is gone")
+        ids: list[int] = json.loads(answer)["compared"]
+        return ids
 
 
 class _Report:
     """Tells the parent of bytes done, not too often."""
 
-    def __init__(self) -> None:
+    def __init__(self, parent: _Parent) -> None:
+        self._parent = parent
         self._held_bytes = 0
 
     def __call__(self, done_bytes: int) -> None:
@@ -131,7 +144,7 @@ class _Report:
 
     def flush(self) -> None:
         if self._held_bytes:
-            crew.say("progress", self._held_bytes)
+            self._parent.say("progress", self._held_bytes)
         self._held_bytes = 0
 
 

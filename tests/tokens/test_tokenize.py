@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 
 import dsmem
 from dsmem.digest import hash_file
-from dsmem.tokens import crew, parts, workdir
+from dsmem.tokens import failures, parts, workdir
 from dsmem.tokens.verifying import verify
 
 PART = 1 << 16
@@ -47,7 +47,10 @@ def sums(out: Path) -> dict[str, str]:
 
 
 def workers() -> list[int]:
-    return [child.pid for child in psutil.Process().children() if "dsmem.tokens.worker" in child.cmdline()]
+    """Those that encode: what the process that loads an engine has forked."""
+    children = psutil.Process().children()
+    nurseries = [child for child in children if "dsmem.tokens.nursery" in child.cmdline()]
+    return [child.pid for nursery in nurseries for child in nursery.children()]
 
 
 def test_equal_to_the_reference_and_for_any_number_of_workers(
@@ -294,9 +297,9 @@ def test_ids_that_can_not_be_are_not_written(tmp_path: Path) -> None:
 def test_errors_of_workers_are_the_errors_of_this_process() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/x")
     for error in (full, dsmem.BadDocument("m", path="p", place="3"), dsmem.EngineDiffers("m", path="p", place="3")):
-        again = crew._error(crew.described(error))
+        again = failures.again(failures.described(error))
         assert type(again) is type(error) and str(again) == str(error)
-    assert str(crew._error(crew.described(MemoryError()))) == "MemoryError: "
+    assert str(failures.again(failures.described(MemoryError()))) == "MemoryError: "
 
 
 def test_frames() -> None:
@@ -333,3 +336,43 @@ def test_memory_stays_bounded(tmp_path: Path) -> None:
     for kib in ran.stdout.split():
         assert int(kib) < 400 << 10
     assert (tmp_path / "one.bin").stat().st_size == 2 * ((tmp_path / "one.txt").stat().st_size + 1)
+
+
+def test_workers_that_can_not_be_forked_are_fresh_processes(
+    corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = (
+        "import sys, threading; threading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+        "from dsmem.tokens import nursery\n"
+        "nursery.main(sys.argv[2:])"
+    )
+    started: set[str] = set()
+
+    def command(module: str, *arguments: int) -> list[str]:
+        return [sys.executable, "-P", "-c", code, module, str(os.getpid()), *map(str, arguments)]
+
+    def look(*_: int) -> None:
+        (nursery,) = psutil.Process().children()
+        started.update(child.cmdline()[3] for child in nursery.children())
+
+    path, texts = corpus
+    monkeypatch.setattr("dsmem.helpers.command", command)
+    done = dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=trained, part_bytes=PART, workers=2, progress=look)
+    assert "dsmem.tokens.worker" in started
+    assert done.verified and tokentexts.written(tmp_path / "a.bin") == tokentexts.expected(texts)
+
+
+def test_workers_compare_with_what_the_parent_has_loaded(
+    corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, texts = corpus
+    asked: list[str] = []
+
+    def wrong(_: object, text: str) -> list[int]:
+        asked.append(text)
+        return [7]
+
+    monkeypatch.setattr("dsmem.tokens.run.Run._compare", wrong)
+    with pytest.raises(dsmem.EngineDiffers, match=r"corpus\.jsonl:1: .*tokenizers, the reference, differ from token 0"):
+        dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=trained, part_bytes=PART, workers=2)
+    assert asked == texts[:1]
