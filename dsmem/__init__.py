@@ -143,4 +143,4 @@ __all__ = [
     "tokenize",
 ]
 
-__getattr__, __dir__ = lazy.names(__name__, _HOMES)
+__getattr__, __dir__ = lazy.names(__name__, _HOMES, ("checkpoint", "training", "tune"))

@@ -121,5 +121,7 @@ def test_every_public_name_resolves() -> None:
     for name in dsmem.__all__:
         assert getattr(dsmem, name) is not None
     assert set(dsmem._HOMES) | {"__version__"} == set(dsmem.__all__)
+    for name in ("checkpoint", "training", "tune"):  # without an import of their own
+        assert name in dir(dsmem) and dsmem.__getattr__(name) is sys.modules[f"dsmem.{name}"]
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = dsmem.no_such_name
