@@ -14,19 +14,30 @@ from typing import TypeVar
 
 import children
 import hypothesis
+import orphans
 import pytest
 from stores import SHARED_MEMORY, InTmpfs, refuse
 
 T = TypeVar("T")
+_WATCHED = pytest.StashKey[int]()
 
 hypothesis.settings.register_profile("dsmem", deadline=None)  # how long an example takes is the machine's, not ours
 hypothesis.settings.load_profile("dsmem")
 
 
-def pytest_configure() -> None:
-    """Ctrl-C reaches what tests start, also where the tests run in the background of a shell, which ignores SIGINT."""
+def pytest_configure(config: pytest.Config) -> None:
+    """Ctrl-C reaches what tests start, also where the tests run in the background of a shell, which ignores SIGINT.
+
+    And none of it outlives a run that is killed.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.stash[_WATCHED] = orphans.watch()
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Nobody has killed this run."""
+    orphans.leave(config.stash[_WATCHED])
 
 
 _ALONE = ("tests/bench/", "tests/test_demo.py", "tests/cli/test_demo_bench.py")

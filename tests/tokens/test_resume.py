@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import random
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import children
 import psutil
 import pytest
 import tokentexts
@@ -170,43 +167,39 @@ def test_parts_with_skipped_documents_are_not_taken_over_by_a_run_that_skips_non
 @pytest.mark.slow
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     """kill -9 of the parent, again and again: no worker stays, and in the end the file is what it would have been."""
-    texts = tokentexts.documents(1500)
+    texts = tokentexts.documents(600)
     path = tokentexts.write_jsonl(tmp_path / "corpus.jsonl", texts)
     (tmp_path / "tokenizer.json").write_text(tokentexts.trained())
-    code = (
-        "import sys, dsmem\n"
-        "dsmem.tokenize(sys.argv[1], sys.argv[2], tokenizer=sys.argv[3], part_bytes=1 << 15, workers=2)\n"
-    )
     out = tmp_path / "out.bin"
-    command = [sys.executable, "-c", code, str(path), str(out), str(tmp_path / "tokenizer.json")]
     rng = random.Random(5)
     directory = Path(workdir.path_of(str(out)))
+
+    def tokenize(path: Path, out: Path, **options: Any) -> None:
+        dsmem.tokenize(path, out, tokenizer=tmp_path / "tokenizer.json", part_bytes=1 << 14, **options)
+
+    def finished_parts() -> int:
+        return len(list(directory.glob("part-*.json"))) if directory.exists() else 0
+
     kills = 0
-    for _ in range(30):
-        before = len(list(directory.glob("part-*.json"))) if directory.exists() else 0
-        process = subprocess.Popen(command)
-        limit = time.monotonic() + 60
-        # Let it get a little further each time, then kill it wherever it is.
-        while process.poll() is None and time.monotonic() < limit:
-            there = len(list(directory.glob("part-*.json"))) if directory.exists() else 0
-            if kills < 3 and there >= before + rng.randrange(1, 9):
-                time.sleep(rng.random() * 0.02)
-                break
-            time.sleep(0.002)
-        children = psutil.Process(process.pid).children() if process.poll() is None else []
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
+    while kills < 3:
+        before, more = finished_parts(), rng.randrange(1, 9)
+        with children.started(lambda: tokenize(path, out, workers=2)) as running:
+            limit = time.monotonic() + 60
+            while finished_parts() < before + more:  # a little further each time, then killed wherever it is
+                assert time.monotonic() < limit and not out.exists()
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.02)
+            started = psutil.Process(running.pid).children(recursive=True)
+            assert started
+            running.kill()
             kills += 1
-        if process.wait() == 0:
-            break
-        assert psutil.wait_procs(children, timeout=10)[1] == []
-    assert kills >= 3
+            assert psutil.wait_procs(started, timeout=10)[1] == []
+    children.call(lambda: tokenize(path, out, workers=2))
     assert tokentexts.written(out) == tokentexts.expected(texts)
     assert json.loads((tmp_path / "out.json").read_bytes())["documents"] == len(texts)
     assert not directory.exists()
-    digest = hashlib.sha256(out.read_bytes()).hexdigest()
-    dsmem.tokenize(path, tmp_path / "again.bin", tokenizer=tmp_path / "tokenizer.json", part_bytes=1 << 15)
-    assert hashlib.sha256((tmp_path / "again.bin").read_bytes()).hexdigest() == digest
+    tokenize(path, tmp_path / "again.bin")
+    assert out.read_bytes() == (tmp_path / "again.bin").read_bytes()
 
 
 def test_a_work_directory_that_is_not_ours_is_left_alone(corpus: Path, tmp_path: Path) -> None:

@@ -1,0 +1,60 @@
+"""Of a run of tests that is killed nothing stays."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import children
+import orphans
+import psutil
+import pytest
+
+DETACHED = "import os, subprocess, sys; print(subprocess.Popen(['sleep', '60'], start_new_session=True).pid)"
+
+
+@pytest.fixture
+def kept() -> Iterator[list[psutil.Process]]:
+    found: list[psutil.Process] = []
+    yield found
+    for one in found:
+        if runs(one):
+            one.kill()
+
+
+def runs(process: psutil.Process) -> bool:
+    """Whether it does more than wait for whoever takes up orphans."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_a_killed_run_has_started_ends(killed: bool, kept: list[psutil.Process]) -> None:
+    said, saying = os.pipe()
+
+    def run() -> None:
+        watching = orphans.watch()
+        started = subprocess.run([sys.executable, "-S", "-c", DETACHED], stdout=saying, check=True)
+        assert started.returncode == 0
+        if killed:
+            signal.pause()
+        orphans.leave(watching)
+
+    with children.started(run) as running:
+        kept.append(psutil.Process(int(os.read(said, 100))))
+        if killed:
+            running.kill()
+        else:
+            running.result()
+    deadline = time.monotonic() + (20 if killed else 0.3)
+    while runs(kept[0]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert runs(kept[0]) != killed
+    os.close(said)
+    os.close(saying)
