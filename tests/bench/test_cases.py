@@ -24,7 +24,7 @@ from dsmem.bench.sizes import Room
 from dsmem.bench.workbench import Case
 from dsmem.errors import BadSource, NoSpace, UsageError
 from dsmem.store import hugepages
-from dsmem.tune import sampling
+from dsmem.tune import Settings, sampling
 
 SIZE = 2 << 20
 ROLES = {
@@ -43,7 +43,7 @@ ROLES = {
     "tune": ["dsmem", "recipe", "limit"],
 }
 UNLIKE_THE_REST = {
-    ("pin", 0): ["dsmem", "recipe"] + ["limit"] * (8 if hugepages.can_be_taken(None) else 6),
+    ("pin", 0): ["dsmem", "recipe"] + ["limit"] * (2 if hugepages.can_be_taken(None) else 4),
     ("ckpt", 2): ["dsmem", "recipe", "limit", "limit"],
     **{("ckpt", number): ["dsmem"] + ["recipe"] * 3 + ["limit"] for number in (6, 7)},
     **{("ckpt", number): ["dsmem", "recipe", "limit", "limit"] for number in (8, 9)},
@@ -117,6 +117,25 @@ def test_predictions_are_those_of_amdahl() -> None:
     slower = (row("dsmem", 10.0), row("dsmem", 12.0), *rows[2:])
     found = checkpoint.with_predictions(Compared("", "time", 100, 1, slower), (1, 2), (4,)).measured[4:]
     assert found[0].median_s == 10.0  # more CPUs are never slower than one
+
+
+def test_what_tune_says_is_measured_once() -> None:
+    """Beside every other setting of the grid; what is kept may be what is recommended, of the grid, or neither."""
+    one, two = Settings(True, num_workers=1), Settings(False, num_workers=2, cache_bytes=5)
+    shared_cache = dataclasses.replace(two, cache_scope="shared")
+    for kept, said, role in (
+        (None, "", ""),
+        (one, "recommended, and kept by", "dsmem"),
+        (two, "kept by", "limit"),
+        (shared_cache, "kept by", "dsmem"),
+    ):
+        entries = tune._entries(one, kept, (1, 2))
+        assert entries[0][1:] == ("dsmem", one)
+        places = [(of.use_shared_memory, of.num_workers, of.cache_scope) for _, _, of in entries]
+        assert len(set(places)) == len(places) == (5 if kept == shared_cache else 4)
+        assert [entry[1:] for entry in entries if said and entry[0].startswith(said)] == (
+            [(role, kept)] if said else []
+        )
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -193,7 +212,8 @@ def _wrong_recipe_of_pin(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _wrong_fill(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "FILLS", (("nothing", lambda path, target: None, True),))
+    for ways in ("WRITTEN", "MAPPED", "TAKEN"):
+        monkeypatch.setattr(limits, ways, (("nothing", lambda path, target: None, True),))
 
 
 def _wrong_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

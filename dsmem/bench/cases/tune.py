@@ -1,4 +1,4 @@
-"""What `dsmem tune` recommends, beside all other settings of a small grid and the defaults, on three kinds of files.
+"""What `dsmem tune` recommends, and keeps after trying, beside a small grid of settings, on three kinds of files.
 
 100 % of the limit is the best of the others. Two processes of the same setting differ, by where their memory lies: in
 every round each setting has a new process, as a training script would be, and a sample is the median of its passes.
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from dsmem.tune.trials import Trial
 
     Running = tuple[Trial, int]
+    Entry = tuple[str, Role, Settings]
 
 KINDS: tuple[episode_sets.Kind, ...] = ("gzip", "contiguous", "jpeg")
 FILES = 10
@@ -49,7 +50,8 @@ def compare(bench: Workbench) -> Generator[Comparison]:
     kinds, workers = _HURRIED if hurried else (KINDS, WORKERS)
     if hurried:
         bench.note(
-            f"tune: {', '.join(kinds)} and {', '.join(map(str, workers))} workers only; all with --size and --runs"
+            f"tune: {', '.join(kinds)} and {', '.join(map(str, workers))} workers only, nothing of --measure; all with "
+            "--size and --runs"
         )
     for kind in kinds:
         directory = bench.new_file(f"episodes-{kind}")
@@ -59,34 +61,43 @@ def compare(bench: Workbench) -> Generator[Comparison]:
             paths, _ = episode_sets.make(directory, size_bytes, files=FILES if size_bytes >= 32 << 20 else 2, kind=kind)
             with bench.place.store():
                 optimizer = DatasetOptimizer(paths, episode_sets.CAMERAS, BATCH, gpus=0)
-                recommended = optimizer.optimize().settings
+                analysis = optimizer.optimize(measure=not hurried)
+                recommended = analysis.recommendation.chosen.settings
                 defaults = Settings(num_workers=DEFAULT_WORKERS)
-                tried: list[tuple[str, Role, Settings]] = [
-                    (f"recommended: {_said(recommended)}", "dsmem", recommended),
-                    (f"the defaults: {_said(defaults)}", "recipe", defaults),
-                    *((_said(one), "limit", one) for one in _grid(workers, recommended)),
-                ]
+                ours, *others = _entries(recommended, None if hurried else analysis.settings, workers)
+                tried = [ours, (f"the defaults: {_said(defaults)}", "recipe", defaults), *others]
                 title = f"a batch of {BATCH}, warm, {kind} episodes, each round in new processes"
                 yield Comparison(title, 0, _contenders(paths, tried), rounds=bench.runs)
         finally:
             shutil.rmtree(directory)
 
 
-def _grid(workers: tuple[int, ...], recommended: Settings) -> Iterator[Settings]:
-    """All the others: what is recommended would only be measured twice."""
+def _entries(recommended: Settings, kept: Settings | None, workers: Sequence[int]) -> list[Entry]:
+    """What is recommended, and all others of the grid, among them what `tune --measure` keeps, where that was asked.
+
+    None is there twice: what is recommended is not measured again, so its limit is the best of the others.
+    """
     from dsmem.tune import Settings
 
+    name = "recommended" if kept != recommended else "recommended, and kept by --measure"
+    entries: list[Entry] = [(f"{name}: {_said(recommended)}", "dsmem", recommended)]
+    grid = {_said(recommended): recommended}
     for shared, count in product((True, False), workers):
-        if (shared, count) == (recommended.use_shared_memory, recommended.num_workers):
-            continue
-        yield Settings(use_shared_memory=shared, num_workers=count, cache_bytes=_CACHE_BYTES)
+        one = Settings(use_shared_memory=shared, num_workers=count, cache_bytes=_CACHE_BYTES)
+        if grid.setdefault(_said(one), one) is one and (kept is None or _said(one) != _said(kept)):
+            entries.append((_said(one), "limit", one))
+    if kept not in (None, recommended):
+        entries.insert(1, (f"kept by --measure: {_said(kept)}", "limit" if _said(kept) in grid else "dsmem", kept))
+    return entries
 
 
 def _said(settings: Settings) -> str:
-    return f"{'shared' if settings.use_shared_memory else 'not shared'}, {settings.num_workers} workers"
+    shared = "shared" if settings.use_shared_memory else "not shared"
+    cache = ", one cache" if settings.cache_bytes and settings.cache_scope == "shared" else ""
+    return f"{shared}, {settings.num_workers} workers{cache}"
 
 
-def _contenders(paths: list[str], tried: list[tuple[str, Role, Settings]]) -> list[Contender]:
+def _contenders(paths: list[str], tried: Sequence[Entry]) -> list[Contender]:
     from dsmem.tune.looking import look
 
     files = look(paths, episode_sets.CAMERAS).files
