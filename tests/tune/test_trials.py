@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,9 +15,11 @@ import h5py
 import numpy as np
 import psutil
 import pytest
+import warm
 from episodes import CAMERAS, GZIP, write_aloha
 
 import dsmem
+from dsmem import stopping
 from dsmem.training import placing
 from dsmem.tune import DatasetOptimizer, Settings, looking, sampling, trials
 from dsmem.tune.facts import Workload
@@ -40,11 +40,11 @@ def pinned() -> list[str]:
     return [entry.name for entry in listing.list_objects().entries]
 
 
-def running() -> list[str]:
-    return [" ".join(one.cmdline()) for one in psutil.Process().children() if "trial" in " ".join(one.cmdline())]
+def running(pids: list[int]) -> list[int]:
+    return [pid for pid in pids if psutil.pid_exists(pid)]
 
 
-def test_compared(robots: list[str]) -> None:
+def test_compared(robots: list[str], forked_trials: list[int]) -> None:
     kept = dsmem.pin(robots[0]).name
     looked = looking.look(robots, CAMERAS)
     seen: list[tuple[int, int]] = []
@@ -52,10 +52,10 @@ def test_compared(robots: list[str]) -> None:
     tried = trials.compare(looked, settings, Workload(4), rounds=2, progress=lambda *at: seen.append(at))
     assert [one.settings for one in tried] == settings and seen[-1] == (6, 6)
     assert all(len(one.samples) == 2 and one.batch_s > 0 and one.opened_s > 0 for one in tried)
-    assert pinned() == [kept] and running() == []
+    assert pinned() == [kept] and len(forked_trials) == 2 and running(forked_trials) == []
 
 
-def test_the_same_samples_whatever_the_settings(robots: list[str]) -> None:
+def test_the_same_samples_whatever_the_settings(robots: list[str], forked_trials: list[int]) -> None:
     looked = looking.look(robots, CAMERAS)
     marks = set()
     for settings in (SHARED, ALONE, replace(ALONE, num_workers=1, memory_mapping=False)):
@@ -63,15 +63,15 @@ def test_the_same_samples_whatever_the_settings(robots: list[str]) -> None:
             assert trial.opened()["batches"] == 6
             trial.begin("check")
             marks.add(trial.end()["mark"])
-    assert len(marks) == 1
+    assert len(marks) == 1 and len(forked_trials) == 3 and running(forked_trials) == []
 
 
-def test_a_trial_that_fails(robots: list[str], tmp_path: Path) -> None:
+def test_a_trial_that_fails(robots: list[str], forked_trials: list[int]) -> None:
     looked = looking.look(robots, CAMERAS)
     os.unlink(robots[1])
     with pytest.raises(TrialFailed, match=r"BrokenEpisodes: .*episode_1\.hdf5"):
         trials.compare(looked, [SHARED], Workload(4), rounds=1)
-    assert running() == []
+    assert len(forked_trials) == 1 and running(forked_trials) == []
     with Trial(looked.files[:1], CAMERAS, SHARED, Workload(4)) as trial:
         trial.opened()
         trial._process.kill()
@@ -82,7 +82,9 @@ def test_a_trial_that_fails(robots: list[str], tmp_path: Path) -> None:
     assert len(placing.remove(pinned())) == 1  # who is killed removes nothing
 
 
-def test_a_trial_that_does_not_answer(robots: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_does_not_answer(
+    robots: list[str], forked_trials: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     looked = looking.look(robots, CAMERAS)
     with Trial(looked.files[:1], CAMERAS, replace(SHARED, use_shared_memory=False), Workload(4)) as trial:
         trial.opened()
@@ -91,30 +93,34 @@ def test_a_trial_that_does_not_answer(robots: list[str], monkeypatch: pytest.Mon
         trial.begin()
         with pytest.raises(TrialFailed, match="did not answer"):
             trial.end()
-    assert running() == []
+    assert len(forked_trials) == 1 and running(forked_trials) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
-def test_nothing_is_left_of_one_that_is_stopped(robots: list[str], number: signal.Signals) -> None:
+def test_nothing_is_left_of_one_that_is_stopped(
+    robots: list[str], number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Whether it can clean up itself or not; what was pinned before stays."""
+    if number != signal.SIGKILL:  # then it is the trial that cleans up, and that is a real one
+        warm.use(monkeypatch)
     kept = dsmem.pin(robots[0]).name
-    program = (
-        "import sys\nfrom dsmem import stopping\nfrom dsmem.tune import Settings, looking, trials\n"
-        "from dsmem.tune.facts import Workload\n"
-        f"looked = looking.look(sys.argv[1:], {CAMERAS!r})\n"
-        "with stopping.raised():\n    trials.compare(looked, [Settings(num_workers=1)], Workload(4), rounds=100000)\n"
-    )
-    parent = subprocess.Popen([sys.executable, "-c", program, *robots], stderr=subprocess.DEVNULL)
-    try:
+    looked = looking.look(robots, CAMERAS)
+
+    def compare() -> None:
+        with stopping.raised():
+            trials.compare(looked, [Settings(num_workers=1)], Workload(4), rounds=100000)
+
+    ended = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt, signal.SIGKILL: children.ChildDied}[number]
+    with children.started(compare) as parent:  # its trial is a process of its own, with workers
         wait_for(lambda: len(pinned()) == 3)
-        parent.send_signal(number)
-        assert parent.wait(30) == {signal.SIGTERM: 143, signal.SIGINT: -2, signal.SIGKILL: -9}[number]
+        (trial,) = psutil.Process(parent.pid).children()
+        os.kill(parent.pid, number)
+        with pytest.raises(ended):
+            parent.result(30)
         if number == signal.SIGKILL:  # then its trial does it, a moment later
             wait_for(lambda: pinned() == [kept])
         assert pinned() == [kept]
-    finally:
-        parent.kill()
-        parent.wait()
+        wait_for(lambda: not trial.is_running() or trial.status() == psutil.STATUS_ZOMBIE)
 
 
 def wait_for(done: Callable[[], bool]) -> None:
@@ -124,7 +130,7 @@ def wait_for(done: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_what_a_killed_trial_has_pinned_goes_too(robots: list[str]) -> None:
+def test_what_a_killed_trial_has_pinned_goes_too(robots: list[str], forked_trials: list[int]) -> None:
     kept = dsmem.pin(robots[0]).name
     files = looking.look(robots, CAMERAS).files
     with trials._only(files) as spare, Trial(files, CAMERAS, SHARED, Workload(4), spare=spare) as trial:
@@ -163,7 +169,7 @@ def test_the_winner_is_kept(robots: list[str], monkeypatch: pytest.MonkeyPatch) 
 def test_a_batch_handed_over_in_a_real_loader(robots: list[str], handed_over_s: Callable[..., float]) -> None:
     files = looking.look(robots, CAMERAS).files
     assert 0 < handed_over_s(files, CAMERAS, [3, 1, 4, 1, 5, 9, 2, 6], 4) < 10
-    assert running() == []
+    assert children.still_running() == []
 
 
 def test_recommended_where_a_worker_has_no_room_for_a_batch(
