@@ -169,20 +169,25 @@ def fill_mapped(path: str, target: BinaryIO, *, taken: bool = False, hashed: boo
             _in_threads(read, size_bytes)
 
 
-FILLS: tuple[tuple[str, Fill, bool], ...] = (
+Way = tuple[str, Fill, bool]
+"""A plain way to fill shared memory: its name, how, and whether it copies the file."""
+WRITTEN: tuple[Way, ...] = (
     ("dd bs=1M", fill_one_thread, True),
     ("pread + pwrite, threads", fill_threads, True),
     ("the same, hashed as it comes", partial(fill_threads, hashed=True), True),
-    ("pread into a map, threads", fill_mapped, True),
-    ("into a map, hashed as it comes", partial(fill_mapped, hashed=True), True),
     ("pwrite of a hot buffer, threads", fill_hot, False),
 )
-"""The plain ways to fill shared memory, and whether each copies the file; the fastest in a run is that run's limit."""
-TAKEN: tuple[tuple[str, Fill, bool], ...] = (
+"""By write(2). The fastest way in a run is that run's limit."""
+MAPPED: tuple[Way, ...] = (
+    ("pread into a map, threads", fill_mapped, True),
+    ("into a map, hashed as it comes", partial(fill_mapped, hashed=True), True),
+)
+"""Through a map, which gets huge pages where the mount has them."""
+TAKEN: tuple[Way, ...] = (
     ("pread into huge pages taken one by one, threads", partial(fill_mapped, taken=True), True),
     ("those, hashed as it comes", partial(fill_mapped, taken=True, hashed=True), True),
 )
-"""Two more, where they can be taken."""
+"""The same where they can be taken."""
 
 
 def new_file(directory: Path) -> BinaryIO:

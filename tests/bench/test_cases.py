@@ -29,7 +29,7 @@ from dsmem.tune import Settings, sampling
 SIZE = 2 << 20
 ROLES = {
     "hash": ["dsmem"] * 5 + ["recipe", "limit"],
-    "pin": ["dsmem", "recipe"] + ["limit"] * 6,
+    "pin": ["dsmem", "recipe"] + ["limit"] * 4,
     "decode": ["dsmem", "recipe", "recipe", "limit"],
     "attach": ["dsmem", "recipe", "recipe", "limit"],
     "memory": ["dsmem", "recipe", "limit"],
@@ -42,8 +42,10 @@ ROLES = {
     "training": ["dsmem", "recipe", "limit"],
     "tune": ["dsmem", "recipe", "limit"],
 }
+PIN_ON_HUGE_PAGES = (0, 2) if hugepages.can_be_taken(None) else (1,)
+"""Those of its comparisons in which memory comes in huge pages; the last is on a mount of its own."""
 UNLIKE_THE_REST = {
-    ("pin", 0): ["dsmem", "recipe"] + ["limit"] * (2 if hugepages.can_be_taken(None) else 4),
+    **{("pin", number): ["dsmem", "recipe", "limit", "limit"] for number in PIN_ON_HUGE_PAGES},
     ("ckpt", 2): ["dsmem", "recipe", "limit", "limit"],
     **{("ckpt", number): ["dsmem"] + ["recipe"] * 3 + ["limit"] for number in (6, 7)},
     **{("ckpt", number): ["dsmem", "recipe", "limit", "limit"] for number in (8, 9)},
@@ -61,7 +63,7 @@ COMPARISONS = {
     "ckpt": 11,
     "tokens": 3,
     "hash": 1,
-    "pin": 3,
+    "pin": 1 + len(PIN_ON_HUGE_PAGES),
     "decode": 4,
     "attach": 4,
     "memory": 3,
