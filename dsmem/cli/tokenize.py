@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -113,6 +114,7 @@ def tokenize(
 
     nanoGPT and Megatron-LM read it as it is. A run that was killed goes on when it is started again.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads, which nothing here uses, spin when it begins
     from dsmem.tokens.options import VERIFY_DOCUMENTS
     from dsmem.tokens.tokenize import tokenize as run
 

@@ -8,68 +8,46 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import asdict
 from selectors import EVENT_READ, DefaultSelector
 from typing import IO, TYPE_CHECKING, Any
 
-from dsmem import helpers
 from dsmem.errors import WorkerLost
 from dsmem.tokens import failures
 from dsmem.tokens.parts import Record
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.places import Places
 from dsmem.tokens.recipe import VERIFY_EVERY
+from dsmem.tokens.starting import Nursery, send
 
 if TYPE_CHECKING:
     from dsmem.tokens.encoding import Report
     from dsmem.tokens.engines import EngineName
     from dsmem.tokens.recipe import Recipe
-    from dsmem.tokens.vocabularies import Located
 
 _AHEAD = 2
 """Pieces that a worker has been told to encode and has not."""
 _IN_FLIGHT = 4
 """Those, and parts that wait for their place."""
-_PATIENCE_S = 5.0
-
-
-_ONE_THREAD = {
-    "FASTOKENS_BPE_THREADS": "1",
-    "RAYON_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Workers are as many as there are CPUs: threads of engines beside them would only take turns with them."""
 
 
 class Crew:
-    """Started at once, told what to do when that is known: all is loaded while the parent still looks at the input."""
+    """The workers of a nursery, which goes on to be whoever's it is."""
 
-    def __init__(self, processes: int) -> None:
-        self._stack = ExitStack()
-        self._ready = self._stack.enter_context(DefaultSelector())
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._ready = DefaultSelector()
         self._workers: list[_Worker] = []
-        try:
-            self._nursery = _Nursery(self._stack, processes)
-            for number, (requests, answers) in enumerate(self._nursery.ends):
-                worker = _Worker(number, self._nursery, requests, answers)
-                self._ready.register(answers, EVENT_READ, worker)
-                self._workers.append(worker)
-        except BaseException:
-            self._stack.close()
-            raise
+        for number, (requests, answers) in enumerate(nursery.ends):
+            worker = _Worker(number, nursery, requests, answers)
+            self._ready.register(answers, EVENT_READ, worker)
+            self._workers.append(worker)
 
     def __enter__(self) -> Crew:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def expect(self, located: Located, engine: str, *, parse_special: bool) -> None:
-        """Let it be loaded what workers will most likely be told to use, while the parent looks at it, too."""
-        self._nursery.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
+        self._ready.close()
 
     def fitting(self, added: Mapping[str, int]) -> tuple[EngineName, str] | None:
         """Name and version of the engine that workers have loaded; None if there is none, or it fits other ids.
@@ -151,103 +129,8 @@ class Crew:
             hungry = [worker for worker in hungry if worker.is_hungry]
 
 
-class _Nursery:
-    """The process that forks the workers, and this side's ends of their pipes: requests and answers of each."""
-
-    def __init__(self, stack: ExitStack, processes: int) -> None:
-        self.ends: list[tuple[IO[bytes], IO[bytes]]] = []
-        self._ended: dict[int, int] = {}
-        self._dismissed = False
-        self._rest = b""
-        environment = {**helpers.environment(), **_ONE_THREAD}
-        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            environment.setdefault(name, "1")
-        stack.callback(self._close_ends)
-        theirs: list[int] = []
-        try:
-            for _ in range(processes):
-                requests, told = os.pipe()
-                theirs.append(requests)
-                here: IO[bytes] = os.fdopen(told, "wb", 0)
-                said, answers = os.pipe()
-                theirs.append(answers)
-                self.ends.append((here, os.fdopen(said, "rb", 0)))
-            self._process = subprocess.Popen(
-                helpers.command("dsmem.tokens.nursery", *theirs),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                env=environment,
-                bufsize=0,
-                pass_fds=theirs,
-            )
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
-        stack.callback(self._stop)
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._requests: IO[bytes] = self._process.stdin
-        self._answers: IO[bytes] = self._process.stdout
-
-    def send(self, value: object) -> None:
-        """One line."""
-        _send(self._requests, value)
-
-    def hear(self) -> tuple[str, Any]:
-        """The next line; raises WorkerLost."""
-        while b"\n" not in self._rest:
-            data = os.read(self._answers.fileno(), 1 << 16)
-            if not data:
-                raise WorkerLost(f"the process that starts workers ended ({self._ending()})")
-            self._rest += data
-        line, _, self._rest = self._rest.partition(b"\n")
-        ((kind, value),) = json.loads(line).items()
-        return kind, value
-
-    def ending_of(self, worker: int) -> str:
-        """How that worker ended, which it has."""
-        self._requests.close()  # it may still wait for a question
-        while worker not in self._ended:
-            try:
-                _, value = self.hear()
-            except WorkerLost:
-                return self._ending()  # which ended all of them
-            self._ended[value["worker"]] = value["code"]
-        return helpers.ending(self._ended[worker])
-
-    def dismiss(self) -> None:
-        """Let all end by themselves."""
-        self._dismissed = True
-        self._close_requests()
-
-    def _ending(self) -> str:
-        return helpers.ending(self._process.wait(_PATIENCE_S))
-
-    def _stop(self) -> None:
-        """End it, and with it the workers, wherever they are."""
-        self._close_requests()
-        self._requests.close()
-        if self._dismissed:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_PATIENCE_S)
-        self._process.kill()
-        self._process.wait()
-        self._answers.close()
-        for _, answers in self.ends:
-            while os.read(answers.fileno(), 1 << 16):
-                pass  # until it has ended, it may write to the parts
-
-    def _close_ends(self) -> None:
-        self._close_requests()
-        for _, answers in self.ends:
-            answers.close()
-
-    def _close_requests(self) -> None:
-        for requests, _ in self.ends:
-            requests.close()
-
-
 class _Worker:
-    def __init__(self, number: int, nursery: _Nursery, requests: IO[bytes], answers: IO[bytes]) -> None:
+    def __init__(self, number: int, nursery: Nursery, requests: IO[bytes], answers: IO[bytes]) -> None:
         self._number = number
         self._nursery = nursery
         self._requests = requests
@@ -266,7 +149,7 @@ class _Worker:
         return self.ahead < _AHEAD and len(self.in_flight) < _IN_FLIGHT
 
     def send(self, value: object) -> None:
-        _send(self._requests, value)
+        send(self._requests, value)
 
     def take(self, piece: Piece) -> None:
         self.in_flight[piece.number] = piece
@@ -284,12 +167,3 @@ class _Worker:
             )
         *lines, self._rest = (self._rest + data).split(b"\n")
         return [next(iter(json.loads(line).items())) for line in lines]
-
-
-def _send(requests: IO[bytes], value: object) -> None:
-    try:
-        data = memoryview(json.dumps(value).encode() + b"\n")
-        while data:
-            data = data[requests.write(data) or 0 :]
-    except BrokenPipeError:
-        return  # it is dead: its answers are at an end

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,13 +20,15 @@ from dsmem.tokens import compressed, cutting, documents, engines, pieces
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
-from dsmem.tokens.engines import Engine, Ids
 from dsmem.tokens.feeding import LONG_BYTES, Comparing, decoded, feed
 from dsmem.tokens.holding import Room
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.recipe import ALL, VERIFY_EVERY, Recipe
 from dsmem.tokens.slices import Slices
+
+if TYPE_CHECKING:
+    from dsmem.tokens.engines import Engine, Ids
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""

@@ -2,7 +2,7 @@
 
 An engine never adds tokens of its own, never truncates and never pads; special tokens that stand in the text are text
 unless `parse_special`. Hugging Face `tokenizers` is the reference for tokenizer.json, tiktoken and SentencePiece are
-their own.
+their own. Engines load beside numpy, which is imported when they encode.
 """
 
 from __future__ import annotations
@@ -10,10 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Literal, Protocol, get_args
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from dsmem.errors import UsageError
 from dsmem.tokens.vocabularies import (
@@ -26,9 +23,14 @@ from dsmem.tokens.vocabularies import (
     need,
 )
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Ids = NDArray[np.uint32]
+    Lengths = NDArray[np.int64]
+
 EngineName = Literal["fastokens", "tokenizers", "tiktoken", "sentencepiece", "bytes"]
-Ids = NDArray[np.uint32]
-Lengths = NDArray[np.int64]
 _BY_KIND: dict[str, tuple[EngineName, ...]] = {
     "tokenizer.json": ("fastokens", "tokenizers"),
     "tiktoken": ("fastokens", "tiktoken"),
@@ -125,6 +127,8 @@ def load(located: Located, name: EngineName, *, parse_special: bool) -> Engine:
 
 
 def _flat(parts: Sequence[Sequence[int]]) -> tuple[Ids, Lengths]:
+    import numpy as np
+
     lengths = np.fromiter(map(len, parts), np.int64, len(parts))
     return np.fromiter(chain.from_iterable(parts), np.uint32, int(lengths.sum())), lengths
 
@@ -158,6 +162,8 @@ class _Fastokens:
         return found
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        import numpy as np
+
         ids, offsets = self._tokenizer.encode_batch_flat(list(texts), split_special_tokens=self._split_special)
         ends = np.frombuffer(offsets, np.uint64).astype(np.int64)
         return np.frombuffer(ids, np.uint32), ends[1:] - ends[:-1]
@@ -198,6 +204,8 @@ class _Tiktoken:
         )
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        import numpy as np
+
         parts = [
             self._encoding.encode_to_numpy(text, allowed_special=self._allowed, disallowed_special=()) for text in texts
         ]
@@ -231,6 +239,8 @@ class _Bytes:
         self._parse_special = parse_special
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        import numpy as np
+
         if self._parse_special and any(END_OF_TEXT in text for text in texts):
             parts = [self._one(text) for text in texts]
             ids = np.concatenate(parts).astype(np.uint32)
@@ -241,6 +251,8 @@ class _Bytes:
         return np.frombuffer(joined.encode(), np.uint8).astype(np.uint32), lengths
 
     def _one(self, text: str) -> NDArray[Any]:
+        import numpy as np
+
         end = np.array([BYTES_END], np.uint16)
         pieces: list[NDArray[Any]] = []
         for piece in text.split(END_OF_TEXT):

@@ -9,12 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dsmem import units
 from dsmem.errors import BadDocument, BadSource, EngineDiffers
-from dsmem.tokens.engines import Engine, Ids
+
+if TYPE_CHECKING:
+    from dsmem.tokens.engines import Engine, Ids
 
 LONG_BYTES = 8 << 20
 """A longer document is fed in pieces of about this size."""

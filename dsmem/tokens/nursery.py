@@ -10,13 +10,14 @@ import gc
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dsmem import helpers
 from dsmem.errors import DsmemError
-from dsmem.tokens import worker
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine
@@ -29,12 +30,16 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one parent: its pid, then for each worker the descriptors of its requests and of its answers."""
     parent, *descriptors = map(int, arguments)
     helpers.end_with_parent(parent)
-    worker.ignore_interrupts()
-    worker.prepare()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    libraries = threading.Thread(target=_import_all)
     expected = sys.stdin.buffer.readline()
     if not expected:
         return
+    libraries.start()  # engines load without Python's lock
     engine = _engine(**json.loads(expected))
+    libraries.join()
+    from dsmem.tokens import worker
+
     gc.collect()
     gc.freeze()  # else the first collection of each worker would copy every page that it looks at
     numbers: dict[int, int] = {}
@@ -49,8 +54,16 @@ def main(arguments: Sequence[str]) -> None:
         worker.say(sys.stdout.buffer, "ended", {"worker": numbers.pop(pid), "code": code})
 
 
+def _import_all() -> None:
+    from dsmem.tokens import worker
+
+    worker.prepare()
+
+
 def _start(requests: int, answers: int, others: Sequence[int], engine: Engine | None) -> int:
     """A worker that reads and writes these descriptors, which are closed here; its pid."""
+    from dsmem.tokens import worker
+
     here = os.getpid()
     fresh = helpers.command(worker.__name__)
     threads = len(os.listdir(_OWN_THREADS))

@@ -270,7 +270,9 @@ class LongDocument:
 def _utf8_bytes(texts: Sequence[str]) -> int:
     characters = sum(map(len, texts))
     if characters > _LOOP_CHARACTERS * len(texts):
-        return sum(len(text) if text.isascii() else len(text.encode()) for text in texts)
+        if all(map(str.isascii, texts)):
+            return characters
+        return sum([len(text) if text.isascii() else len(text.encode()) for text in texts])
     joined = "".join(texts)
     return characters if joined.isascii() else len(joined.encode())
 

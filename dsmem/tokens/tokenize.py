@@ -16,12 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
-from dsmem import digest, proc, units
+from dsmem import proc, units
 from dsmem.errors import OutputExists, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
 from dsmem.tokens import workdir
-from dsmem.tokens.crew import Crew
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.inputs import Format, Source, Wanted
 from dsmem.tokens.layout import TokenDtype, shards_there, val_path
@@ -33,8 +32,7 @@ from dsmem.tokens.options import (
     Options,
     Tokenized,
 )
-from dsmem.tokens.pieces import Cutting
-from dsmem.tokens.run import Run
+from dsmem.tokens.starting import Nursery
 from dsmem.tokens.vocabularies import locate
 
 _HERE_BYTES = 24 << 20
@@ -93,7 +91,7 @@ def tokenize(
     options.check()
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers can't be; at least 1")
-    if part_bytes < 1 or (part_bytes != PART_BYTES and part_bytes % digest.SLICE_BYTES and part_bytes > PART_BYTES):
+    if part_bytes < 1 or (part_bytes > PART_BYTES and part_bytes % PART_BYTES):
         raise UsageError(f"parts are of up to {PART_BYTES} bytes, or of a multiple of that")
     arrangement = Arrangement(
         shards=shards, shard_tokens=shard_tokens, val_fraction=val_fraction, shuffle_seed=shuffle_seed
@@ -104,15 +102,21 @@ def tokenize(
         [target, *([val_path(target)] if val_fraction else [])], overwrite, sharded=bool(shards or shard_tokens)
     )
     sources = gathering.gather([os.fspath(one) for one in named], Wanted(format, split, subset))
-    cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field)
     processes = _processes(sources, part_bytes, workers)
     with ExitStack() as stack:
         directory = stack.enter_context(workdir.locked(target))
         stack.callback(_remove_if_bare, directory)
-        crew = stack.enter_context(Crew(processes)) if processes else None
+        nursery = stack.enter_context(Nursery(processes)) if processes else None
         located = locate(options.tokenizer, lambda: directory)
-        if crew is not None:
-            crew.expect(located, options.engine, parse_special=parse_special)
+        if nursery is not None:
+            nursery.expect(located, options.engine, parse_special=parse_special)
+        # While it loads:
+        from dsmem.tokens.crew import Crew
+        from dsmem.tokens.pieces import Cutting
+        from dsmem.tokens.run import Run
+
+        crew = None if nursery is None else stack.enter_context(Crew(nursery))
+        cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field)
         run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart, crew)
         try:
             records = run.make_parts(progress, tokens_progress)

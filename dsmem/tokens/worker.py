@@ -34,7 +34,7 @@ _COMPARED = b'{"compared"'
 def main(arguments: Sequence[str]) -> None:
     """A fresh process: the pid of its parent; requests on standard input, answers on standard output."""
     helpers.end_with_parent(int(arguments[0]))
-    ignore_interrupts()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare()
     serve(sys.stdin.buffer, sys.stdout.buffer, None)
 
@@ -46,11 +46,6 @@ def prepare() -> None:
 
     import dsmem.tokens.encoding
     import dsmem.tokens.recipe  # noqa: F401
-
-
-def ignore_interrupts() -> None:
-    """The parent decides what becomes of an interrupt."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def say(answers: IO[bytes], kind: str, value: object) -> None:

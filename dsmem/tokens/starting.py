@@ -1,0 +1,150 @@
+"""The process from which workers of `dsmem tokenize` come (`dsmem.tokens.nursery`), seen from the one that starts it.
+
+Little is imported here: it is started first, and loads an engine while the rest of this process is still imported.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
+from typing import IO, TYPE_CHECKING, Any
+
+from dsmem import helpers
+from dsmem.errors import WorkerLost
+
+if TYPE_CHECKING:
+    from dsmem.tokens.vocabularies import Located
+
+_PATIENCE_S = 5.0
+_ONE_THREAD = {
+    "FASTOKENS_BPE_THREADS": "1",
+    "RAYON_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Workers are as many as there are CPUs: threads of engines beside them would only take turns with them."""
+
+
+class Nursery:
+    """It, and this side's ends of the pipes of each worker: requests and answers."""
+
+    def __init__(self, processes: int) -> None:
+        self._stack = ExitStack()
+        self.ends: list[tuple[IO[bytes], IO[bytes]]] = []
+        try:
+            self._start(processes)
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> Nursery:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _start(self, processes: int) -> None:
+        self._ended: dict[int, int] = {}
+        self._dismissed = False
+        self._rest = b""
+        environment = {**helpers.environment(), **_ONE_THREAD}
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+            environment.setdefault(name, "1")
+        self._stack.callback(self._close_ends)
+        theirs: list[int] = []
+        try:
+            for _ in range(processes):
+                requests, told = os.pipe()
+                theirs.append(requests)
+                here: IO[bytes] = os.fdopen(told, "wb", 0)
+                said, answers = os.pipe()
+                theirs.append(answers)
+                self.ends.append((here, os.fdopen(said, "rb", 0)))
+            self._process = subprocess.Popen(
+                helpers.command("dsmem.tokens.nursery", *theirs),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                env=environment,
+                bufsize=0,
+                pass_fds=theirs,
+            )
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        self._stack.callback(self._stop)
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._requests: IO[bytes] = self._process.stdin
+        self._answers: IO[bytes] = self._process.stdout
+
+    def expect(self, located: Located, engine: str, *, parse_special: bool) -> None:
+        """Let it load what workers will most likely be told to use."""
+        self.send({"located": asdict(located), "engine": engine, "parse_special": parse_special})
+
+    def send(self, value: object) -> None:
+        """One line."""
+        send(self._requests, value)
+
+    def hear(self) -> tuple[str, Any]:
+        """The next line; raises WorkerLost."""
+        while b"\n" not in self._rest:
+            data = os.read(self._answers.fileno(), 1 << 16)
+            if not data:
+                raise WorkerLost(f"the process that starts workers ended ({self._ending()})")
+            self._rest += data
+        line, _, self._rest = self._rest.partition(b"\n")
+        ((kind, value),) = json.loads(line).items()
+        return kind, value
+
+    def ending_of(self, worker: int) -> str:
+        """How that worker ended, which it has."""
+        self._requests.close()  # it may still wait for a question
+        while worker not in self._ended:
+            try:
+                _, value = self.hear()
+            except WorkerLost:
+                return self._ending()  # which ended all of them
+            self._ended[value["worker"]] = value["code"]
+        return helpers.ending(self._ended[worker])
+
+    def dismiss(self) -> None:
+        """Let all end by themselves."""
+        self._dismissed = True
+        self._close_requests()
+
+    def _ending(self) -> str:
+        return helpers.ending(self._process.wait(_PATIENCE_S))
+
+    def _stop(self) -> None:
+        """End it, and with it the workers, wherever they are."""
+        self._close_requests()
+        self._requests.close()
+        if self._dismissed:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_PATIENCE_S)
+        self._process.kill()
+        self._process.wait()
+        self._answers.close()
+        for _, answers in self.ends:
+            while os.read(answers.fileno(), 1 << 16):
+                pass  # until it has ended, it may write to the parts
+
+    def _close_ends(self) -> None:
+        self._close_requests()
+        for _, answers in self.ends:
+            answers.close()
+
+    def _close_requests(self) -> None:
+        for requests, _ in self.ends:
+            requests.close()
+
+
+def send(requests: IO[bytes], value: object) -> None:
+    """One line, whole; nothing where nobody reads any more."""
+    try:
+        data = memoryview(json.dumps(value).encode() + b"\n")
+        while data:
+            data = data[requests.write(data) or 0 :]
+    except BrokenPipeError:
+        return  # it is dead: its answers are at an end
