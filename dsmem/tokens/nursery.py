@@ -86,6 +86,8 @@ def _start(requests: int, answers: int, others: Sequence[int], engine: Engine | 
         with open(requests, "rb") as told, open(answers, "wb") as said:
             worker.serve(told, said, engine)
         code = 0
+    except SystemExit:
+        pass
     except BaseException:  # noqa: BLE001 - what a process says that ends by an error
         sys.excepthook(*sys.exc_info())
     finally:

@@ -39,3 +39,8 @@ class Places:
                     f"part {number} of an earlier run begins at byte {placed} instead of {start_bytes}: "
                     "parts before it have other tokens now; --restart begins anew"
                 )
+
+    def finish(self) -> None:
+        """All parts are counted, and those of this run were told their places; raises SourceChanged as `known` does."""
+        untold = list(self.known())
+        assert not untold and not self._sizes_bytes, (untold, self._sizes_bytes)

@@ -146,6 +146,7 @@ class Run:
                 records[record.number] = record
                 report.count(record)
             self._crew.dismiss()
+        places.finish()
         report.finish()
         if not any(record.documents for record in records.values()):
             raise BadSource(f"no documents in {', '.join(source.path for source in self._sources[:3])}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -107,3 +108,26 @@ def test_the_same_output_where_files_have_one_name_only(
     dsmem.tokenize(corpus, tmp_path / "b.bin", part_bytes=PART)
     assert outputs(tmp_path / "a.bin") == outputs(tmp_path / "b.bin")
     assert verifying.verify(tmp_path / "b.bin").ok
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_a_last_part_of_an_earlier_run_that_lies_elsewhere_is_told(
+    workers: int | None, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is left to encode when it is counted."""
+    target = tmp_path / "a.bin"
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("dsmem.tokens.run.Run.put_together", stop)
+        dsmem.tokenize(corpus, target, part_bytes=PART, workers=workers)
+    last = max((tmp_path / ".a.bin.parts").glob("part-*.json"))
+    record = json.loads(last.read_bytes())
+    tokens = tmp_path / ".a.bin.parts" / "tokens.bin"
+    ids = tokens.read_bytes()[record["start_bytes"] :]
+    tokens.write_bytes(tokens.read_bytes() + ids)
+    last.write_text(json.dumps({**record, "start_bytes": record["start_bytes"] + len(ids)}))
+    with pytest.raises(dsmem.SourceChanged, match="of an earlier run begins at byte"):
+        dsmem.tokenize(corpus, target, part_bytes=PART, workers=workers)
