@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 import dsmem
 from dsmem import checkpoint, training, tune
 from dsmem.config import schema
+from dsmem.tune import sampling
 
 
 @pytest.fixture
@@ -443,13 +444,14 @@ def test_print_performance_report(robots: list[Path], capsys: pytest.CaptureFixt
     assert pinned["reads"] == 4 * len(dataset) and pinned["p99_s"] > 0
 
 
-def test_auto_optimize_dataset(robots: list[Path]) -> None:
+def test_auto_optimize_dataset(robots: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     """`auto_optimize_dataset(...) -> (config, analysis)`, `DatasetOptimizer` → the same, in `dsmem.tune`."""
     config, analysis = tune.auto_optimize_dataset(dataset_paths=robots, camera_names=CAMERAS, batch_size=2)
     assert set(config["optimization"]).isdisjoint({"dataset_path_list", "camera_names", "use_shared_memory"})
     sharing = config["shared_memory"]["enabled"]
     check_aloha(training.EpisodicDataset(robots, CAMERAS, sharing, **config["optimization"]), robots)
     assert analysis["system"]["cpus"] >= 1 and analysis["recommendation"]["reasons"]
+    monkeypatch.setattr(sampling, "handed_over_s", lambda *_, **__: 0.01)  # once is enough
     optimizer = tune.DatasetOptimizer(robots, CAMERAS, 2)
     assert optimizer.analyze_system().memory_bytes > 0 and optimizer.analyze_datasets().episodes == 2
     assert optimizer.optimize().settings.as_config().keys() == config.keys() and "because" in optimizer.report()

@@ -392,11 +392,10 @@ def test_killed_at_random_moments() -> None:
     def child() -> None:
         use(cache.forked(), os.getpid(), 60)
 
-    end = time.monotonic() + 6
     killed = 0
-    while time.monotonic() < end:
+    while killed < 120:
         with children.all_started([child] * 3) as running:
-            time.sleep(random_.uniform(0.02, 0.12))
+            time.sleep(random_.uniform(0.005, 0.06))
             for one in running:
                 assert one.result is not None
                 os.kill(one.pid, signal.SIGKILL)
@@ -404,7 +403,6 @@ def test_killed_at_random_moments() -> None:
         began = time.monotonic()
         use(cache, killed, 0.02)
         assert time.monotonic() - began < 5
-    assert killed >= 30
     cache.put(("b", 0), block(7))
     assert cache.get(("b", 0)) is not None  # the lock is free
     segment = int(cache._index.head[segments.SEGMENT_BYTES])

@@ -257,7 +257,7 @@ def test_interrupted_it_leaves_nothing(ragged: Path, tmp_path: Path, monkeypatch
 
 
 def test_a_full_disk(tiny_tmpfs: InTmpfs, tmp_path: Path) -> None:
-    path = write_aloha(tmp_path / "in.hdf5", steps=1200, compression="gzip", chunks=(1, 2, 2, 3))
+    path = write_aloha(tmp_path / "in.hdf5", steps=300, compression="gzip", chunks=(1, 2, 2, 3))
 
     def fill(point: Path) -> tuple[str, list[str]]:
         try:
@@ -266,7 +266,7 @@ def test_a_full_disk(tiny_tmpfs: InTmpfs, tmp_path: Path) -> None:
             return str(exc), os.listdir(point)
         return "", os.listdir(point)
 
-    said, left = tiny_tmpfs(fill, size="1m")
+    said, left = tiny_tmpfs(fill, size="256k")
     assert said.startswith("no room for ") and left == []
 
 
