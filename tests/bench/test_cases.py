@@ -12,6 +12,7 @@ import children
 import h5py
 import numpy as np
 import pytest
+import warm
 
 import dsmem
 from dsmem import proc
@@ -90,6 +91,7 @@ def _few_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PROCESSES", (2,))
     monkeypatch.setattr(tune, "_HURRIED", (("jpeg",), (0,)))
     monkeypatch.setattr(tune, "DEFAULT_WORKERS", 0)
+    warm.use(monkeypatch)  # the case of tune
     monkeypatch.setattr(sampling, "handed_over_s", lambda *_, **__: 0.01)  # tests/tune/test_trials.py has it
 
 
