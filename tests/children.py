@@ -163,14 +163,18 @@ def still_running() -> list[str]:
     return [one for one in found if "resource_tracker" not in one]
 
 
+def fork() -> int:
+    """os.fork. Python 3.12 warns of forks beside threads: those of this process (a watchdog, BLAS) hold no locks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def _fork(function: Callable[[], T], *, leads: bool = True) -> Child[T]:
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forks beside threads: those of this process (a watchdog, BLAS) hold no locks.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        pid = os.fork()
+    pid = fork()
     if pid:
         os.close(writing)
         if leads:

@@ -12,6 +12,8 @@ import signal
 from contextlib import suppress
 from pathlib import Path
 
+import children
+
 MARK = "TESTS_OF_DSMEM"
 """Of no name that the fixture of the store takes away."""
 
@@ -20,11 +22,11 @@ def watch() -> int:
     """Begin; the descriptor tells of the end of this process, `leave` of one that is no accident."""
     reading, writing = os.pipe()
     mark = f"{os.getpid()}-{secrets.token_hex(8)}"
-    between = os.fork()
+    between = children.fork()
     if between == 0:
         try:
             os.close(writing)
-            if os.fork() == 0:  # no child of this process: tests look at those
+            if children.fork() == 0:  # no child of this process: tests look at those
                 _wait(reading, f"{MARK}={mark}".encode())
         finally:
             os._exit(0)

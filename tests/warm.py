@@ -14,6 +14,7 @@ from multiprocessing import util
 from types import SimpleNamespace
 from typing import Any, ClassVar
 
+import children
 import pytest
 
 from dsmem.tune import trial, trials
@@ -31,7 +32,7 @@ class Fork:
         answered, answers = os.pipe()
         sys.stdout.flush()
         sys.stderr.flush()
-        self.pid = os.fork()
+        self.pid = children.fork()
         if self.pid == 0:
             os.close(requesting)
             os.close(answered)
