@@ -7,26 +7,20 @@ times as long as the 4 KiB pages that were freed a moment ago: each is timed, an
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import logging
 import mmap
 import os
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import partial
 
-from dsmem import proc
+from dsmem import madvise, proc
+from dsmem.madvise import HUGE_PAGE_BYTES, Patience
 
-_MADV_POPULATE_WRITE = 23
-"""Linux 5.14, madvise(2); Python 3.11's mmap has no name for it, and would hold the lock meanwhile."""
-_EXTENT_BYTES = 2 << 20
-"""A huge page of x86-64, and of arm64 with pages of 4 KiB; where it is another, none are asked for."""
 _WORTH_S = 0.0008
 """CPU time in which 2 MiB are filled in by 4 KiB pages (measured); a huge page that is at hand takes 0.1 ms."""
 _MOST_LOST_S = 0.005
 """The second one that the host has to bring ends it: some 4 ms of CPU each, and three times as long by the clock."""
-log = logging.getLogger(__name__)
 
 
 class Pages:
@@ -34,46 +28,33 @@ class Pages:
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         """`clock`: seconds of CPU of the calling thread, the kernel's work for it included."""
-        self._clock = clock
-        self._lost_s = 0.0
-        self._asking = proc.huge_page_bytes() == _EXTENT_BYTES
+        self._patience = Patience(worth_s=_WORTH_S, most_lost_s=_MOST_LOST_S, clock=clock)
+        self._exist = proc.huge_page_bytes() == HUGE_PAGE_BYTES
 
     def prepare(self, address: int, size_bytes: int) -> None:
         """See that memory which is about to be filled is there, in huge pages where whole ones lie in it.
 
         The memory beside it is left as it is. What is not got this way comes when it is written to.
         """
-        end = (address + size_bytes) // _EXTENT_BYTES * _EXTENT_BYTES
-        at = -(-address // _EXTENT_BYTES) * _EXTENT_BYTES
-        while self._asking and at < end:
-            began = self._clock()
-            failure = advise(at, _EXTENT_BYTES, mmap.MADV_HUGEPAGE)
-            failure = failure or advise(at, _EXTENT_BYTES, _MADV_POPULATE_WRITE)
-            # What brings the memory is this thread, in the kernel: its CPU time tells, however busy the machine is.
-            self._lost_s = max(0.0, self._lost_s + self._clock() - began - _WORTH_S)
-            if failure not in (0, errno.EINTR) or self._lost_s > _MOST_LOST_S:
-                why = os.strerror(failure) if failure else f"{1e3 * self._lost_s:.0f} ms lost by them"
-                log.info("no more huge pages are asked for: %s", why)
-                self._asking = False
-            at += _EXTENT_BYTES
+        end = (address + size_bytes) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        at = -(-address // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+        while self._exist and not self._patience.is_over and at < end:
+            failure = self._patience.ask(partial(_get, at))
+            if failure not in (0, errno.EINTR):
+                self._patience.end(os.strerror(failure))
+            at += HUGE_PAGE_BYTES
 
 
-@cache
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
+def _get(address: int) -> int:
+    failure = advise(address, HUGE_PAGE_BYTES, mmap.MADV_HUGEPAGE)
+    return failure or advise(address, HUGE_PAGE_BYTES, madvise.POPULATE_WRITE)
 
 
 def advise(address: int, size_bytes: int, advice: int) -> int:
-    """madvise(2), of whole pages, so that memory of others is left as it is; Python's own would hold its lock.
+    """madvise(2) of the whole pages in there, so that memory of others is left as it is.
 
     Returns the errno, 0 when it was done.
     """
     begin = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
     end = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-    if end <= begin:
-        return 0
-    if not _libc().madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice):
-        return 0
-    failure = ctypes.get_errno()
-    log.debug("madvise %d: %s", advice, os.strerror(failure))
-    return failure
+    return madvise.advise(begin, end - begin, advice) if end > begin else 0

@@ -7,16 +7,14 @@ copied and no memory is taken for it.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import logging
 import os
 import threading
 
+from dsmem import madvise
 from dsmem.arrays.views import Array
 
-_MADV_POPULATE_READ = 22
-"""Linux 5.14, madvise(2); Python 3.11's mmap has no name for it, and would hold the lock meanwhile."""
 _PIECE_BYTES = 32 << 20
 _log = logging.getLogger(__name__)
 
@@ -29,12 +27,10 @@ def start(array: Array) -> threading.Thread:
 
 
 def _populate(array: Array) -> None:
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     address = array.ctypes.data
     for offset in range(0, len(array), _PIECE_BYTES):
-        while madvise(address + offset, min(_PIECE_BYTES, len(array) - offset), _MADV_POPULATE_READ):
-            code = ctypes.get_errno()
+        size_bytes = min(_PIECE_BYTES, len(array) - offset)
+        while code := madvise.advise(address + offset, size_bytes, madvise.POPULATE_READ):
             if code != errno.EINTR:
                 _log.info("pages are mapped when they are read: %s", os.strerror(code))  # before Linux 5.14: EINVAL
                 return

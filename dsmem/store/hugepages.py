@@ -10,30 +10,26 @@ given back to its host what was free for a while (so nothing more is asked for o
 from __future__ import annotations
 
 import errno
-import logging
 import mmap
 import os
 import struct
-import time
-from functools import cache
+from functools import partial
 from typing import TYPE_CHECKING
 
-from dsmem import proc, settings
+from dsmem import madvise, proc, settings
+from dsmem.madvise import Patience, libc
 from dsmem.proc import Mount
 
 if TYPE_CHECKING:
-    import ctypes
     from collections.abc import Callable
 
-EXTENT_BYTES = 2 << 20
-"""A huge page of x86-64, and of arm64 with pages of 4 KiB; where it is another, none are taken."""
+EXTENT_BYTES = madvise.HUGE_PAGE_BYTES
 LEAST_BYTES = 16 << 20
 """A smaller object is filled in a few milliseconds anyway."""
 SINCE = (6, 1)
 """The first Linux that makes them on request."""
 _KEPT_PAGES = 64
 """Free huge pages that are left to others."""
-_MADV_COLLAPSE = 25
 _PROT_NONE, _MAP_FIXED, _MAP_NORESERVE, _MAP_FIXED_NOREPLACE = 0, 0x10, 0x4000, 0x100000
 """sys/mman.h of Linux; Python 3.11 has no names for them."""
 _LOOK_EVERY = 64
@@ -47,7 +43,6 @@ _FIRST_PAGE_BYTES = 4096
 _MAP_FAILED = (1 << 8 * struct.calcsize("P")) - 1
 _PLACINGS = 64
 """One does, but where earlier maps have left holes of nearly that size."""
-_log = logging.getLogger(__name__)
 
 
 def can_be_taken(mount: Mount | None) -> bool:
@@ -77,8 +72,7 @@ class Extents:
         self._place = place
         self._known: list[bool | None] = []
         self._allowance = 0
-        self._lost_s = 0.0
-        self._is_over = False
+        self._patience = Patience(worth_s=_WORTH_S, most_lost_s=_MOST_LOST_S)
 
     def resize(self, size_bytes: int) -> None:
         """The size of the file, known or changed; only whole extents count."""
@@ -103,13 +97,12 @@ class Extents:
         return found
 
     def _may_ask(self) -> bool:
-        if self._is_over:
+        if self._patience.is_over:
             return False
         if self._allowance <= 0:
             free = proc.free_huge_pages()
             if free is None or not are_enough(free):
-                _log.info("4 KiB pages from here on: %s huge pages are free, %d of them others'", free, _KEPT_PAGES)
-                self._is_over = True
+                self._patience.end(f"{free} are free, {_KEPT_PAGES} of them others'")
                 return False
             self._allowance = _LOOK_EVERY
         self._allowance -= 1
@@ -117,14 +110,9 @@ class Extents:
 
     def _ask(self, offset: int) -> bool:
         os.posix_fallocate(self._fd, offset, _FIRST_PAGE_BYTES)
-        began = time.thread_time()
-        failure = _collapse(self._fd, offset, self._place)
-        # What moves memory for us is this thread, in the kernel: its CPU time tells, however busy the machine is.
-        self._lost_s = max(0.0, self._lost_s + time.thread_time() - began - _WORTH_S)
-        if failure == errno.EINVAL or self._lost_s > _MOST_LOST_S:  # EINVAL: before Linux 6.1
-            why = os.strerror(failure) if failure else f"{1e3 * self._lost_s:.0f} ms lost by waiting for them"
-            _log.info("4 KiB pages from here on: %s", why)
-            self._is_over = True
+        failure = self._patience.ask(partial(_collapse, self._fd, offset, self._place))
+        if failure == errno.EINVAL:
+            self._patience.end("this kernel is one before Linux 6.1")
         return not failure
 
 
@@ -163,17 +151,16 @@ def mapped(fd: int, size_bytes: int, *, flags: int, prot: int) -> mmap.mmap:
 
 def _release(held: list[tuple[int, int]]) -> None:
     while held:
-        _libc().munmap(*held.pop())
+        libc().munmap(*held.pop())
 
 
 def _hold(place: int, size_bytes: int) -> bool:
     """Take addresses that are free, and no memory; False where somebody else was first."""
-    libc = _libc()
-    found = libc.mmap(place, size_bytes, _PROT_NONE, _UNUSED | _MAP_FIXED_NOREPLACE, -1, 0)
+    found = libc().mmap(place, size_bytes, _PROT_NONE, _UNUSED | _MAP_FIXED_NOREPLACE, -1, 0)
     if found == place:
         return True
     if found is not None and found != _MAP_FAILED:  # before Linux 4.17, elsewhere
-        libc.munmap(found, size_bytes)
+        libc().munmap(found, size_bytes)
     return False
 
 
@@ -184,37 +171,24 @@ def address_of(whole: mmap.mmap) -> int:
     return int(np.frombuffer(whole, np.uint8).ctypes.data)
 
 
-@cache
-def _libc() -> ctypes.CDLL:
-    import ctypes  # 5 ms, which commands that only look need not take
-
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.mmap.restype = ctypes.c_void_p
-    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
-    libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
-    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    return libc
-
-
 def _collapse(fd: int, offset: int, place_of_file: Callable[[], int] | None) -> int:
     """One huge page for an extent, through the map of the file or, where there is none that does, one of it alone.
 
-    Python's own madvise would hold its lock. Returns 0 or an errno.
+    Returns 0 or an errno.
     """
     import ctypes
 
-    libc = _libc()
     if place_of_file is not None and (whole := place_of_file()) % EXTENT_BYTES == 0:
-        return ctypes.get_errno() if libc.madvise(whole + offset, EXTENT_BYTES, _MADV_COLLAPSE) else 0
-    reserved = libc.mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
+        return madvise.advise(whole + offset, EXTENT_BYTES, madvise.COLLAPSE)
+    reserved = libc().mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
     if reserved is None or reserved == _MAP_FAILED:
         return ctypes.get_errno()
     try:
         place = -(-reserved // EXTENT_BYTES) * EXTENT_BYTES
         access = mmap.PROT_READ | mmap.PROT_WRITE
-        if libc.mmap(place, EXTENT_BYTES, access, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) != place:
+        if libc().mmap(place, EXTENT_BYTES, access, mmap.MAP_SHARED | _MAP_FIXED, fd, offset) != place:
             return ctypes.get_errno()
-        libc.madvise(place, EXTENT_BYTES, mmap.MADV_DONTFORK)  # a child would have it for good
-        return ctypes.get_errno() if libc.madvise(place, EXTENT_BYTES, _MADV_COLLAPSE) else 0
+        madvise.advise(place, EXTENT_BYTES, mmap.MADV_DONTFORK)  # a child would have it for good
+        return madvise.advise(place, EXTENT_BYTES, madvise.COLLAPSE)
     finally:
-        libc.munmap(reserved, 2 * EXTENT_BYTES)
+        libc().munmap(reserved, 2 * EXTENT_BYTES)

@@ -10,10 +10,8 @@ import mmap
 import os
 from collections.abc import Sequence
 
-from dsmem import files
+from dsmem import files, madvise
 
-_MADV_POPULATE_WRITE = 23
-"""Linux 5.14; Python 3.11 has no name for it."""
 _POPULATE_BYTES = 4 << 20
 _MOST_PIECES = 1024
 """IOV_MAX of Linux."""
@@ -30,7 +28,7 @@ def populated(whole: mmap.mmap, offset: int, size_bytes: int) -> memoryview:
     """A part of such a map, its pages there for certain; raises OSError (EFAULT: no room)."""
     start = offset - offset % mmap.PAGESIZE
     for piece in range(start, offset + size_bytes, _POPULATE_BYTES):
-        whole.madvise(_MADV_POPULATE_WRITE, piece, min(_POPULATE_BYTES, offset + size_bytes - piece))
+        whole.madvise(madvise.POPULATE_WRITE, piece, min(_POPULATE_BYTES, offset + size_bytes - piece))
     return memoryview(whole)[offset : offset + size_bytes]
 
 

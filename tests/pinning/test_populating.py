@@ -12,7 +12,7 @@ from children import call
 from samples import MIB, assert_reads_as_h5py, settle, write_sample
 
 import dsmem
-from dsmem.pinning import populating
+from dsmem import madvise
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def test_closing_in_the_middle_hurts_nobody(path: Path, store_root: Path) -> Non
 def test_a_kernel_without_it_is_done_without(
     path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(populating, "_MADV_POPULATE_READ", 9999)
+    monkeypatch.setattr(madvise, "POPULATE_READ", 9999)
     with caplog.at_level(logging.INFO), dsmem.File(path, populate=True) as file:
         assert file.populated()
         assert_reads_as_h5py(file, path)

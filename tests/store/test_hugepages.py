@@ -6,14 +6,15 @@ import errno
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from stores import InTmpfs, used_bytes
 
 from dsmem import proc
+from dsmem.madvise import Patience
 from dsmem.proc import Mount
 from dsmem.store import hugepages
 from dsmem.store.hugepages import EXTENT_BYTES, LEAST_BYTES, Extents
@@ -122,7 +123,7 @@ def test_a_kernel_that_does_not_know_how_is_asked_once(fd: int, monkeypatch: pyt
 
 def test_one_that_moves_memory_for_each_is_given_up(fd: int, asked: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(1000))
-    monkeypatch.setattr(time, "thread_time", lambda: next(now) * 0.03)
+    monkeypatch.setattr(hugepages, "Patience", partial(Patience, clock=lambda: next(now) * 0.03))
     extents = Extents(fd)
     extents.resize(SIZE)
     assert not extents.take(0, SIZE)
