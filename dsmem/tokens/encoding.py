@@ -125,14 +125,17 @@ class Encoder:
             start, end = piece.start, piece.end
             separator: cutting.Separator = "blank" if piece.kind == "blank" else "line"
             lines = Lines(piece.path, start, piece.first if piece.is_spool else None, piece.unit)
+            hashing = piece.is_hashed and not piece.is_spool
             read = Slices(piece.start, piece.end)
             try:
                 if not piece.is_spool:
                     size_bytes = os.fstat(fd).st_size
                     start = cutting.boundary(fd, piece.start, size_bytes, separator)
                     end = cutting.boundary(fd, piece.end, size_bytes, separator)
+                blocks = cutting.blocks(fd, start, end, separator)
+                if hashing:
                     read.look_at(fd, start)
-                blocks = read.watch(cutting.blocks(fd, start, end, separator))
+                    blocks = read.watch(blocks)
                 if piece.kind == "jsonl":
                     yield from documents.json_lines(
                         blocks, start, path=piece.shown, text_field=recipe.text_field, lines=lines, faults=faults
@@ -143,7 +146,7 @@ class Encoder:
                     yield from documents.paragraphs(blocks, start, path=piece.shown, lines=lines, faults=faults)
             except cutting.TooLong as exc:
                 raise BadDocument(f"{piece.shown}: {exc}", path=piece.shown) from exc
-            if not piece.is_spool:
+            if hashing:
                 slices[str(piece.source)] = read.digests()
 
     def _files(

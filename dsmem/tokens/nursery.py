@@ -40,7 +40,6 @@ def main(arguments: Sequence[str]) -> None:
     libraries.join()
     from dsmem.tokens import worker
 
-    gc.collect()
     gc.freeze()  # else the first collection of each worker would copy every page that it looks at
     numbers: dict[int, int] = {}
     while descriptors:
@@ -55,6 +54,8 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _import_all() -> None:
+    import importlib.metadata  # noqa: F401 - tells an engine's version
+
     from dsmem.tokens import worker
 
     worker.prepare()

@@ -25,6 +25,8 @@ from dsmem.tokens.documents import need_column
 from dsmem.tokens.inputs import STDIN, Source
 
 Kind = Literal["jsonl", "line", "blank", "files", "parquet", "arrow"]
+LAST_SHARE = 4
+"""The end of the last file is cut into so many pieces a part: else all wait for the one who got the last."""
 _MOST_FILES = 4096
 """In one piece."""
 
@@ -53,6 +55,8 @@ class Piece:
     """The index of the input."""
     files: tuple[tuple[int, str, Compression | None], ...] = ()
     """Of `files`: index, path, compression of each, a document each."""
+    is_hashed: bool = True
+    """Whoever reads it computes digests of its slices: it begins and ends where they do, or ends with the file."""
 
     @classmethod
     def load(cls, raw: dict[str, Any]) -> Piece:
@@ -106,7 +110,7 @@ def plan(sources: Sequence[Source], how: Cutting, spools: str, is_done: Callable
         elif is_whole or source.identity is None or source.compression or source.format == "json" or not how.is_utf8:
             yield from _spooled(numbers, index, source, how, spools, is_done)
         else:
-            yield from _ranges(numbers, index, source, how)
+            yield from _ranges(numbers, index, source, how, is_last=index == len(sources) - 1)
     if waiting:
         yield _together(next(numbers), waiting)
 
@@ -117,11 +121,20 @@ def _together(number: int, sources: list[tuple[int, Source]]) -> Piece:
     return Piece(number, "files", named[0][1], named[0][1], 0, size_bytes, size_bytes, files=named)
 
 
-def _ranges(numbers: Iterator[int], index: int, source: Source, how: Cutting) -> Iterator[Piece]:
+def _ranges(numbers: Iterator[int], index: int, source: Source, how: Cutting, *, is_last: bool) -> Iterator[Piece]:
     kind = _kind(source, how)
-    for start in range(0, source.size_bytes, how.part_bytes):
-        end = min(start + how.part_bytes, source.size_bytes)
-        yield Piece(next(numbers), kind, source.path, source.path, start, end, end - start, source=index)
+    path, size_bytes, part_bytes = source.path, source.size_bytes, how.part_bytes
+    small_bytes = part_bytes // LAST_SHARE
+    # Of a file of some parts the last one to two.
+    small_from = (size_bytes // part_bytes - 1) * part_bytes
+    if not is_last or small_from < 2 * part_bytes or not small_bytes:
+        small_from = size_bytes
+    start = 0
+    while start < size_bytes:
+        end = min(start + (part_bytes if start < small_from else small_bytes), size_bytes)
+        hashed = start < small_from
+        yield Piece(next(numbers), kind, path, path, start, end, end - start, source=index, is_hashed=hashed)
+        start = end
 
 
 def _kind(source: Source, how: Cutting) -> Kind:

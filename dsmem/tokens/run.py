@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dsmem
@@ -26,6 +27,7 @@ from dsmem.tokens.parts import Record, finished
 from dsmem.tokens.pieces import Cutting, Piece
 from dsmem.tokens.places import Places
 from dsmem.tokens.recipe import ALL, Recipe
+from dsmem.tokens.slices import Slices
 from dsmem.tokens.vocabularies import Located, describe
 
 if TYPE_CHECKING:
@@ -98,6 +100,7 @@ class Run:
             "split_on": cutting.split_on,
             "encoding": cutting.encoding,
             "part_bytes": cutting.part_bytes,
+            "last parts": cutting_up.LAST_SHARE,
             "validation set": self._with_keys,
             "inputs": [
                 [source.path, source.format, source.identity and source.identity.as_list()] for source in self._sources
@@ -254,7 +257,8 @@ class Run:
                 yield Input(source.path, source.size_bytes, "")
                 continue
             if str(number) in slices and self._cutting.part_bytes % digest.SLICE_BYTES == 0:
-                found_hex = digest.tree_digest(bytes.fromhex(one) for one in slices[str(number)])
+                found = [*slices[str(number)], *_rest_of(source, len(slices[str(number)]))]
+                found_hex = digest.tree_digest(bytes.fromhex(one) for one in found)
             else:
                 found_hex = digest.hash_file(source.path).hex
             if FileIdentity.of(os.stat(source.path)) != source.identity:
@@ -266,6 +270,17 @@ class Run:
         from dsmem.tokens.documents import MOST_PLACES
 
         return tuple(place for record in records for place in record.skipped_places)[:MOST_PLACES]
+
+
+def _rest_of(source: Source, seen: int) -> list[str]:
+    """Digests of the slices that no part has read as a whole."""
+    start = seen * digest.SLICE_BYTES
+    if start >= source.size_bytes:
+        return []
+    rest = Slices(start, source.size_bytes)
+    with Path(source.path).open("rb") as file:
+        rest.look_at(file.fileno(), source.size_bytes)
+    return rest.digests()
 
 
 class _Progress:

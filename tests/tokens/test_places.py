@@ -131,3 +131,20 @@ def test_a_last_part_of_an_earlier_run_that_lies_elsewhere_is_told(
     last.write_text(json.dumps({**record, "start_bytes": record["start_bytes"] + len(ids)}))
     with pytest.raises(dsmem.SourceChanged, match="of an earlier run begins at byte"):
         dsmem.tokenize(corpus, target, part_bytes=PART, workers=workers)
+
+
+def test_the_end_of_the_last_file_is_cut_smaller_and_hashed_apart(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dsmem.digest.SLICE_BYTES", PART)
+    monkeypatch.setattr("dsmem.digest.hash_file", None)  # parts have read all but the end
+    first = tokentexts.write_jsonl(tmp_path / "first.jsonl", tokentexts.documents(300))
+    first.write_bytes(first.read_bytes()[::-1].replace(b"\n", b" ").replace(b"{", b" ") + b'\n{"text": ""}\n')
+    done = dsmem.tokenize([first, corpus], tmp_path / "a.bin", part_bytes=PART, on_error="skip")
+    sizes = [path.stat().st_size for path in (first, corpus)]
+    assert done.parts == -(-sizes[0] // PART) + sizes[1] // PART - 1 + -(-(PART + sizes[1] % PART) // (PART // 4))
+    inputs = json.loads((tmp_path / "a.json").read_bytes())["inputs"]
+    for path, said in zip((first, corpus), inputs, strict=True):
+        data = path.read_bytes()
+        slices = [xxhash.xxh3_128(data[at : at + PART]).digest() for at in range(0, len(data), PART)]
+        assert said["digest"] == f"xxh3-tree:{xxhash.xxh3_128(b''.join(slices)).hexdigest()}"
