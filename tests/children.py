@@ -157,6 +157,14 @@ def call(function: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
         return child.result(timeout_s)
 
 
+def runs(process: psutil.Process) -> bool:
+    """Whether it does more than wait for whoever takes up orphans, which may take seconds to do that."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 def still_running() -> list[str]:
     """Command lines of what this process has started, down to the last; SharedMemory's tracker stays with it."""
     found = [" ".join(child.cmdline()) for child in psutil.Process().children(recursive=True)]

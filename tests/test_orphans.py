@@ -22,16 +22,8 @@ def kept() -> Iterator[list[psutil.Process]]:
     found: list[psutil.Process] = []
     yield found
     for one in found:
-        if runs(one):
+        if children.runs(one):
             one.kill()
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether it does more than wait for whoever takes up orphans."""
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.mark.parametrize("killed", [True, False])
@@ -53,8 +45,8 @@ def test_what_a_killed_run_has_started_ends(killed: bool, kept: list[psutil.Proc
         else:
             running.result()
     deadline = time.monotonic() + (20 if killed else 0.3)
-    while runs(kept[0]) and time.monotonic() < deadline:
+    while children.runs(kept[0]) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert runs(kept[0]) != killed
+    assert children.runs(kept[0]) != killed
     os.close(said)
     os.close(saying)

@@ -120,7 +120,7 @@ def test_nothing_is_left_of_one_that_is_stopped(
         if number == signal.SIGKILL:  # then its trial does it, a moment later
             wait_for(lambda: pinned() == [kept])
         assert pinned() == [kept]
-        wait_for(lambda: not trial.is_running() or trial.status() == psutil.STATUS_ZOMBIE)
+        wait_for(lambda: not children.runs(trial))
 
 
 def wait_for(done: Callable[[], bool]) -> None:
