@@ -17,7 +17,7 @@ from dsmem.arrays import header as headers
 from dsmem.arrays.header import DATA_BYTES_KEY, Header
 from dsmem.checkpoint import formats, safetensors_files
 from dsmem.checkpoint.pinning import KIND, SAME_KEY, identity_of, source_of
-from dsmem.errors import Ambiguous, DamagedObject, NotPinned, UsageError
+from dsmem.errors import DamagedObject, NotPinned, UsageError
 from dsmem.store import leases, objects, obtain, refs
 from dsmem.store.objects import KIND_KEY
 from dsmem.store.root import Store, open_store
@@ -33,14 +33,7 @@ def attach(target: str | os.PathLike[str], *, writable: bool = True) -> dict[str
     """
     text = os.fspath(target)
     store = open_store()
-    is_path = "/" in text or isinstance(target, os.PathLike)
-    if not is_path and os.path.exists(text):
-        is_path = True
-        if store is not None and refs.find_name(store, text) is not None:
-            raise Ambiguous(
-                f"{text!r} is both a file here and a name in the store", candidates=[f"./{text}", f"name {text}"]
-            )
-    if is_path:
+    if refs.means_path(store, target):
         source = source_of(formats.detect(text))
         found = None if store is None else obtain.attach(store, source, "", identity_of(source))
         if store is None or found is None:

@@ -7,7 +7,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 
@@ -19,6 +19,7 @@ from dsmem.checkpoint.extents import Extent
 from dsmem.checkpoint.formats import Found
 from dsmem.checkpoint.memory import Pages
 from dsmem.checkpoint.opened import Directory, Io, is_network
+from dsmem.checkpoint.options import Options
 from dsmem.checkpoint.parts import TensorEntry
 from dsmem.checkpoint.reading import FilesProgress
 from dsmem.checkpoint.report import Counting, ReadReport
@@ -52,16 +53,16 @@ def load(
     `bytes_progress` bytes. Raises SourceMissing, BadSource, Ambiguous, UntrustedPickle, CheckpointReadError (with all
     that failed).
     """
-    choosing.check(workers)
+    options = Options(
+        workers=workers, io=io, verify=verify, sequential_below=sequential_below, trusted=trusted, pages=Pages()
+    )
     found = formats.detect(path)
     chosen = chooser(only)
+    listeners = _Listeners(progress, bytes_progress, report)
     if found.format == "dcp":
-        loaded = _load_dcp(
-            found, chosen, workers, io, verify, sequential_below, trusted, progress, bytes_progress, report
-        )
+        loaded = _load_dcp(found, chosen, options, listeners)
     else:
-        plain = _Plain(found, chosen, workers, io, verify, sequential_below, trusted, progress, bytes_progress, report)
-        loaded = plain.load()
+        loaded = _Plain(found, chosen, options, listeners).load()
     if torch.device(device).type == "cpu":
         return loaded
     return {name: tensor.to(device) for name, tensor in loaded.items()}
@@ -75,23 +76,20 @@ def chooser(only: str | Iterable[str] | None) -> Callable[[str], bool]:
     return lambda name: any(fnmatch.fnmatchcase(name, glob) for glob in globs)
 
 
-def _load_dcp(
-    found: Found,
-    chosen: Callable[[str], bool],
-    workers: Workers,
-    io: Io,
-    verify: Verify,
-    sequential_below: int,
-    trusted: bool,
-    progress: FilesProgress | None,
-    bytes_progress: Progress,
-    report: Report,
-) -> Tensors:
+@dataclass(frozen=True, slots=True)
+class _Listeners:
+    """Who wants to know how far it is, and in the end what was done."""
+
+    files: FilesProgress | None
+    size_bytes: Progress
+    report: Report
+
+
+def _load_dcp(found: Found, chosen: Callable[[str], bool], options: Options, listeners: _Listeners) -> Tensors:
     from dsmem.checkpoint.reader import ParallelFileSystemReader
 
-    reader = ParallelFileSystemReader(
-        found.directory, workers=workers, io=io, verify=verify, sequential_below=sequential_below, trusted=trusted
-    )
+    reader = ParallelFileSystemReader(found.directory)
+    reader.read_options = options
     metadata = reader.read_metadata()
     where = os.path.join(found.directory, formats.METADATA)
     listed, _, _ = listing.of_metadata(metadata, where)
@@ -99,13 +97,12 @@ def _load_dcp(
     for entry in entries:
         listing.check_cover(entry, where=where)
     tensors = {entry.name: new(entry, where=where) for entry in entries}
-    reader.read_options = replace(reader.read_options, pages=Pages())
-    counted = _Counted(bytes_progress, sum(entry.size_bytes for entry in entries))
+    counted = _Counted(listeners.size_bytes, sum(entry.size_bytes for entry in entries))
     try:
-        dcp.read(reader, metadata, entries, tensors, files_progress=progress, commit=counted.add)
+        dcp.read(reader, metadata, entries, tensors, files_progress=listeners.files, commit=counted.add)
     finally:
         if reader.last_report is not None:
-            report(reader.last_report)
+            listeners.report(reader.last_report)
     return tensors
 
 
@@ -139,30 +136,12 @@ class _Counted:
 class _Plain:
     """Formats whose tensors lie bare in their files."""
 
-    def __init__(
-        self,
-        found: Found,
-        chosen: Callable[[str], bool],
-        workers: Workers,
-        io: Io,
-        verify: Verify,
-        sequential_below: int,
-        trusted: bool,
-        progress: FilesProgress | None,
-        bytes_progress: Progress,
-        report: Report,
-    ) -> None:
+    def __init__(self, found: Found, chosen: Callable[[str], bool], options: Options, listeners: _Listeners) -> None:
         self._found = found
         self._chosen = chosen
-        self._workers = workers
-        self._io = io
-        self._verify = verify
-        self._sequential_below = sequential_below
-        self._trusted = trusted
-        self._progress = progress
-        self._bytes_progress = bytes_progress
+        self._options = options
+        self._listeners = listeners
         self._files_done = 0
-        self._report = report
         self._tensors: Tensors = {}
         self._extents: list[Extent] = []
         self._left: list[tuple[str, str]] = []
@@ -171,8 +150,8 @@ class _Plain:
 
     def load(self) -> Tensors:
         began = time.perf_counter()
-        if self._progress is not None:
-            self._progress(0, len(self._found.files))
+        if self._listeners.files is not None:
+            self._listeners.files(0, len(self._found.files))
         find = self._safetensors if self._found.format == "safetensors" else self._torch
         for name in self._found.files:
             before = len(self._extents)
@@ -185,23 +164,23 @@ class _Plain:
 
     def _file_is_done(self) -> None:
         self._files_done += 1
-        if self._progress is not None:
-            self._progress(self._files_done, len(self._found.files))
+        if self._listeners.files is not None:
+            self._listeners.files(self._files_done, len(self._found.files))
 
     def _read(self, began: float) -> Sequence[ReadFailure]:
         size_bytes = sum(one.size_bytes for one in self._extents)
         choice = choosing.choose(
-            self._workers,
+            self._options.workers,
             size_bytes,
             largest_copy_bytes=0,
             budget_bytes=choosing.available_bytes(),
-            sequential_below=self._sequential_below,
-            network=size_bytes >= self._sequential_below and is_network(self._found.directory),
+            sequential_below=self._options.sequential_below,
+            network=size_bytes >= self._options.sequential_below and is_network(self._found.directory),
         )
         left = Counter[str]()
         for one in self._extents:
             left[one.file] += one.size_bytes
-        counted = _Counted(self._bytes_progress, size_bytes)
+        counted = _Counted(self._listeners.size_bytes, size_bytes)
 
         def commit(file: str, done_bytes: int) -> None:
             left[file] -= done_bytes
@@ -210,12 +189,12 @@ class _Plain:
                 self._file_is_done()
 
         counting = self._counting
-        with Directory(self._found.directory, io=self._io, pages=Pages()) as directory:
+        with Directory(self._found.directory, io=self._options.io, pages=self._options.pages) as directory:
             result = extents.read(directory, self._extents, workers=choice.workers, counting=counting, commit=commit)
             ways = directory.ways
         counting.direct = len(self._tensors) - len(self._left)
         elapsed_s = time.perf_counter() - began
-        self._report(counting.report(elapsed_s=elapsed_s, choice=choice, pace=result.slower, io=ways))
+        self._listeners.report(counting.report(elapsed_s=elapsed_s, choice=choice, pace=result.slower, io=ways))
         return result.failures
 
     def _wanted(self, file: str, name: str) -> bool:
@@ -228,7 +207,7 @@ class _Plain:
                 tensor = self._tensors[entry.name] = torch.empty(entry.shape, dtype=entry.dtype)
                 (part,) = entry.parts
                 self._counting.items[file] += 1
-                self._counting.unverifiable += self._verify == "crc"
+                self._counting.unverifiable += self._options.verify == "crc"
                 if part.size_bytes:
                     extent = Extent(file, part.offset, part.size_bytes, tensor.data_ptr(), (entry.name,))
                     self._extents.append(extent)
@@ -252,9 +231,9 @@ class _Plain:
             place = looked.storages[key]
             storage = torch.UntypedStorage(place.size_bytes)  # type: ignore[no-untyped-call]  # torch's own
             storages[key] = storage
-            if self._verify == "crc" and not place.crc:
+            if self._options.verify == "crc" and not place.crc:
                 self._counting.unverifiable += 1
-            crc = place.crc if self._verify == "crc" else None
+            crc = place.crc if self._options.verify == "crc" else None
             if place.size_bytes:
                 address = storage.data_ptr()
                 self._extents.append(Extent(looked.name, place.offset, place.size_bytes, address, tuple(names), crc))
@@ -272,12 +251,12 @@ class _Plain:
         """Raises UntrustedPickle for what torch will not load as weights only."""
         path = os.path.join(self._found.directory, file)
         try:
-            loaded = torch.load(path, map_location="cpu", weights_only=not self._trusted)
+            loaded = torch.load(path, map_location="cpu", weights_only=not self._options.trusted)
         except OSError:
             raise
         except Exception as exc:
             told = str(exc).split("\n", 1)[0]
-            if "weights_only" in str(exc) and not self._trusted:
+            if "weights_only" in str(exc) and not self._options.trusted:
                 raise UntrustedPickle(f"{path} is a pickle of more than weights: {told}") from exc
             raise BadSource(f"{path} can't be loaded: {type(exc).__name__}: {told}") from exc
         for name, value in torch_files.leaves(loaded):

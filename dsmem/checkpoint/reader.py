@@ -14,14 +14,13 @@ from torch.futures import Future
 
 from dsmem.checkpoint import metadata as records
 from dsmem.checkpoint import reading, stock, unpickling
-from dsmem.checkpoint import workers as workers_module
 from dsmem.checkpoint.direct import Verify
 from dsmem.checkpoint.opened import Io
-from dsmem.checkpoint.reading import FilesProgress, Options
+from dsmem.checkpoint.options import Options
+from dsmem.checkpoint.reading import FilesProgress
 from dsmem.checkpoint.report import ReadReport
 from dsmem.checkpoint.stock import Executor, Hooks
 from dsmem.checkpoint.workers import Workers
-from dsmem.errors import UsageError
 
 
 class ParallelReadMixin:
@@ -148,7 +147,6 @@ class ParallelFileSystemReader(ParallelReadMixin, FileSystemReader):
         _extension_registry: Any = None,
     ) -> None:
         super().__init__(path, _extension_registry)
-        _check(workers=workers, executor=executor, io=io, verify=verify, memory_budget=memory_budget)
         self.read_options = Options(
             workers=workers,
             executor=executor,
@@ -194,16 +192,3 @@ class ParallelFileReader(ParallelFileSystemReader):
         if max_workers is not None:
             options["workers"] = max_workers
         super().__init__(path, enable_parallel=enable_parallel, **options)
-
-
-def _check(*, workers: Workers, executor: str, io: str, verify: str, memory_budget: int | None) -> None:
-    workers_module.check(workers)
-    for name, value, known in (
-        ("executor", executor, ("thread", "process")),
-        ("io", io, ("auto", "pread", "mmap")),
-        ("verify", verify, ("none", "crc")),
-    ):
-        if value not in known:
-            raise UsageError(f"{name}={value!r} means nothing; it is {' or '.join(repr(one) for one in known)}")
-    if memory_budget is not None and memory_budget < 1:
-        raise UsageError(f"memory_budget={memory_budget} is no number of bytes")

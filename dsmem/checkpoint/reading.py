@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,15 +23,14 @@ import torch
 from torch.distributed.checkpoint.planner import LoadItemType
 
 from dsmem.checkpoint import direct, opened, regions, stock, unpickling, workers
-from dsmem.checkpoint.direct import SMALL_BYTES, Direct, Verify
+from dsmem.checkpoint.direct import SMALL_BYTES, Direct
 from dsmem.checkpoint.items import Item, Outcome, items_of
-from dsmem.checkpoint.memory import Pages
-from dsmem.checkpoint.opened import Directory, Io
+from dsmem.checkpoint.opened import Directory
+from dsmem.checkpoint.options import Options
 from dsmem.checkpoint.pool import Pool
 from dsmem.checkpoint.report import Counting, ReadReport
 from dsmem.checkpoint.scratch import Scratch
-from dsmem.checkpoint.stock import Executor, Hooks
-from dsmem.checkpoint.workers import Workers
+from dsmem.checkpoint.stock import Hooks
 from dsmem.errors import BadSource, CheckpointReadError, ReadFailure
 
 log = logging.getLogger(__name__)
@@ -42,23 +40,6 @@ FilesProgress = Callable[[int, int], None]
 _STOCK_BYTES = 16 << 20
 _MOST_IN_TASK = 256
 Task = Callable[[Scratch], Outcome]
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to read; the words are those of ParallelFileSystemReader."""
-
-    workers: Workers = "auto"
-    executor: Executor = "thread"
-    io: Io = "auto"
-    verify: Verify = "none"
-    memory_budget: int | None = None
-    sequential_below: int = 32 << 20
-    parallel: bool = True
-    fail_fast: bool = False
-    trusted: bool = False
-    pages: Pages | None = None
-    """Where all destinations are new memory: what makes it."""
 
 
 def read(

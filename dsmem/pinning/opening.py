@@ -12,7 +12,6 @@ from dsmem.arrays import header as headers
 from dsmem.arrays import views
 from dsmem.arrays.views import TreeContents
 from dsmem.errors import (
-    Ambiguous,
     DamagedObject,
     NoSpace,
     NotPinned,
@@ -44,15 +43,7 @@ def attach(target: str | os.PathLike[str], *, populate: bool = False) -> ArrayFi
     """
     text = os.fspath(target)
     store = open_store()
-    is_path = "/" in text or isinstance(target, os.PathLike)
-    if not is_path and os.path.exists(text):
-        is_path = True
-        if store is not None and refs.find_name(store, text) is not None:
-            raise Ambiguous(
-                f"{text!r} is both a file here and a name in the store",
-                candidates=[f"./{text}", f"name {text}"],
-            )
-    if not is_path:
+    if not refs.means_path(store, target):
         if store is None:
             raise NotPinned(f"nothing called {text!r} is in the store", target=text)
         return _attach_object(store, objects.find(store, text), None, populate)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 from dsmem import files
-from dsmem.errors import UsageError
+from dsmem.errors import Ambiguous, UsageError
 from dsmem.files import FileIdentity
 from dsmem.store import names, sources
 from dsmem.store.root import Store
@@ -149,3 +149,17 @@ def _read(path: str) -> Ref | None:
         _log.warning("unreadable ref %s: %s", path, str(exc))  # the error itself holds frames, and they a lease
         return None
     return ref
+
+
+def means_path(store: Store | None, target: str | os.PathLike[str]) -> bool:
+    """Whether a target is a path: it has a `/`, or exists. Anything else is a name; what is both is Ambiguous."""
+    text = os.fspath(target)
+    if "/" in text or isinstance(target, os.PathLike):
+        return True
+    if not os.path.exists(text):
+        return False
+    if store is not None and find_name(store, text) is not None:
+        raise Ambiguous(
+            f"{text!r} is both a file here and a name in the store", candidates=[f"./{text}", f"name {text}"]
+        )
+    return True
