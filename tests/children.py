@@ -11,7 +11,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -163,6 +163,14 @@ def runs(process: psutil.Process) -> bool:
         return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def alive(processes: Sequence[psutil.Process], timeout_s: float) -> list[psutil.Process]:
+    """Those that still run after that time; none, as soon as none does."""
+    deadline = time.monotonic() + timeout_s
+    while (found := [one for one in processes if runs(one)]) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return found
 
 
 def still_running() -> list[str]:

@@ -10,6 +10,7 @@ import threading
 import time
 from pathlib import Path
 
+import children
 import psutil
 import pytest
 
@@ -116,7 +117,7 @@ def test_killed_while_processes_hold_data(
         assert len(descendants) == 3  # two that hold, and the janitor
         (os.killpg if whole_group else os.kill)(process.pid, number)
         process.wait(PATIENCE_S)
-    _, alive = psutil.wait_procs(descendants, timeout=PATIENCE_S)
+    alive = children.alive(descendants, PATIENCE_S)
     assert alive == []
     assert [list(parent.iterdir()) for parent in scratch_parents] == [[], []]
 

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import children
 import psutil
 import pytest
 
@@ -168,5 +169,5 @@ def test_stopped(command: list[str], number: signal.Signals, exit_code: int, sto
         assert process.wait(60) == exit_code
         assert process.stderr is not None
         assert b"Traceback" not in process.stderr.read()
-    _, alive = psutil.wait_procs(descendants, timeout=60)
+    alive = children.alive(descendants, 60)
     assert alive == []

@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import children
 import h5py
 import hdf5plugin
 import numpy as np
@@ -258,6 +259,6 @@ def test_nothing_is_left_of_a_pin_that_was_stopped(
             expected_leftovers.add("locks/*")
             os.kill(child.pid, signal.SIGKILL)
             child.wait()
-        _, alive = psutil.wait_procs(running, timeout=10)
+        alive = children.alive(running, 10)
         assert alive == []
     assert list((store_root / "objects").iterdir()) == []
