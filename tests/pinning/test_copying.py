@@ -1,0 +1,80 @@
+"""The one pass over a source: whatever extents it has, every byte is hashed once and comes to its places."""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dsmem import digest
+from dsmem.errors import SourceChanged
+from dsmem.pinning import copying
+from dsmem.pinning.copying import Extent
+from dsmem.pinning.pagecache import PageCache
+from dsmem.store.draft import Draft
+
+BLOCK = 4096
+SLICE = 4 * BLOCK
+
+
+@pytest.fixture(autouse=True, scope="module")
+def small_blocks() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "SLICE_BYTES", SLICE)
+        patch.setattr(copying, "_BLOCK_BYTES", BLOCK)
+        patch.setattr(copying, "_REPORTED_BYTES", 2 * BLOCK)
+        patch.setattr(copying, "_HASHED_BYTES", 3 * BLOCK)
+        yield
+
+
+def copied(content: bytes, extents: list[Extent], *, size_bytes: int, promised: int | None = None) -> tuple[bytes, str]:
+    """What lies in the object, and the digest; progress is told to the last byte, and never goes back."""
+    told = [0]
+    with tempfile.TemporaryFile(buffering=0) as source, Draft(None) as draft:
+        source.write(content)
+        expected = len(content) if promised is None else promised
+        with PageCache(source.fileno(), expected) as cache:
+            draft.allocate(size_bytes)
+            found = copying.copy(
+                source.fileno(), expected, draft, extents, [], None, lambda done, _: told.append(done), cache
+            )
+        assert told[-1] == max(told) == sum(one.size_bytes for one in extents)
+        return os.pread(draft.fd, size_bytes, 0), found.tree_hex
+
+
+@given(
+    size_bytes=st.integers(0, 6 * SLICE),
+    cuts=st.lists(st.tuples(st.integers(0, 6 * SLICE), st.integers(1, 3 * SLICE)), max_size=8),
+    tiny=st.integers(0, 40),
+    seed=st.integers(0, 1000),
+)
+def test_any_extents_come_to_their_places(size_bytes: int, cuts: list[tuple[int, int]], tiny: int, seed: int) -> None:
+    """They overlap, touch, lie in one block by the dozen, or span slices; an object is larger than their sum."""
+    content = random.Random(seed).randbytes(size_bytes)
+    cuts = [*cuts, *((7 * number, 5) for number in range(tiny))]
+    extents: list[Extent] = []
+    expected = bytearray()
+    for start, length in cuts:
+        length = min(length, size_bytes - start)
+        if length > 0:
+            expected += b"\0" * (seed % 3)
+            extents.append(Extent(start, len(expected), length))
+            expected += content[start : start + length]
+    found, tree_hex = copied(content, extents, size_bytes=len(expected))
+    assert found == expected
+    slices = [digest.slice_digest(), *(digest.slice_digest() for _ in range(SLICE, size_bytes, SLICE))]
+    for number, one in enumerate(slices):
+        one.update(content[number * SLICE : (number + 1) * SLICE])
+    assert tree_hex == digest.tree_digest([one.digest() for one in slices] if size_bytes else [])
+
+
+@pytest.mark.parametrize("extents", [[], [Extent(0, 0, 3 * SLICE)], [Extent(SLICE + 5, 0, 9)]])
+@pytest.mark.parametrize("left", [0, 1, SLICE - 1, 2 * SLICE + 5])
+def test_a_source_that_became_shorter_is_no_source(extents: list[Extent], left: int) -> None:
+    with pytest.raises(SourceChanged, match="shorter"):
+        copied(b"x" * left, extents, size_bytes=3 * SLICE, promised=3 * SLICE)
