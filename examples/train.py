@@ -35,7 +35,8 @@ def main() -> None:
             loss.backward()
             optimizer.step()
             total += loss.item()
-    print(f"{args.loss}: {total / max(len(loader), 1):.4f} after {args.epochs} epochs, data {file.source}")
+    # One write for the whole line: another training may print beside this one.
+    print(f"{args.loss}: {total / max(len(loader), 1):.4f} after {args.epochs} epochs, data {file.source}\n", end="")
 
 
 if __name__ == "__main__":

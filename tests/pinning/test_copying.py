@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsmem import digest
@@ -47,9 +47,13 @@ def copied(content: bytes, extents: list[Extent], *, size_bytes: int, promised: 
         return os.pread(draft.fd, size_bytes, 0), found.tree_hex
 
 
+PLACES = st.integers(0, 6 * SLICE // BLOCK).map(lambda number: number * BLOCK) | st.integers(0, 6 * SLICE)
+
+
+@example(size_bytes=4 * SLICE, cuts=[(0, BLOCK + 9), (2 * SLICE, 3 * BLOCK)], tiny=0, seed=0)
 @given(
-    size_bytes=st.integers(0, 6 * SLICE),
-    cuts=st.lists(st.tuples(st.integers(0, 6 * SLICE), st.integers(1, 3 * SLICE)), max_size=8),
+    size_bytes=PLACES,
+    cuts=st.lists(st.tuples(PLACES, st.integers(1, 3 * BLOCK) | st.integers(1, 3 * SLICE)), max_size=8),
     tiny=st.integers(0, 40),
     seed=st.integers(0, 1000),
 )
