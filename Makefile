@@ -15,10 +15,12 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dsmem demo
 
-# Tests start hundreds of interpreters: bytecode is kept. Benches look at the whole machine: a group, one by one.
+# One more than CPUs: some tests wait. They start hundreds of interpreters: bytecode is kept. Benches look at the whole
+# machine: a group, one by one.
+test: PROCESSES = $(shell n=$$(nproc); echo $$((n < 4 ? n + 1 : 4)))
 test: export PYTHONDONTWRITEBYTECODE =
 test: $(READY)
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
 
 check: $(READY)
 	$(BIN)/ruff check .
