@@ -104,9 +104,11 @@ def measure(comparison: Comparison, *, runs: int, deadline: float = float("inf")
 
 
 def _order(contenders: int, turn: int) -> list[int]:
-    """A balanced Latin square, every second row of it backwards: E. J. Williams, Aust. J. Sci. Res. A 2 (1949) 149."""
+    """A balanced Latin square: E. J. Williams, Aust. J. Sci. Res. A 2 (1949) 149; of an odd number, every second row
+    backwards.
+    """
     row = [(turn + (place + 1) // 2 * (1 if place % 2 else -1)) % contenders for place in range(contenders)]
-    return row[::-1] if turn % 2 else row
+    return row[::-1] if turn % 2 and contenders % 2 else row
 
 
 def _turn(contender: Contender, *, repeat: int) -> tuple[list[float], object]:

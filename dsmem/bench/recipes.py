@@ -90,9 +90,9 @@ def prepare(text: str, tokenizer: str, end: int, place: Path, processes: int | N
 
     disable_progress_bars()
     encoder = Tokenizer.from_file(tokenizer)
-    encoder.encode_special_tokens = True  # what looks like a special token in a text is text
 
     def process(example: dict[str, Any]) -> dict[str, Any]:
+        encoder.encode_special_tokens = True  # what looks like one is text; pickled for a process, it forgets that
         ids = encoder.encode(example["text"], add_special_tokens=False).ids
         ids.append(end)
         return {"ids": ids, "len": len(ids)}

@@ -169,7 +169,6 @@ class Draft:
             if self._map is None:
                 access = mmap.PROT_READ | mmap.PROT_WRITE
                 self._map = hugepages.mapped(self.fd, self._size_bytes, flags=mmap.MAP_SHARED, prot=access)
-                self._map.madvise(mmap.MADV_DONTFORK)  # a child would hold the memory of an object that is removed
                 self._map_address = hugepages.address_of(self._map)
             return self._map
 

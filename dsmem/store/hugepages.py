@@ -171,6 +171,15 @@ def address_of(whole: mmap.mmap) -> int:
     return int(np.frombuffer(whole, np.uint8).ctypes.data)
 
 
+def _place(of_file: Callable[[], int] | None) -> int | None:
+    """Where the map of a file begins; None where none does, or where it takes more addresses than may be had."""
+    try:
+        place = None if of_file is None else of_file()
+    except OSError:
+        return None
+    return place if place is not None and place % EXTENT_BYTES == 0 else None
+
+
 def _collapse(fd: int, offset: int, place_of_file: Callable[[], int] | None) -> int:
     """One huge page for an extent, through the map of the file or, where there is none that does, one of it alone.
 
@@ -178,7 +187,7 @@ def _collapse(fd: int, offset: int, place_of_file: Callable[[], int] | None) -> 
     """
     import ctypes
 
-    if place_of_file is not None and (whole := place_of_file()) % EXTENT_BYTES == 0:
+    if (whole := _place(place_of_file)) is not None:
         return madvise.advise(whole + offset, EXTENT_BYTES, madvise.COLLAPSE)
     reserved = libc().mmap(None, 2 * EXTENT_BYTES, _PROT_NONE, _UNUSED, -1, 0)
     if reserved is None or reserved == _MAP_FAILED:

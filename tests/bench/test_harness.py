@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,16 +24,25 @@ def contender(name: str, role: Role = "dsmem", *, log: list[str] | None = None, 
     return Contender(name, role, run, answer=lambda result: result)
 
 
-def test_one_round_does_not_count_and_each_comes_after_every_other() -> None:
+def test_one_round_does_not_count() -> None:
     log: list[str] = []
-    contenders = [contender(name, log=log) for name in "abcd"]
-    found = measure(Comparison("turns", 0, contenders), runs=8)
-    assert "".join(log[:4]) == "abcd"
-    rounds = ["".join(log[start : start + 4]) for start in range(4, len(log), 4)]
-    assert [sorted(one) for one in rounds] == [list("abcd")] * 8
-    assert len({one[i : i + 2] for one in rounds for i in range(3)}) == 12
-    assert [one.samples for one in found.measured] == [8, 8, 8, 8]
-    assert found.runs == 8
+    found = measure(Comparison("turns", 0, [contender(name, log=log) for name in "abc"]), runs=2)
+    assert "".join(log[:3]) == "abc"
+    assert len(log) == 9
+    assert [one.samples for one in found.measured] == [2, 2, 2]
+    assert found.runs == 2
+
+
+@pytest.mark.parametrize("count", range(2, 10))
+def test_each_comes_after_every_other_as_often(count: int) -> None:
+    log: list[str] = []
+    contenders = [contender(str(number), log=log) for number in range(count)]
+    measure(Comparison("turns", 0, contenders), runs=2 * count)
+    rounds = [log[start : start + count] for start in range(count, len(log), count)]
+    assert all(sorted(one) == sorted(map(str, range(count))) for one in rounds)
+    pairs = Counter(pair for one in rounds for pair in pairwise(one))
+    assert len(pairs) == count * (count - 1) and set(pairs.values()) == {2}
+    assert set(Counter(one[0] for one in rounds).values()) == {2}
 
 
 @pytest.mark.parametrize("wrong", ["ours", "recipe", "limit"])

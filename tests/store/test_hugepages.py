@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import subprocess
 import sys
@@ -81,6 +82,30 @@ def test_what_is_no_whole_extent_is_left(fd: int, real: Extents) -> None:
     assert there(fd) == EXTENT_BYTES
     assert not real.take(LEAST_BYTES + 1, 4096)
     assert not real.take(1 << 40, 4096)
+
+
+def test_they_are_taken_through_a_map_of_the_file(fd: int, real: Extents, monkeypatch: pytest.MonkeyPatch) -> None:
+    with hugepages.mapped(fd, SIZE, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ | mmap.PROT_WRITE) as whole:
+        place = hugepages.address_of(whole)
+        assert place % EXTENT_BYTES == 0
+        monkeypatch.setattr(hugepages, "libc", pytest.fail)  # maps nothing more
+        extents = Extents(fd, lambda: place)
+        extents.resize(SIZE)
+        assert extents.take(EXTENT_BYTES, 2 * EXTENT_BYTES)
+        assert there(fd) == 2 * EXTENT_BYTES
+        whole[2 * EXTENT_BYTES - 1 : 2 * EXTENT_BYTES + 1] = b"ab"
+        assert os.pread(fd, 4, 2 * EXTENT_BYTES - 2) == b"\0ab\0"
+
+
+def test_a_file_that_cannot_be_mapped_whole_gets_them_all_the_same(fd: int, real: Extents) -> None:
+    def refused() -> int:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    for place in (refused, lambda: 4096):
+        extents = Extents(fd, place)
+        extents.resize(SIZE)
+        assert extents.take(0, EXTENT_BYTES)
+    assert there(fd) == EXTENT_BYTES
 
 
 def test_each_extent_is_asked_for_once(fd: int, asked: list[int]) -> None:
