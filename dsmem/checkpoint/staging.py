@@ -48,8 +48,11 @@ def staged(path: str, *, directory: bool, force: bool) -> Iterator[str]:
         _publish(hidden, path, directory=directory, force=force)
         files.sync(parent)
     finally:
-        _remove(hidden)
-        os.close(fd)
+        try:
+            if not os.path.lexists(_aside(hidden)):  # else it tells the next sweep to give that its name back
+                _remove(hidden)
+        finally:
+            os.close(fd)
 
 
 def sweep(directory: str) -> None:
@@ -145,18 +148,25 @@ def _replace(hidden: str, path: str) -> None:
     """
     if _rename2(hidden, path, _RENAME_EXCHANGE):
         return
-    aside, parent = hidden.removesuffix(_PART) + _OLD, os.path.dirname(path)
+    aside, parent = _aside(hidden), os.path.dirname(path)
     while (fd := _locked(aside, parent, directory=True)) is None:
         continue
     try:
         os.rename(path, os.path.join(aside, os.path.basename(path)))
         _rename_to_free(hidden, path)
     finally:
-        if os.path.lexists(hidden):
-            _give_back(aside, directory=parent)
-        else:
-            _remove(aside)
-        os.close(fd)
+        try:
+            if os.path.lexists(hidden):
+                _give_back(aside, directory=parent)
+            else:
+                _remove(aside)
+        finally:
+            os.close(fd)
+
+
+def _aside(hidden: str) -> str:
+    """Where what is replaced waits, beside what replaces it."""
+    return hidden.removesuffix(_PART) + _OLD
 
 
 def _give_back(aside: str, *, directory: str) -> None:

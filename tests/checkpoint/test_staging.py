@@ -231,6 +231,27 @@ def test_what_cannot_be_given_back_yet_is_not_forgotten(tmp_path: Path, monkeypa
     assert said(path) == OLD and hidden(tmp_path) == []
 
 
+@pytest.mark.parametrize("raised", [OSError(errno.EIO, os.strerror(errno.EIO)), KeyboardInterrupt()])
+@pytest.mark.parametrize("before", KINDS)
+def test_what_its_own_writer_cannot_give_back_is_not_forgotten(
+    before: Kind, raised: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "out"
+    write(path, before, OLD)
+
+    def fails(path: str, to: str) -> None:
+        raise raised
+
+    with monkeypatch.context() as patched:
+        without(patched, staging._RENAME_EXCHANGE)
+        patched.setattr(staging, "_rename_to_free", fails)
+        with pytest.raises(type(raised)):
+            put(path, "directory")
+    assert len(hidden(tmp_path)) == 2 and said(path) is None
+    staging.sweep(str(tmp_path))
+    assert said(path) == OLD and hidden(tmp_path) == []
+
+
 def test_a_sweep_takes_nothing_else(tmp_path: Path) -> None:
     others = [".dsmem-0123.part", "dsmem-0123456789abcdef.part", ".dsmem-0123456789abcdef.part.old"]
     others += [".dsmem-0123456789abcdef.older", ".dsmem-0123456789abcdef.old-", "dsmem-0123456789abcdef.kept"]
