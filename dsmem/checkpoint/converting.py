@@ -102,7 +102,8 @@ def convert(
     if kind == "safetensors":
         codes, left_out = _fitting(looked, skip_unsupported)
     report = progress or ignore
-    with _translated(path), staging.staged(path, directory=not one_file, force=force) as staged:
+    replaces = (lambda there: _refusal(there, one_file) is None) if force else None
+    with _translated(path), staging.staged(path, directory=not one_file, replaces=replaces) as staged:
         if kind == "safetensors" and one_file:
             size_bytes = _write_safetensors(looked, codes, [*codes], staged, report, 0)
         elif kind == "safetensors":
@@ -140,15 +141,24 @@ def _check_destination(source: str, path: str, one_file: bool, force: bool) -> N
         raise UsageError(f"{path} and {source} overlap: write to another place")
     if os.path.lexists(path) and not force:
         raise OutputExists(f"{path} exists", path=path)
-    if os.path.isdir(path) and os.listdir(path):
-        if one_file:
-            raise UsageError(f"{path} is a directory")
-        try:
-            formats.detect(path)
-        except DsmemError as exc:
-            raise UsageError(f"{path} is a directory that holds no checkpoint: it is not replaced") from exc
+    refusal = _refusal(path, one_file)
+    if refusal:
+        raise UsageError(f"{path} {refusal}")
     if not os.path.isdir(os.path.dirname(path)):
         raise UsageError(f"{os.path.dirname(path)} is no directory")
+
+
+def _refusal(path: str, one_file: bool) -> str | None:
+    """What is there, if it is not replaced: files, empty directories, and, by directories, checkpoints are."""
+    if not os.path.isdir(path) or not os.listdir(path):
+        return None
+    if one_file:
+        return "is a directory"
+    try:
+        formats.detect(path)
+    except DsmemError:
+        return "is a directory that holds no checkpoint: it is not replaced"
+    return None
 
 
 @contextmanager

@@ -1,10 +1,10 @@
 """A file or a directory that is written under a hidden name beside its place, and takes the place when it is whole.
 
 Killed at any moment, what was there is there under its name, or, where the file system can't exchange two names in one
-call, in `.dsmem-….old` beside it. Hidden things stay, their locks free: whoever writes next in that directory removes
-them, or gives what had stepped aside its name back; where something else has that name by then, both are kept. The lock
-is on the hidden thing itself, so that what is being written is never taken for left; on network file systems, where
-locks do not hold, nothing is touched.
+call, in `.dsmem-….old` beside it. What may be replaced is asked of what stands there at that moment. Hidden things
+stay, their locks free: whoever writes next in that directory removes them, or gives what had stepped aside its name
+back; where something else has that name by then, both are kept. The lock is on the hidden thing itself, so that what
+is being written is never taken for left; on network file systems, where locks do not hold, nothing is touched.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 from dsmem import files, proc
 from dsmem.errors import OutputExists
 
-_PART, _OLD, _KEPT = ".part", ".old", "kept"
+_PART, _OLD, _KEPT = ".part", ".old", ".kept"
 _HIDDEN = re.compile(r"\.dsmem-[0-9a-f]{16}\.(?:part|old)")
 _AT_FDCWD = -100
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
@@ -35,8 +35,11 @@ _log = logging.getLogger(__name__)
 
 
 @contextmanager
-def staged(path: str, *, directory: bool, force: bool) -> Iterator[str]:
-    """The hidden place; what is written there takes the path at the end, or goes. Raises OutputExists, OSError."""
+def staged(path: str, *, directory: bool, replaces: Callable[[str], bool] | None) -> Iterator[str]:
+    """The hidden place; what is written there takes the path at the end, or goes. Raises OutputExists, OSError.
+
+    replaces: whether what is at a path, under its own name or a hidden one, may go; None: nothing may.
+    """
     parent = os.path.dirname(path)
     sweep(parent)
     hidden, fd = _made(parent, directory)
@@ -45,11 +48,12 @@ def staged(path: str, *, directory: bool, force: bool) -> Iterator[str]:
         for one in [os.path.join(hidden, file) for file in os.listdir(hidden)] if directory else []:
             files.sync(one)
         files.sync(hidden)
-        _publish(hidden, path, directory=directory, force=force)
+        _publish(hidden, path, directory=directory, replaces=replaces)
         files.sync(parent)
     finally:
         try:
-            if not os.path.lexists(_aside(hidden)):  # else it tells the next sweep to give that its name back
+            # As long as something waits aside it tells the next sweep to give that its name back.
+            if files.names_inode(hidden, os.fstat(fd)) and not os.path.lexists(_aside(hidden)):
                 _remove(hidden)
         finally:
             os.close(fd)
@@ -125,12 +129,12 @@ def _can_lock(directory: str) -> bool:
     return not proc.is_network_fs(proc.mount_of(directory or ".").fstype)
 
 
-def _publish(hidden: str, path: str, *, directory: bool, force: bool) -> None:
+def _publish(hidden: str, path: str, *, directory: bool, replaces: Callable[[str], bool] | None) -> None:
     """Raises OutputExists where something else has, or took, the name."""
     try:
-        if force and os.path.lexists(path) and (directory or os.path.isdir(path)):
-            _replace(hidden, path)
-        elif force and not directory:
+        if replaces and os.path.lexists(path) and (directory or os.path.isdir(path)):
+            _replace(hidden, path, replaces)
+        elif replaces and not directory:
             os.rename(hidden, path)
         else:
             _rename_to_free(hidden, path)
@@ -140,19 +144,29 @@ def _publish(hidden: str, path: str, *, directory: bool, force: bool) -> None:
         raise
 
 
-def _replace(hidden: str, path: str) -> None:
+def _replace(hidden: str, path: str, replaces: Callable[[str], bool]) -> None:
     """A directory can't be replaced by rename(2): the two change places, and what was there goes with the hidden name.
 
     Where the file system can't do that in one call, what was there steps aside first; killed before the other has the
-    name, the next sweep gives it back.
+    name, the next sweep gives it back. What may not go is seen before, and what came at the last moment after that.
     """
+    _check(path, path, replaces)
     if _rename2(hidden, path, _RENAME_EXCHANGE):
+        try:
+            _check(hidden, path, replaces)
+        except BaseException:
+            _exchange_back(hidden, path)
+            raise
+        files.sync(os.path.dirname(path))
+        _remove(hidden)
         return
     aside, parent = _aside(hidden), os.path.dirname(path)
     while (fd := _locked(aside, parent, directory=True)) is None:
         continue
     try:
-        os.rename(path, os.path.join(aside, os.path.basename(path)))
+        before = os.path.join(aside, os.path.basename(path))
+        os.rename(path, before)
+        _check(before, path, replaces)
         _rename_to_free(hidden, path)
     finally:
         try:
@@ -162,6 +176,27 @@ def _replace(hidden: str, path: str) -> None:
                 _remove(aside)
         finally:
             os.close(fd)
+
+
+def _check(there: str, path: str, replaces: Callable[[str], bool]) -> None:
+    if not replaces(there):
+        raise OutputExists(f"{path} was taken meanwhile, by what is not replaced", path=path)
+
+
+def _exchange_back(hidden: str, path: str) -> None:
+    """What was there gets its name back, or, where that fails, one that no sweep touches."""
+    try:
+        _rename2(hidden, path, _RENAME_EXCHANGE)
+    except OSError as exc:
+        kept = _kept(hidden)
+        _rename_to_free(hidden, kept)
+        _log.warning("%s: what was there before is %s", exc, kept)
+
+
+def _kept(hidden: str) -> str:
+    """A name beside it that no sweep touches."""
+    parent, name = os.path.split(hidden)
+    return os.path.join(parent, name.removeprefix(".").removesuffix(_PART).removesuffix(_OLD) + _KEPT)
 
 
 def _aside(hidden: str) -> str:
@@ -178,7 +213,7 @@ def _give_back(aside: str, *, directory: str) -> None:
             _log.warning("%s is there again: it was about to be replaced", before)
         os.rmdir(aside)
     except FileExistsError as exc:
-        kept = os.path.join(directory, os.path.basename(aside).removeprefix(".").removesuffix("old") + _KEPT)
+        kept = _kept(aside)
         os.rename(aside, kept)
         _log.warning("%s: what was there before is in %s", exc, kept)
 

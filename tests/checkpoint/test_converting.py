@@ -212,6 +212,29 @@ def test_what_is_no_checkpoint_is_never_replaced(tmp_path: Path) -> None:
     assert (home / "letter.txt").read_text() == "dear"
 
 
+@pytest.mark.parametrize("exchange", [True, False])
+@pytest.mark.parametrize("to", ["dcp", "pt"])
+def test_what_is_no_checkpoint_and_comes_meanwhile_is_not_replaced(
+    to: To, exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchange:
+        monkeypatch.setattr(staging, "_rename2", lambda path, to, how: False)
+    source = written(weights(), tmp_path, "safetensors")
+    home = tmp_path / "home"
+
+    sync = files.sync
+
+    def write_a_letter(path: str) -> None:
+        home.mkdir(exist_ok=True)
+        (home / "letter.txt").write_text("dear")
+        sync(path)
+
+    monkeypatch.setattr(files, "sync", write_a_letter)
+    with pytest.raises(OutputExists, match="meanwhile"):
+        checkpoint.convert(source, home, to=to, force=True)
+    assert os.listdir(home) == ["letter.txt"] and hidden(tmp_path) == []
+
+
 @pytest.mark.parametrize(("to", "out"), [("dcp", "out"), ("pt", "out.pt"), ("safetensors", "shards")])
 def test_a_failure_leaves_what_was_there(to: To, out: str, tmp_path: Path) -> None:
     source = written(weights(), tmp_path, "dcp")

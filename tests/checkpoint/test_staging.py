@@ -29,17 +29,21 @@ def write(path: Path | str, kind: Kind, told: str) -> None:
 
 
 def said(path: Path) -> str | None:
-    if path.is_dir():
-        return (path / "text").read_text()
-    return path.read_text() if path.exists() else None
+    told = path / "text" if path.is_dir() else path
+    return told.read_text() if told.exists() else None
 
 
 def hidden(directory: Path) -> list[str]:
     return sorted(one.name for one in directory.iterdir() if one.name.startswith("."))
 
 
+def replaced(there: str) -> bool:
+    """All but what others wrote."""
+    return said(Path(there)) != OTHER
+
+
 def put(path: Path, kind: Kind, told: str = NEW, *, force: bool = True) -> None:
-    with staging.staged(str(path), directory=kind == "directory", force=force) as place:
+    with staging.staged(str(path), directory=kind == "directory", replaces=replaced if force else None) as place:
         write(place, kind, told)
 
 
@@ -75,7 +79,7 @@ def test_what_fails_in_the_writing_is_told_as_it_is(kind: Kind, error: int, tmp_
     raised = OSError(error, os.strerror(error), "elsewhere")
     with (
         pytest.raises(OSError, match="elsewhere") as told,
-        staging.staged(str(tmp_path / "out"), directory=kind == "directory", force=False),
+        staging.staged(str(tmp_path / "out"), directory=kind == "directory", replaces=None),
     ):
         raise raised
     assert told.value is raised and not isinstance(told.value, OutputExists)
@@ -126,6 +130,55 @@ def test_what_takes_the_name_meanwhile_stays(
     assert said(path) == OTHER and hidden(tmp_path) == []
     staging.sweep(str(tmp_path))
     assert [said(one) for one in tmp_path.glob("dsmem-*.kept/out")] == ([] if before is None else [OLD])
+
+
+@pytest.mark.parametrize("lacking", FLAGS)
+@pytest.mark.parametrize("last", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_may_not_be_replaced_and_comes_meanwhile_stays(
+    kind: Kind, last: bool, lacking: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it is written, or at the last moment, after the look at what is there."""
+    path = tmp_path / "out"
+    path.mkdir()
+    without(monkeypatch, *lacking)
+    asked = []
+
+    def replaces(there: str) -> bool:
+        found = replaced(there)
+        asked.append(there)
+        if last and len(asked) == 1:
+            write(path, "directory", OTHER)
+        return found
+
+    with (
+        pytest.raises(OutputExists, match="meanwhile"),
+        staging.staged(str(path), directory=kind == "directory", replaces=replaces) as place,
+    ):
+        write(place, kind, NEW)
+        if not last:
+            write(path, "directory", OTHER)
+    assert len(asked) == 1 + last
+    assert said(path) == OTHER and os.listdir(tmp_path) == ["out"]
+
+
+def test_what_cannot_get_its_name_back_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody removed what had it meanwhile."""
+    path = tmp_path / "out"
+    path.mkdir()
+
+    def replaces(there: str) -> bool:
+        if there != str(path):
+            (path / "text").unlink()
+            path.rmdir()
+            return False
+        write(path, "directory", OTHER)
+        return True
+
+    with pytest.raises(OutputExists), staging.staged(str(path), directory=True, replaces=replaces) as place:
+        write(place, "directory", NEW)
+    staging.sweep(str(tmp_path))
+    assert [said(one) for one in tmp_path.iterdir()] == [OTHER]
 
 
 def killed(path: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch, *, renames: int) -> None:
