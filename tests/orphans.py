@@ -1,7 +1,8 @@
 """What tests start ends with them, also when pytest is killed: a process waits for that, and kills what has its mark.
 
-The mark is in the environment of every process that is started, daemons too. When pytest ends by itself nothing is
-killed: what a test has left is seen then.
+The mark is in the environment of every process that is executed, daemons too. A fork that executes nothing has it not,
+and is not killed: it ends with its parent only where it was asked to, as those of `children` are; nor does it hold the
+watcher up. When pytest ends by itself nothing is killed: what a test has left is seen then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,16 @@ import children
 
 MARK = "TESTS_OF_DSMEM"
 """Of no name that the fixture of the store takes away."""
+_writing: set[int] = set()
+"""The ends that tell of this process: those who have them are this process to the watcher."""
+
+
+def _let_go() -> None:
+    while _writing:
+        os.close(_writing.pop())
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def watch() -> int:
@@ -33,11 +44,13 @@ def watch() -> int:
     os.waitpid(between, 0)
     os.close(reading)
     os.environ[MARK] = mark
+    _writing.add(writing)
     return writing
 
 
 def leave(writing: int) -> None:
     """This process ends by itself."""
+    _writing.remove(writing)
     os.write(writing, b".")
     os.close(writing)
 

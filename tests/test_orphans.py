@@ -32,21 +32,25 @@ def test_what_a_killed_run_has_started_ends(killed: bool, kept: list[psutil.Proc
 
     def run() -> None:
         watching = orphans.watch()
+        forked = children.fork()  # has what this process has open, and outlives it
+        if forked == 0:
+            signal.pause()
+        os.write(saying, f"{forked}\n".encode())
         started = subprocess.run([sys.executable, "-S", "-c", DETACHED], stdout=saying, check=True)
         assert started.returncode == 0
         if killed:
             signal.pause()
         orphans.leave(watching)
 
-    with children.started(run) as running:
-        kept.append(psutil.Process(int(os.read(said, 100))))
+    with children.started(run) as running, open(said, closefd=False) as lines:
+        kept += [psutil.Process(int(lines.readline())) for _ in range(2)]
         if killed:
             running.kill()
         else:
             running.result()
     deadline = time.monotonic() + (20 if killed else 0.3)
-    while children.runs(kept[0]) and time.monotonic() < deadline:
+    while children.runs(kept[1]) and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert children.runs(kept[0]) != killed
+    assert children.runs(kept[1]) != killed
     os.close(said)
     os.close(saying)
