@@ -115,8 +115,10 @@ def test_nothing_is_left_of_one_that_is_stopped(
         wait_for(lambda: len(pinned()) == 3)
         (trial,) = psutil.Process(parent.pid).children()
         os.kill(parent.pid, number)
-        with pytest.raises(ended):
+        with pytest.raises(ended) as told:
             parent.result(30)
+        if isinstance(told.value, SystemExit):
+            assert told.value.code == 143
         if number == signal.SIGKILL:  # then its trial does it, a moment later
             wait_for(lambda: pinned() == [kept])
         assert pinned() == [kept]
