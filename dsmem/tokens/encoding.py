@@ -20,6 +20,7 @@ from dsmem.tokens import compressed, cutting, documents, engines, pieces
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
+from dsmem.tokens.failures import translated
 from dsmem.tokens.feeding import LONG_BYTES, Comparing, decoded, feed
 from dsmem.tokens.holding import Room
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
@@ -95,7 +96,8 @@ class Encoder:
 
     def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
         for some in _portions(texts):
-            ids, lengths = self._engine.encode(some)
+            with translated(batch.path):
+                ids, lengths = self._engine.encode(some)
             verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
             writer.add(some, ids, lengths)
             begin += len(some)
@@ -103,7 +105,8 @@ class Encoder:
     def _add_long(self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: str) -> None:
         seen, comparing = LongDocument(), verifying.long()
         fed = feed(self._engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
-        writer.add_long(fed, seen)
+        with translated(path):
+            writer.add_long(fed, seen)
 
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
         recipe = self._recipe
@@ -165,7 +168,8 @@ class Encoder:
 
         def flush() -> None:
             nonlocal held_bytes
-            ids, lengths = self._engine.encode(texts)
+            with translated(" or ".join(paths if len(paths) <= 3 else [*paths[:3], "another"])):
+                ids, lengths = self._engine.encode(texts)
             for number, path in enumerate(paths):
                 verifying.look_at(texts, ids, lengths, number, path=path)
             writer.add(texts, ids, lengths)
@@ -289,7 +293,8 @@ class _Verifying:
         return Comparing(self._encoder.reference(), whole=self._all)
 
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
-        theirs = self._encoder.expected(text, now=self._asks)
+        with translated(path):
+            theirs = self._encoder.expected(text, now=self._asks)
         self.count += 1
         if np.array_equal(ids, theirs):
             return

@@ -181,6 +181,8 @@ class _Tokenizers:
         self._tokenizer.encode_special_tokens = not parse_special
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        if len(texts) == 1:  # without the threads that a batch starts, and leaves
+            return _flat([self._tokenizer.encode(texts[0], add_special_tokens=False).ids])
         return _flat([one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, WrongIds
@@ -19,6 +21,18 @@ def again(value: dict[str, Any]) -> Exception:
     if kind == WrongIds.__name__:
         return WrongIds(message)
     return BadSource(message)
+
+
+@contextmanager
+def translated(path: str) -> Iterator[None]:
+    """While an engine encodes some of that file: what it raises of its own becomes BadSource."""
+    try:
+        yield
+    except (DsmemError, OSError, MemoryError):
+        raise
+    except Exception as exc:
+        told = (str(exc).splitlines() or [""])[0]
+        raise BadSource(f"{path} can't be encoded: {type(exc).__name__}: {told}") from exc
 
 
 def described(error: Exception) -> dict[str, Any]:

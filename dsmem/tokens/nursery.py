@@ -11,8 +11,10 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _OWN_THREADS = "/proc/self/task"
+_GOING_S = 0.05
+_fresh: list[subprocess.Popen[bytes]] = []
+"""Kept: who drops one that has not ended is warned."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,11 +45,15 @@ def main(arguments: Sequence[str]) -> None:
     libraries.join()
     from dsmem.tokens import worker
 
+    alone = _is_alone()
     gc.freeze()  # else the first collection of each worker would copy every page that it looks at
     numbers: dict[int, int] = {}
     while descriptors:
         requests, answers, *descriptors = descriptors
-        numbers[_start(requests, answers, descriptors, engine)] = len(numbers)
+        start = _fork if alone else _start_fresh
+        numbers[start(requests, answers, descriptors, engine)] = len(numbers)
+        os.close(requests)
+        os.close(answers)
     if asked := sys.stdin.buffer.readline():
         worker.say(sys.stdout.buffer, "fitting", _fitting(engine, json.loads(asked)["added"]))
     while numbers:
@@ -61,38 +70,42 @@ def _import_all() -> None:
     worker.prepare()
 
 
-def _start(requests: int, answers: int, others: Sequence[int], engine: Engine | None) -> int:
-    """A worker that reads and writes these descriptors, which are closed here; its pid."""
+def _is_alone() -> bool:
+    """Whether this process has one thread. The kernel shows one that has been joined for some milliseconds more."""
+    until = time.monotonic() + _GOING_S
+    while len(os.listdir(_OWN_THREADS)) > 1:
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.0005)
+    return True
+
+
+def _fork(requests: int, answers: int, others: Sequence[int], engine: Engine | None) -> int:
+    """A worker that reads and writes these descriptors, all that is loaded here in it; its pid."""
     from dsmem.tokens import worker
 
     here = os.getpid()
-    fresh = helpers.command(worker.__name__)
-    threads = len(os.listdir(_OWN_THREADS))
     pid = os.fork()
     if pid:
-        os.close(requests)
-        os.close(answers)
         return pid
-    code = 1
     try:
         helpers.end_with_parent(here)
         for descriptor in others:
             os.close(descriptor)
-        if threads > 1:  # an engine would wait for threads that a fork has not taken along
-            os.dup2(requests, 0)
-            os.dup2(answers, 1)
-            os.execv(fresh[0], fresh)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)  # whatever a library prints: standard output is the parent's
-        with open(requests, "rb") as told, open(answers, "wb") as said:
-            worker.serve(told, said, engine)
-        code = 0
-    except SystemExit:
-        pass
-    except BaseException:  # noqa: BLE001 - what a process says that ends by an error
-        sys.excepthook(*sys.exc_info())
+        worker.run(requests, answers, engine)
     finally:
-        os._exit(code)  # nothing of what this process was before
+        os._exit(1)  # nothing of what this process was before
+
+
+def _start_fresh(requests: int, answers: int, others: Sequence[int], engine: Engine | None) -> int:
+    """The same, a process of its own: an engine would wait for threads that a fork has not taken along."""
+    from dsmem.tokens import worker
+
+    process = subprocess.Popen(helpers.command(worker.__name__), stdin=requests, stdout=answers)
+    _fresh.append(process)
+    return process.pid
 
 
 def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:

@@ -19,6 +19,7 @@ from dsmem.progress import Progress, ignore
 from dsmem.tokens import pieces as cutting_up
 from dsmem.tokens import workdir
 from dsmem.tokens.crew import Crew
+from dsmem.tokens.failures import translated
 from dsmem.tokens.inputs import Source
 from dsmem.tokens.manifest import Input, Manifest
 from dsmem.tokens.manifest import Tokenizer as About
@@ -124,7 +125,8 @@ class Run:
             skip_bad=options.on_error == "skip",
             with_keys=self._with_keys,
             verify=ALL if options.verify == "all" else options.verify,
-            can_ask=self._vocabulary.reference is not None,
+            # Who waits for more of a stream answers nobody meanwhile.
+            can_ask=self._vocabulary.reference is not None and not any(one.identity is None for one in self._sources),
         )
         records: dict[int, Record] = {}
         places = Places()
@@ -165,7 +167,8 @@ class Run:
         """What the reference gives, for a worker that compares."""
         self._asked = self._asked or self._reference()
         assert self._asked is not None
-        ids: list[int] = self._asked.encode([text])[0].tolist()
+        with translated("a document that is compared"):
+            ids: list[int] = self._asked.encode([text])[0].tolist()
         return ids
 
     def _pending(self, records: dict[int, Record], places: Places, report: _Progress) -> Iterator[Piece]:

@@ -5,10 +5,13 @@ Little is imported here: it is started first, and loads an engine while the rest
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
+import select
 import subprocess
-from contextlib import ExitStack, suppress
+import time
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import IO, TYPE_CHECKING, Any
 
@@ -47,7 +50,6 @@ class Nursery:
 
     def _start(self, processes: int) -> None:
         self._ended: dict[int, int] = {}
-        self._dismissed = False
         self._rest = b""
         environment = {**helpers.environment(), **_ONE_THREAD}
         for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
@@ -56,10 +58,10 @@ class Nursery:
         theirs: list[int] = []
         try:
             for _ in range(processes):
-                requests, told = os.pipe()
+                requests, told = _pipe()
                 theirs.append(requests)
                 here: IO[bytes] = os.fdopen(told, "wb", 0)
-                said, answers = os.pipe()
+                said, answers = _pipe()
                 theirs.append(answers)
                 self.ends.append((here, os.fdopen(said, "rb", 0)))
             self._process = subprocess.Popen(
@@ -109,26 +111,29 @@ class Nursery:
         return helpers.ending(self._ended[worker])
 
     def dismiss(self) -> None:
-        """Let all end by themselves."""
-        self._dismissed = True
-        self._close_requests()
+        """There is nothing more to do: end all, while the caller goes on."""
+        self._process.kill()  # and the kernel the workers with it
 
     def _ending(self) -> str:
-        return helpers.ending(self._process.wait(_PATIENCE_S))
+        try:
+            return helpers.ending(self._process.wait(_PATIENCE_S))
+        except subprocess.TimeoutExpired:
+            return "which has not ended"
 
     def _stop(self) -> None:
         """End it, and with it the workers, wherever they are."""
         self._close_requests()
         self._requests.close()
-        if self._dismissed:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_PATIENCE_S)
         self._process.kill()
         self._process.wait()
         self._answers.close()
+        # Until a worker has ended, it may write to the parts. A child that this process forked meanwhile may hold the
+        # other end of its pipe as well: that is not waited for.
+        until = time.monotonic() + _PATIENCE_S
         for _, answers in self.ends:
-            while os.read(answers.fileno(), 1 << 16):
-                pass  # until it has ended, it may write to the parts
+            while select.select([answers], [], [], max(0.0, until - time.monotonic()))[0]:
+                if not os.read(answers.fileno(), 1 << 16):
+                    break
 
     def _close_ends(self) -> None:
         self._close_requests()
@@ -138,6 +143,16 @@ class Nursery:
     def _close_requests(self) -> None:
         for requests, _ in self.ends:
             requests.close()
+
+
+def _pipe() -> tuple[int, int]:
+    """As os.pipe(), of descriptors beyond the standard ones: who started us may have closed those."""
+    ends = os.pipe()
+    beyond = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 3) if end < 3 else end for end in ends]
+    for end in ends:
+        if end < 3:
+            os.close(end)
+    return beyond[0], beyond[1]
 
 
 def send(requests: IO[bytes], value: object) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import codecs
 import errno
 import os
+import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ from dsmem.tokens.vocabularies import locate
 
 _HERE_BYTES = 24 << 20
 """Up to so much input this process is done before others have started."""
+_OTHER_DESCRIPTORS = 32
+"""Left to what else is opened."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -154,8 +157,14 @@ def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) 
     is_stream = any(source.identity is None for source in sources)
     if total_bytes <= _HERE_BYTES and not is_stream and workers is None:
         return 0
-    wanted = workers or proc.usable_cpus()
+    wanted = min(workers or proc.usable_cpus(), _most_processes())
     return wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))
+
+
+def _most_processes() -> int:
+    """A worker takes four descriptors of this process while it starts, and two after that."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (limit - len(os.listdir("/proc/self/fd")) - _OTHER_DESCRIPTORS) // 4)
 
 
 def _refuse_taken(paths: Sequence[str], overwrite: bool, *, sharded: bool) -> None:

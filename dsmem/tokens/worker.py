@@ -8,6 +8,7 @@ can't be, each is a fresh process (`python -m`).
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -15,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import count
 from queue import PriorityQueue, SimpleQueue
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from dsmem import helpers
 from dsmem.errors import DsmemError
@@ -36,7 +37,24 @@ def main(arguments: Sequence[str]) -> None:
     helpers.end_with_parent(int(arguments[0]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     prepare()
-    serve(sys.stdin.buffer, sys.stdout.buffer, None)
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever a library prints
+    run(0, answers, None)
+
+
+def run(requests: int, answers: int, engine: Engine | None) -> NoReturn:
+    """Serve by these descriptors, and end this process at once: a thread reads requests until the parent ends them."""
+    code = 1
+    try:
+        told, said = os.fdopen(requests, "rb", closefd=False), os.fdopen(answers, "wb", closefd=False)
+        serve(told, said, engine)
+        code = 0
+    except SystemExit:
+        pass
+    except BaseException:  # noqa: BLE001 - what a process says that ends by an error
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
 
 
 def prepare() -> None:
@@ -99,13 +117,15 @@ class _Parent:
     def listen(self) -> None:
         """Take all lines, in a thread."""
         numbers = count()
-        for line in self._requests:
-            if line.startswith(_COMPARED):
-                self._compared.put(line)
-            else:
-                self._waiting.put((0 if line.startswith(_PLACE) else 1, next(numbers), line))
-        self._waiting.put((2, 0, b""))
-        self._compared.put(b"")
+        try:
+            for line in self._requests:
+                if line.startswith(_COMPARED):
+                    self._compared.put(line)
+                else:
+                    self._waiting.put((0 if line.startswith(_PLACE) else 1, next(numbers), line))
+        finally:
+            self._waiting.put((2, 0, b""))
+            self._compared.put(b"")
 
     def hear(self) -> bytes:
         """The next line; b"" after all others."""

@@ -6,12 +6,15 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
+from base64 import b64encode
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import children
 import numpy as np
 import psutil
 import pytest
@@ -377,3 +380,51 @@ def test_workers_compare_with_what_the_parent_has_loaded(
     with pytest.raises(dsmem.EngineDiffers, match=r"corpus\.jsonl:1: .*tokenizers, the reference, differ from token 0"):
         dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=trained, part_bytes=PART, workers=2)
     assert asked == texts[:1]
+
+
+@pytest.mark.parametrize("workers", [None, 1])
+def test_an_engine_that_fails_in_its_own_way_is_told(tmp_path: Path, workers: int | None) -> None:
+    """tiktoken raises ValueError where its regular expression takes too much of the stack."""
+    ranks = tmp_path / "o200k_base.tiktoken"
+    ranks.write_bytes(b"".join(b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)))
+    path = tokentexts.write_jsonl(tmp_path / "deep.jsonl", ["fine", "x" + " " * 10**6 + "y"])
+    with pytest.raises(dsmem.BadSource, match=r"deep\.jsonl can't be encoded: ValueError: Regex error"):
+        dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=ranks, engine="tiktoken", workers=workers)
+    assert not (tmp_path / "a.bin").exists()
+
+
+def test_a_fork_of_the_process_that_asked_delays_nothing(
+    corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path
+) -> None:
+    """It holds the ends of pipes that the workers listen to, for as long as it lives."""
+    forked: list[int] = []
+
+    def fork(done_bytes: int, total_bytes: int) -> None:
+        if not forked:
+            forked.append(children.fork())
+            if forked == [0]:
+                signal.pause()
+
+    path, texts = corpus
+    try:
+        dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=trained, part_bytes=PART, workers=2, progress=fork)
+    finally:
+        for pid in forked:
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+    assert tokentexts.written(tmp_path / "a.bin") == tokentexts.expected(texts)
+
+
+def test_closed_standard_descriptors_and_few_of_others(
+    corpus: tuple[Path, list[str]], trained: Path, tmp_path: Path
+) -> None:
+    path, texts = corpus
+    code = (
+        "import os, resource, sys, dsmem\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (56, 56))\n"
+        "for descriptor in range(3): os.close(descriptor)\n"
+        f"dsmem.tokenize(sys.argv[1], sys.argv[2], tokenizer=sys.argv[3], part_bytes={PART}, workers=40)"
+    )
+    out = tmp_path / "a.bin"
+    subprocess.run([sys.executable, "-c", code, str(path), str(out), str(trained)], check=True, timeout=60)
+    assert tokentexts.written(out) == tokentexts.expected(texts)
