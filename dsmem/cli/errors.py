@@ -143,6 +143,12 @@ def _hint_bad_document(error: BadDocument, typed: Typed) -> str:
     return f"leave such documents out: {typed.again('--on-error', 'skip')}"
 
 
+def _hint_exists(error: OutputExists, typed: Typed) -> str:
+    if "--force" in typed.arguments:  # it took the name meanwhile
+        return f"look at what is there: ls -la {quote(error.path)}"
+    return f"replace it: {typed.again('--force')}"
+
+
 def _hint_no_end(error: NoEndToken, typed: Typed) -> str:
     without = error.option.removesuffix("-token")
     return f"name it with {error.option} TOKEN, or leave it away: {typed.again(without, 'none')}"
@@ -205,7 +211,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     EngineDiffers: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
     WrongIds: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
     WorkerLost: Rule(ERROR, lambda error, typed: f"go on, with less memory in use: {typed.again('--workers', '1')}"),
-    OutputExists: Rule(ERROR, lambda error, typed: f"replace it: {typed.again('--force')}"),
+    OutputExists: Rule(ERROR, _hint_exists),
     OutputFull: Rule(NO_SPACE, lambda error, typed: f"make room, then go on: {typed.again()}"),
     OutputBusy: Rule(IN_USE),
     OtherPlan: Rule(ERROR, lambda error, typed: f"begin anew, or run what was begun: {typed.again('--restart')}"),

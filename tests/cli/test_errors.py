@@ -21,6 +21,7 @@ from dsmem.errors import (
     InUse,
     NoSpace,
     NotPinned,
+    OutputExists,
     ReadFailure,
     Refusal,
     SourceBusy,
@@ -35,6 +36,12 @@ from dsmem.errors import (
 from .conftest import Dsmem, Fake
 
 TYPED = Typed("dsmem pin", ("pin", "my file.h5"))
+
+
+def test_what_took_the_name_in_spite_of_force_is_looked_at() -> None:
+    error = OutputExists("taken", path="my out")
+    hints = [explain(error, Typed("dsmem", ("convert", "a", "my out", *more))).hint for more in ((), ("--force",))]
+    assert hints == ["replace it: dsmem convert a 'my out' --force", "look at what is there: ls -la 'my out'"]
 
 
 def test_every_error_of_dsmem_is_in_the_table() -> None:
