@@ -51,7 +51,7 @@ def load(
     What is no tensor is left out. Nested dicts of a torch file give names joined by dots; tensors that share a storage
     in the file share it here. The tensors are the caller's own memory. `progress` gets files done and files in all,
     `bytes_progress` bytes. Raises SourceMissing, BadSource, Ambiguous, UntrustedPickle, CheckpointReadError (with all
-    that failed).
+    that failed), NoSpace, UsageError (for arguments that mean nothing).
     """
     options = Options(
         workers=workers, io=io, verify=verify, sequential_below=sequential_below, trusted=trusted, pages=Pages()

@@ -7,6 +7,7 @@ wrong: boxes that are not in the tensor, places that are not in the files are to
 from __future__ import annotations
 
 import torch
+from torch.distributed._shard.sharded_tensor.metadata import TensorProperties as OlderTensorProperties
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.checkpoint.metadata import (
     BytesStorageMetadata,
@@ -64,7 +65,8 @@ def _check_items(items: object) -> None:
 
 
 def _check_tensor(name: str, one: TensorStorageMetadata) -> None:
-    if type(one.properties) is not TensorProperties or type(one.properties.dtype) is not torch.dtype:
+    known = type(one.properties) in (TensorProperties, OlderTensorProperties)
+    if not known or type(one.properties.dtype) is not torch.dtype:
         raise _Fault(f"{_shown(name)} has no dtype")
     if not _are_sizes(one.size):
         raise _Fault(f"{_shown(name)} has a shape that is none")

@@ -25,6 +25,8 @@ _METADATA = (
     "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
     "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
 )  # fmt: skip
+_OLDER_METADATA = ("TensorProperties", "MEM_FORMAT_ENCODING")
+"""Those of sharded tensors, which older torch wrote there, and torch still reads."""
 _BUILTINS = (
     "set", "frozenset", "complex", "bytearray", "slice", "list", "dict", "tuple", "int", "float", "str", "bool",
     "bytes",
@@ -141,10 +143,12 @@ def _restored(kind: type, own: Mapping[str, object]) -> bool:
 def _metadata_classes() -> dict[tuple[str, str], Any]:
     import pathlib
 
+    from torch.distributed._shard.sharded_tensor import metadata as older
     from torch.distributed.checkpoint import filesystem
     from torch.distributed.checkpoint import metadata as records
 
     table: dict[tuple[str, str], Any] = {(records.__name__, name): getattr(records, name) for name in _METADATA}
+    table |= {(older.__name__, name): getattr(older, name) for name in _OLDER_METADATA}
     table[filesystem.__name__, "_StorageInfo"] = filesystem._StorageInfo
     table[filesystem.__name__, "_StoragePrefix"] = filesystem._StoragePrefix
     for module in ("pathlib", "pathlib._local"):

@@ -12,7 +12,10 @@ from typing import Any
 import pytest
 import torch
 from checkpoints import load, noise, save
+from torch.distributed._shard.sharded_tensor import metadata as sharded
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from dsmem import checkpoint
 from dsmem.checkpoint import ParallelFileSystemReader
@@ -46,6 +49,24 @@ def zeros() -> dict[str, Any]:
         "step": 0,
         "l": [made["l.0"], ""],
     }
+
+
+def test_properties_of_tensors_as_older_torch_wrote_them(saved: tuple[Path, bytes]) -> None:
+    path, good = saved
+    metadata = pickle.loads(good)
+    for one in metadata.state_dict_metadata.values():
+        if type(one) is TensorStorageMetadata:
+            one.properties = sharded.TensorProperties(dtype=one.properties.dtype)  # type: ignore[assignment]
+    (path / ".metadata").write_bytes(good)
+    expected = checkpoint.load(path)
+    (path / ".metadata").write_bytes(pickle.dumps(metadata))
+    found = checkpoint.load(path)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    state, stock = zeros(), zeros()
+    load(state, ParallelFileSystemReader(path, workers=1))
+    load(stock, FileSystemReader(path))
+    assert state["step"] == 7 and torch.equal(state["m"]["w"], expected["m.w"])
+    assert torch.equal(stock["m"]["w"], expected["m.w"])
 
 
 def by_planner(path: Path) -> None:
