@@ -275,14 +275,23 @@ def test_a_child_that_comes_when_all_have_left_keeps_nothing_open() -> None:
 def test_forked_children_share_it() -> None:
     cache = made(8 * MIB)
     cache.put(("a", 1000), block(1000))
+    ready, told = os.pipe()
+    go_on, waits = os.pipe()[::-1]
 
     def child() -> tuple[int, int]:
         mine = cache.forked()
         assert mine.get(("a", 1000)) is not None
+        os.write(told, b".")
+        os.read(waits, 1)  # until all have seen it: what is put now may evict it
         return use(mine, os.getpid(), 0.5)
 
     with children.all_started([child] * 3) as running:
+        for _ in running:
+            assert select.select([ready], [], [], 60)[0] and os.read(ready, 1)
+        os.write(go_on, b"...")
         found = [one.result() for one in running]
+    for fd in (ready, told, go_on, waits):
+        os.close(fd)
     assert sum(misses for _, misses in found) < 3 * 120  # less than if each had to fill its own
     use(cache, 1, 0.1)
     cache.close()
@@ -343,6 +352,7 @@ def test_children_that_read_after_their_parent_has_left_share_another(tmp_path: 
     paths = episodes(tmp_path)
     dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, cache_bytes=4 * MIB, cache_scope="shared")
     go_on, waits = os.pipe()[::-1]
+    leave, stays = os.pipe()[::-1]
     found, told = os.pipe()
 
     def child() -> None:
@@ -352,7 +362,7 @@ def test_children_that_read_after_their_parent_has_left_share_another(tmp_path: 
         cache._is_short = lambda: False  # as this machine may be, by other tests
         check_aloha(dataset, paths)
         os.write(told, f"{cache._area.name} {cache.state.hits}\n".encode())
-        os.read(waits, 1)
+        os.read(stays, 1)
         cache.close()
 
     with children.all_started([child] * 2) as running:
@@ -365,13 +375,13 @@ def test_children_that_read_after_their_parent_has_left_share_another(tmp_path: 
             os.write(go_on, b".")
             assert select.select([found], [], [], 30)[0]
             lines.append(os.read(found, 1000).decode().split())
-        os.write(go_on, b"..")
+        os.write(leave, b"..")
         for one in running:
             one.result()
     (name, first_hits), (same_name, second_hits) = lines
     assert name == same_name and int(second_hits) > int(first_hits)
     assert left() == []
-    for fd in (go_on, waits, found, told):
+    for fd in (go_on, waits, leave, stays, found, told):
         os.close(fd)
 
 
