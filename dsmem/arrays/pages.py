@@ -5,6 +5,7 @@ numpy's own begins 16 bytes later: copying between arrays that differ in this ta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,8 +26,8 @@ def empty(size_bytes: int, *, least_bytes: int = LEAST_BYTES) -> Array:
     return raw[first : first + size_bytes]
 
 
-def copied(array: Array) -> Array:
-    """A copy, in C order; of numbers, not of objects."""
+def copied(array: Array, empty: Callable[[int], Array] = empty) -> Array:
+    """A copy, in C order; of numbers, not of objects. `empty`: gives the memory."""
     copy = empty(array.nbytes).view(array.dtype).reshape(array.shape)
     copy[...] = array
     return copy

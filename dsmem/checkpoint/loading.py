@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from dsmem import units
+from dsmem.arrays.memory import Pages
 from dsmem.checkpoint import dcp, extents, formats, listing, reading, safetensors_files, torch_files
 from dsmem.checkpoint import workers as choosing
 from dsmem.checkpoint.direct import Verify
 from dsmem.checkpoint.extents import Extent
 from dsmem.checkpoint.formats import Found
-from dsmem.checkpoint.memory import Pages
 from dsmem.checkpoint.opened import Directory, Io, is_network
 from dsmem.checkpoint.options import Options
 from dsmem.checkpoint.parts import TensorEntry

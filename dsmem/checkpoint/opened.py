@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import Literal
 
 from dsmem import files, proc
-from dsmem.checkpoint import memory
-from dsmem.checkpoint.memory import Pages
+from dsmem.arrays import memory
+from dsmem.arrays.memory import Pages
 from dsmem.errors import BadSource, SourceMissing, UntrustedPickle
 
 Io = Literal["auto", "pread", "mmap"]

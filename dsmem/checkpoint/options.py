@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dsmem.arrays.memory import Pages
 from dsmem.checkpoint import workers
 from dsmem.checkpoint.direct import Verify
-from dsmem.checkpoint.memory import Pages
 from dsmem.checkpoint.opened import Io
 from dsmem.checkpoint.stock import Executor
 from dsmem.checkpoint.workers import Workers

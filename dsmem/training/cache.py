@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from dsmem import proc
+from dsmem.training.slots import Slots
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Key = tuple[Hashable, ...]
@@ -49,6 +50,7 @@ class Cache(Protocol):
 
     def get(self, key: Key) -> Array | None: ...
     def put(self, key: Key, array: Array) -> Array: ...
+    def empty(self, size_bytes: int) -> Array: ...
     def holds(self, key: Key) -> bool: ...
     def drop(self, owner: Hashable) -> None: ...
     def clear(self) -> None: ...
@@ -99,6 +101,7 @@ class ArrayCache:
         self._is_short = is_short
         self._clock = clock
         self._lock = threading.Lock()
+        self._slots = Slots()
         self._items: OrderedDict[Key, Array] = OrderedDict()
         self._ghosts: OrderedDict[Key, int] = OrderedDict()
         self._size_bytes = 0
@@ -142,6 +145,10 @@ class ArrayCache:
             self._trim(self._limit_bytes)
         return array
 
+    def empty(self, size_bytes: int) -> Array:
+        """New memory, uint8 [size_bytes], for an array that will be put."""
+        return self._slots.empty(size_bytes)
+
     def holds(self, key: Key) -> bool:
         """Whether `get` would find it now; this does not count as asking for it."""
         with self._lock:
@@ -159,6 +166,7 @@ class ArrayCache:
             self._items.clear()
             self._ghosts.clear()
             self._size_bytes = self._ghost_bytes = 0
+        self._slots = Slots()  # those that were there go with the last array in them
 
     def close(self) -> None:
         """The same: nobody else knows it."""

@@ -190,7 +190,7 @@ class FileReader:
             return found
         data = np.asarray(self.rows(path, step, step + 1)[0], np.uint8)
         image = images.decoded(data, f"{self._about.path}: /{path}, step {step}")
-        return self._cache.put(key, pages.copied(image))
+        return self._cache.put(key, pages.copied(image, self._cache.empty))
 
     def ask(self, path: str, step: int) -> None:
         """Have the system read the chunk of a row beforehand, if it will be decoded; what fails, reading finds out."""
@@ -255,7 +255,7 @@ class FileReader:
             source: Source = "decoded" if found is None else "cache"
             self._notes.decodes = found is None
             if found is None:
-                found = self._cache.put(key, file.decode(stored, block))
+                found = self._cache.put(key, file.decode(stored, block, self._cache.empty))
             self._monitor.count(source, found.nbytes, time.perf_counter() - began)
             yield found
 

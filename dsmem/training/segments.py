@@ -15,7 +15,7 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import xxhash
 
-from dsmem.arrays import pages
 from dsmem.store import areas
 from dsmem.store.areas import TAG_BYTES
 from dsmem.store.hugepages import EXTENT_BYTES
@@ -275,9 +274,9 @@ def write(fd: int, offset: int, key: bytes, array: Array) -> None:
         done += os.pwrite(fd, (head + bytes(data))[done:], offset + done)
 
 
-def read(fd: int, place: Place, key: bytes) -> Array | None:
-    """The array of a record, copied; None where another lies there, or none, or less than all of it."""
-    head, data = bytearray(RECORD_BYTES), pages.empty(place.size_bytes)
+def read(fd: int, place: Place, key: bytes, empty: Callable[[int], Array]) -> Array | None:
+    """The array of a record, copied to what `empty` gives; None where another lies there, none, or less than all."""
+    head, data = bytearray(RECORD_BYTES), empty(place.size_bytes)
     if os.preadv(fd, [head, data.data], place.offset) < RECORD_BYTES + place.size_bytes:
         return None
     magic, said, size_bytes, dtype, dimensions, *shape = _RECORD.unpack_from(head)

@@ -29,6 +29,7 @@ from dsmem.store.root import Store, make_store
 from dsmem.training import segments
 from dsmem.training.cache import SHORT_CHECK_S, WINDOW, Array, CacheState, Key, adapted, eased, memory_is_short
 from dsmem.training.segments import Index
+from dsmem.training.slots import Slots
 
 _PATIENCE_S = 0.005
 """How long a lookup waits for who changes the index: microseconds, unless that one was stopped. Then it is a miss."""
@@ -67,6 +68,7 @@ class SharedCache:
         self._lock = threading.Lock()
         self._index = Index(area.fd)
         self._extents = extents
+        self._slots = Slots()
         self._segment: int | None = None
         """The one that this process fills, from `_at` to `_end`."""
         self._first = self._at = self._end = 0
@@ -124,6 +126,10 @@ class SharedCache:
         except OSError as exc:
             self._failed(exc)
         return array
+
+    def empty(self, size_bytes: int) -> Array:
+        """New memory, uint8 [size_bytes], for an array that will be put."""
+        return self._slots.empty(size_bytes)
 
     def holds(self, key: Key) -> bool:
         """Whether `get` would find it now; this does not count as asking for it."""
@@ -196,7 +202,7 @@ class SharedCache:
             place, was_there = index.find(name) if can else (None, False)
         if place is None:
             return None, was_there
-        found = segments.read(self._area.fd, place, name)
+        found = segments.read(self._area.fd, place, name, self._slots.empty)
         with self._lock, index.alone("reading", _PATIENCE_S) as can:
             # Pages are freed after the segment is said to be gone: if it is still there, all of them were.
             if found is None or not can or not index.is_there(place):

@@ -10,13 +10,13 @@ import math
 import mmap
 import os
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import h5py
 import numpy as np
 
 from dsmem import digest, proc
-from dsmem.arrays import pages
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import DamagedObject, NotPinned
 from dsmem.files import FileIdentity
@@ -138,15 +138,15 @@ class FileRows:
             if size_bytes:
                 os.posix_fadvise(self._fd, offset, size_bytes, os.POSIX_FADV_WILLNEED)
 
-    def decode(self, stored: Stored, block: int) -> Array:
-        """Rows [block * rows_together, …) in memory of their own; raises BadSource."""
+    def decode(self, stored: Stored, block: int, empty: Callable[[int], Array]) -> Array:
+        """Rows [block * rows_together, …) in memory that `empty` gives; raises BadSource."""
         decoder, item = self._chunked[stored.path]
         shape, chunks, dtype = item.info.shape, item.info.chunks, item.info.dtype
         assert shape is not None and chunks is not None
         first, last = block * chunks[0], min((block + 1) * chunks[0], shape[0])
         in_row = math.prod(self._tables[stored.path].grid[1:])
         row_bytes = math.prod(shape[1:]) * dtype.itemsize
-        out = pages.empty((last - first) * row_bytes)
+        out = empty((last - first) * row_bytes)
         band = Band(block * in_row, (block + 1) * in_row, first * row_bytes, len(out), True, 0)
         decoder.decode(band, out)
         return out.view(dtype).reshape(last - first, *shape[1:])

@@ -19,7 +19,8 @@ import torch
 from checkpoints import DTYPES, Evil, Tensors, flip, noise, same, save
 
 from dsmem import checkpoint, proc
-from dsmem.checkpoint import ReadReport, memory
+from dsmem.arrays import memory
+from dsmem.checkpoint import ReadReport
 from dsmem.errors import Ambiguous, BadSource, CheckpointReadError, SourceMissing, UntrustedPickle
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf")

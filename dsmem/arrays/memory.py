@@ -1,4 +1,4 @@
-"""New memory for tensors, in huge pages where the system gives them to who asks (`madvise`), as long as they are cheap.
+"""New memory for tensors and frames, in huge pages where the system gives them to who asks, as long as they are cheap.
 
 Filling fresh memory is bound by page faults: with pages of 2 MiB there are 512 times fewer of them. But a huge page
 that the kernel first has to put together, or that a virtual machine first has to get back from its host, takes many
@@ -24,7 +24,7 @@ _MOST_LOST_S = 0.005
 
 
 class Pages:
-    """Huge pages for the memory of one load; threads may ask for different parts of it at once."""
+    """Huge pages for the memory of one load, or one cache; threads may ask for different parts of it at once."""
 
     def __init__(self, clock: Callable[[], float] = time.thread_time) -> None:
         """`clock`: seconds of CPU of the calling thread, the kernel's work for it included."""
