@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, get_args
 
-from dsmem import proc
+from dsmem import proc, turns
 from dsmem.bench.results import Compared, Measured, Quantity, Role
 from dsmem.errors import DsmemError
 
@@ -94,21 +94,13 @@ def measure(comparison: Comparison, *, runs: int, deadline: float = float("inf")
     round_s = time.monotonic() - began
     while done < counted and (done == 0 or time.monotonic() + round_s < deadline):
         began = time.monotonic()
-        for index in _order(len(contenders), done):
+        for index in turns.balanced(len(contenders), done):
             taken, answer = _turn(contenders[index], repeat=contenders[index].repeat)
             samples[index] += taken
             _check(comparison, contenders[index], answer, right)
         done += 1
         round_s = time.monotonic() - began
     return _summed_up(comparison, samples, peaks, done)
-
-
-def _order(contenders: int, turn: int) -> list[int]:
-    """A balanced Latin square: E. J. Williams, Aust. J. Sci. Res. A 2 (1949) 149; of an odd number, every second row
-    backwards.
-    """
-    row = [(turn + (place + 1) // 2 * (1 if place % 2 else -1)) % contenders for place in range(contenders)]
-    return row[::-1] if turn % 2 and contenders % 2 else row
 
 
 def _turn(contender: Contender, *, repeat: int) -> tuple[list[float], object]:

@@ -1,5 +1,7 @@
 """Settings tried for real, side by side: each in processes of its own, taking turns, on a sample of the files.
 
+Two processes of one setting differ by several percent, by where their memory lies: so each is started several times.
+
 What they pin goes into the store, as in training, and is removed at the end, but for what was there before.
 """
 
@@ -29,16 +31,20 @@ from dsmem.training.episodes import EpisodeFile
 from dsmem.tune.facts import Workload
 from dsmem.tune.looking import GivenLayout, Looked
 from dsmem.tune.settings import Settings
+from dsmem.turns import balanced
 
 PATIENCE_S = 600.0
 """For one answer: pinning all of the files, or a pass over the sample."""
 _END_S, _LOOK_S = 10.0, 0.01
 """For a trial to end by itself, and how often it is looked at."""
-ROUNDS = 5
+STARTS = 3
+"""How often a setting that may win is started: a sample is the median of one start."""
+TURNS = 8
+"""Passes over the sample, of each start."""
 _SAMPLE_BYTES = 512 << 20
 """Decoded, of the files that are tried; at least one file."""
 _AS_FAST = 0.97
-"""Another setting must be so much faster than the first to be taken instead."""
+"""Another setting must be so much faster than the first, and in each start than it was in any, to be taken instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +53,9 @@ class Tried:
 
     settings: Settings
     batch_s: float
-    """The median of all rounds."""
+    """The median of all starts."""
     samples: tuple[float, ...]
+    """Of each start. What can't win any more is not started again."""
     opened_s: float
     """To make dataset and loader, pinning included where it came first."""
 
@@ -158,7 +165,8 @@ def compare(
     chunk_size: int = 100,
     layout: GivenLayout = None,
     mask: str | None = None,
-    rounds: int = ROUNDS,
+    starts: int = STARTS,
+    turns: int = TURNS,
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[Tried, ...]:
     """What each of the settings takes for a batch, in their order. Raises TrialFailed and UsageError.
@@ -167,39 +175,62 @@ def compare(
     """
     files, share = sample(looked.files, looked.data.data_bytes)
     report = progress or (lambda done, total: None)
-    total = len(settings) * (rounds + 1)
-    with _only(files) as spare, ExitStack() as stack:
-        groups: list[list[Trial]] = []
-        opened: list[float] = []
-        for one in settings:
-            options: dict[str, Any] = {"chunk_size": chunk_size, "layout": layout, "mask": mask, "spare": spare}
-            scaled = scale(one, share)
-            group = [
-                stack.enter_context(Trial(files, looked.data.cameras, scaled, workload, **options))
-                for _ in range(workload.processes)
-            ]
-            answers = [trial.opened() for trial in group]
-            opened.append(max(answer["opened_s"] for answer in answers))
-            groups.append(group)
-            for _ in range(warm_passes(one)):
-                _pass(group)
-            report(len(groups), total)
-        samples: list[list[float]] = [[] for _ in settings]
-        for turn in range(rounds):
-            for place in range(len(groups)):
-                which = (turn + place) % len(groups)
-                samples[which].append(_pass(groups[which]))
-                report(len(groups) + sum(map(len, samples)), total)
+    total = starts * len(settings) * (turns + 1)
+    samples: list[list[float]] = [[] for _ in settings]
+    opened: list[list[float]] = [[] for _ in settings]
+    going = list(range(len(settings)))
+    with _only(files) as spare:
+        for start in range(starts):
+            groups: dict[int, list[Trial]] = {}
+            passes: dict[int, list[float]] = {which: [] for which in going}
+            done = start * len(settings) * (turns + 1)
+            with ExitStack() as stack:
+                for which in going:
+                    one = settings[which]
+                    options: dict[str, Any] = {
+                        "chunk_size": chunk_size, "layout": layout, "mask": mask, "spare": spare,
+                    }  # fmt: skip
+                    scaled = scale(one, share)
+                    group = groups[which] = [
+                        stack.enter_context(Trial(files, looked.data.cameras, scaled, workload, **options))
+                        for _ in range(workload.processes)
+                    ]
+                    opened[which].append(max(trial.opened()["opened_s"] for trial in group))
+                    for _ in range(warm_passes(one)):
+                        _pass(group)
+                    report(done + len(groups), total)
+                for turn in range(turns):
+                    for place in balanced(len(going), turn):
+                        passes[going[place]].append(_pass(groups[going[place]]))
+                        report(done + len(groups) + sum(map(len, passes.values())), total)
+            for which, taken in passes.items():
+                samples[which].append(statistics.median(taken))
+            going = [0, *ahead(samples)]
+            if len(going) == 1:
+                break
+    report(total, total)
     return tuple(
-        Tried(one, statistics.median(taken), tuple(taken), opened_s)
+        Tried(one, statistics.median(taken), tuple(taken), opened_s[0])
         for one, taken, opened_s in zip(settings, samples, opened, strict=True)
     )
 
 
+def ahead(samples: Sequence[Sequence[float]]) -> list[int]:
+    """Which are clearly faster than the first: in the median, and each of their starts than any of the first."""
+    first = samples[0]
+    return [
+        which
+        for which, taken in enumerate(samples)
+        if len(taken) == len(first)
+        and max(taken) < min(first)
+        and statistics.median(taken) < _AS_FAST * statistics.median(first)
+    ]
+
+
 def winner(tried: Sequence[Tried]) -> Tried:
-    """The fastest; the first, which is what was recommended, unless another is faster by more than chance."""
-    best = min(tried, key=lambda one: one.batch_s)
-    return best if best.batch_s < _AS_FAST * tried[0].batch_s else tried[0]
+    """The fastest of those that are `ahead` of the first, which is what was recommended; else that one."""
+    found = [tried[which] for which in ahead([one.samples for one in tried])]
+    return min(found, key=lambda one: one.batch_s, default=tried[0])
 
 
 def sample(files: Sequence[EpisodeFile], data_bytes: int) -> tuple[list[EpisodeFile], float]:

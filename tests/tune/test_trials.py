@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
+import statistics
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -49,10 +51,15 @@ def test_compared(robots: list[str], forked_trials: list[int]) -> None:
     looked = looking.look(robots, CAMERAS)
     seen: list[tuple[int, int]] = []
     settings = [SHARED, ALONE]
-    tried = trials.compare(looked, settings, Workload(4), rounds=2, progress=lambda *at: seen.append(at))
-    assert [one.settings for one in tried] == settings and seen[-1] == (6, 6)
-    assert all(len(one.samples) == 2 and one.batch_s > 0 and one.opened_s > 0 for one in tried)
-    assert pinned() == [kept] and len(forked_trials) == 2 and running(forked_trials) == []
+    tried = trials.compare(looked, settings, Workload(4), starts=2, turns=3, progress=lambda *at: seen.append(at))
+    assert [one.settings for one in tried] == settings and seen[-1] == (16, 16) and seen == sorted(seen)
+    assert 1 <= len(tried[1].samples) <= len(tried[0].samples) <= 2
+    assert all(one.batch_s > 0 and one.opened_s > 0 for one in tried)
+    assert (
+        pinned() == [kept]
+        and len(forked_trials) == sum(len(one.samples) for one in tried)
+        and running(forked_trials) == []
+    )
 
 
 def test_the_same_samples_whatever_the_settings(robots: list[str], forked_trials: list[int]) -> None:
@@ -70,7 +77,7 @@ def test_a_trial_that_fails(robots: list[str], forked_trials: list[int]) -> None
     looked = looking.look(robots, CAMERAS)
     os.unlink(robots[1])
     with pytest.raises(TrialFailed, match=r"BrokenEpisodes: .*episode_1\.hdf5"):
-        trials.compare(looked, [SHARED], Workload(4), rounds=1)
+        trials.compare(looked, [SHARED], Workload(4), starts=1)
     assert len(forked_trials) == 1 and running(forked_trials) == []
     with Trial(looked.files[:1], CAMERAS, SHARED, Workload(4)) as trial:
         trial.opened()
@@ -108,7 +115,7 @@ def test_nothing_is_left_of_one_that_is_stopped(
 
     def compare() -> None:
         with stopping.raised():
-            trials.compare(looked, [Settings(num_workers=1)], Workload(4), rounds=100000)
+            trials.compare(looked, [Settings(num_workers=1)], Workload(4), turns=100000)
 
     ended = {signal.SIGTERM: SystemExit, signal.SIGINT: KeyboardInterrupt, signal.SIGKILL: children.ChildDied}[number]
     with children.started(compare) as parent:  # its trial is a process of its own, with workers
@@ -142,9 +149,39 @@ def test_what_a_killed_trial_has_pinned_goes_too(robots: list[str], forked_trial
     assert pinned() == [kept]
 
 
+def tried(*samples: float) -> Tried:
+    return Tried(SHARED, statistics.median(samples), samples, 1.0)
+
+
 def test_the_winner_must_be_clearly_faster() -> None:
-    first, near, far = (Tried(SHARED, seconds, (seconds,), 1.0) for seconds in (1.0, 0.98, 0.9))
+    first, near, far = tried(1.0), tried(0.98), tried(0.9)
+    assert trials.winner([first]) is first
     assert trials.winner([first, near]) is first and trials.winner([first, near, far]) is far
+    first = tried(1.0, 1.1, 1.2)
+    assert trials.winner([first, tried(0.8, 0.9, 1.01)]) is first  # one start of it was no faster
+    assert trials.winner([first, tried(0.8)]) is first  # it fell behind, and was not started again
+    best = tried(0.9, 0.99, 0.8)
+    assert trials.winner([first, tried(0.98, 0.98, 0.99), best]) is best
+
+
+def test_what_is_recommended_stays_unless_another_really_is_faster() -> None:
+    """With 8 % of noise between processes of a setting, as `compare` goes on: who is not ahead gets no more starts."""
+    chance = random.Random(1)
+
+    def kept(truth: list[float]) -> int:
+        samples: list[list[float]] = [[] for _ in truth]
+        going = list(range(len(truth)))
+        for _ in range(trials.STARTS):
+            for which in going:
+                samples[which].append(truth[which] * chance.gauss(1, 0.08))
+            going = [0, *trials.ahead(samples)]
+        found = [tried(*one) for one in samples]
+        return found.index(trials.winner(found))
+
+    runs = 2000
+    assert sum(kept([1.0, 1.1, 1.2, 2.0]) > 0 for _ in range(runs)) < 0.01 * runs
+    assert sum(kept([1.0, 1.0, 1.0, 1.0]) > 0 for _ in range(runs)) < 0.15 * runs  # any of them does
+    assert sum(kept([1.0, 0.7, 1.1, 2.0]) == 1 for _ in range(runs)) > 0.9 * runs
 
 
 def test_a_part_of_the_files_has_its_part_of_the_memory(robots: list[str]) -> None:
@@ -160,7 +197,7 @@ def test_a_part_of_the_files_has_its_part_of_the_memory(robots: list[str]) -> No
 
 def test_the_winner_is_kept(robots: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def compare(looked: Any, settings: list[Settings], *_: Any, **__: Any) -> tuple[Tried, ...]:
-        return tuple(Tried(one, 1.0 / (n + 1), (1.0,), 0.1) for n, one in enumerate(settings))
+        return tuple(Tried(one, 1.0 / (n + 1), (1.0 / (n + 1),), 0.1) for n, one in enumerate(settings))
 
     monkeypatch.setattr(trials, "compare", compare)
     found = DatasetOptimizer(robots, batch_size=4).optimize(measure=True)

@@ -65,7 +65,8 @@ def compare(bench: Workbench) -> Generator[Comparison]:
                 recommended = analysis.recommendation.chosen.settings
                 defaults = Settings(num_workers=DEFAULT_WORKERS)
                 ours, *others = _entries(recommended, None if hurried else analysis.settings, workers)
-                tried = [ours, (f"the defaults: {_said(defaults)}", "recipe", defaults), *others]
+                again: list[Entry] = [] if hurried else [("the same, to see the noise", "dsmem", recommended)]
+                tried = [ours, *again, (f"the defaults: {_said(defaults)}", "recipe", defaults), *others]
                 title = f"a batch of {BATCH}, warm, {kind} episodes, each round in new processes"
                 yield Comparison(title, 0, _contenders(paths, tried), rounds=bench.runs)
         finally:
