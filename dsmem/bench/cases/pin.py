@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import dsmem
 from dsmem import proc
@@ -25,19 +25,27 @@ from dsmem.store import hugepages
 
 Segments = dict[str, tuple[SharedMemory, Array]]
 T = TypeVar("T")
+Warm = Callable[[Callable[[], AbstractContextManager[Any]]], AbstractContextManager[Any]]
+"""Set-up and clean-up of a turn, with memory warmed up before it."""
+Other = Callable[[Workbench, Warm], Contender]
 _COPY = "the bytes of the file"
 
 
 def compare(bench: Workbench) -> Generator[Comparison | Compared]:
-    """On the mount of the store, there on 4 KiB pages, and, where root allows, on one with huge pages."""
+    """Against the recipe; then against memory filled by plain means: on the mount of the store, there on 4 KiB pages,
+    and, where root allows, on one with huge pages.
+
+    The recipe has a comparison of its own: it takes as long as thirty fills, and leaves memory as none of them does.
+    """
     mount = proc.mount_of(bench.place.shared)
     ways = limits.MAPPED
     if proc.huge_pages(mount) == "never":
         ways = limits.TAKEN if hugepages.can_be_taken(mount) else limits.WRITTEN
-    yield comparison(bench, "a warm file into shared memory, digest included", ways)
+    yield comparison(bench, "a warm file into shared memory, digest included", ways, [_recipe])
+    yield beside_fills(bench, "the same, and the same memory filled by plain means", ways)
     if ways is not limits.WRITTEN:
         with scratch.environment(DSMEM_HUGE_PAGES="never"):
-            yield comparison(bench, "the same on 4 KiB pages (DSMEM_HUGE_PAGES=never)", limits.WRITTEN)
+            yield beside_fills(bench, "that on 4 KiB pages (DSMEM_HUGE_PAGES=never)", limits.WRITTEN)
     try:
         yield from mounted.on_huge_pages(bench, "pin")
     except NotMeasured as exc:
@@ -46,50 +54,63 @@ def compare(bench: Workbench) -> Generator[Comparison | Compared]:
 
 def on_huge_pages(bench: Workbench) -> Iterator[Comparison]:
     """The same where the store, and all else, lies on a mount with huge pages."""
-    yield comparison(bench, "the same on huge pages (a tmpfs with huge=advise)", limits.MAPPED)
+    yield beside_fills(bench, "that on huge pages (a tmpfs with huge=advise)", limits.MAPPED)
 
 
-def comparison(bench: Workbench, title: str, ways: Sequence[Way]) -> Comparison:
-    """Against the recipe, and plain ways to fill the same memory.
+def beside_fills(bench: Workbench, title: str, ways: Sequence[Way]) -> Comparison:
+    """Against plain ways to fill the same memory."""
+    return comparison(bench, title, ways, [partial(_filler, way) for way in ways])
+
+
+def comparison(bench: Workbench, title: str, ways: Sequence[Way], others: Sequence[Other]) -> Comparison:
+    """Pinning, and others beside it.
 
     Every turn has a store, or a file, of its own, which is removed after it. Before it the same memory was filled once
     by the first of the ways, and freed: a virtual machine gives back to its host what was free for a while, and whoever
     comes next would pay for that.
     """
-    source, place = bench.source, bench.place
+    source = bench.source
     limits.read_cached(source.path)
-    warm = partial(_filled_once, place.shared, ways[0][1], source.path)
-    ours = Contender(
-        "dsmem.pin",
-        "dsmem",
-        lambda _: dsmem.pin(source.path),
-        answer=lambda _: attached(source),
-        around=partial(warm, place.store),
-    )
-    recipe = Contender(
-        "md5 + h5py + SharedMemory",
-        "recipe",
-        partial(pin_by_hand, source),
-        answer=in_segments,
-        around=partial(warm, segments),
-    )
-    fills = [
-        Contender(
-            name,
-            "limit",
-            partial(_fill, fill, source.path),
-            answer=_content if copies else _size_bytes,
-            question=_COPY if copies else "size",
-            around=partial(warm, partial(limits.new_file, place.shared)),
-        )
-        for name, fill, copies in ways
-    ]
+    warm = partial(_filled_once, bench.place.shared, ways[0][1], source.path)
     expected = {
         _COPY: hash_file(source.path, cache=False).hex,
         "size": os.stat(source.path).st_size,
     }
-    contenders = [ours, recipe, *fills]
-    return Comparison(title, source.data_bytes, contenders, expected=expected, watch=str(place.shared))
+    contenders = [other(bench, warm) for other in (_ours, *others)]
+    return Comparison(title, source.data_bytes, contenders, expected=expected, watch=str(bench.place.shared))
+
+
+def _ours(bench: Workbench, warm: Warm) -> Contender:
+    source = bench.source
+    return Contender(
+        "dsmem.pin",
+        "dsmem",
+        lambda _: dsmem.pin(source.path),
+        answer=lambda _: attached(source),
+        around=partial(warm, bench.place.store),
+    )
+
+
+def _recipe(bench: Workbench, warm: Warm) -> Contender:
+    return Contender(
+        "md5 + h5py + SharedMemory",
+        "recipe",
+        partial(pin_by_hand, bench.source),
+        answer=in_segments,
+        around=partial(warm, segments),
+    )
+
+
+def _filler(way: Way, bench: Workbench, warm: Warm) -> Contender:
+    name, fill, copies = way
+    return Contender(
+        name,
+        "limit",
+        partial(_fill, fill, bench.source.path),
+        answer=_content if copies else _size_bytes,
+        question=_COPY if copies else "size",
+        around=partial(warm, partial(limits.new_file, bench.place.shared)),
+    )
 
 
 @contextmanager
