@@ -31,6 +31,11 @@ class Pages:
         self._patience = Patience(worth_s=_WORTH_S, most_lost_s=_MOST_LOST_S, clock=clock)
         self._exist = proc.huge_page_bytes() == HUGE_PAGE_BYTES
 
+    @property
+    def are_had(self) -> bool:
+        """Whether all were got that were asked for."""
+        return self._exist and not self._patience.is_over
+
     def prepare(self, address: int, size_bytes: int) -> None:
         """See that memory which is about to be filled is there, in huge pages where whole ones lie in it.
 

@@ -58,7 +58,7 @@ def tune(
         typer.Option("-o", "--output", metavar="FILE", help="Put the settings into this dsmem.yaml; all else stays."),
     ] = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Try the best few for real, and take one if clearly faster; about a minute.")
+        bool, typer.Option("--measure", help="Try the best few for real, take one if clearly faster; about a minute.")
     ] = False,
     rechunk: Annotated[
         str | None,

@@ -30,8 +30,6 @@ LEAST_BYTES, MOST_BYTES = 64 << 10, SLAB_BYTES // 4
 """Smaller ones take little to copy; larger ones numpy puts on huge pages itself."""
 _KEPT = 4
 """Free slots of a size that keep their memory: what is decoded next takes the place of what was evicted."""
-_TRIED_ANEW = 4
-"""Slabs after which huge pages are asked for again, where they took too long: some milliseconds in 128 MiB are lost."""
 _log = logging.getLogger(__name__)
 
 
@@ -88,7 +86,6 @@ class Slots:
         self._pages = Pages()
         self._free: dict[int, _Free] = {}
         self._slab: mmap.mmap | None = None
-        self._slabs = 0
         self._at = self._ready = self._end = 0
         """Of the slab: where the next slot begins, up to where huge pages were asked for, and its end."""
 
@@ -114,9 +111,7 @@ class Slots:
             self._free.setdefault(size_bytes, _Free())
             if self._slab is None or self._at + size_bytes > self._end:
                 slab = mmap.mmap(-1, SLAB_BYTES + HUGE_PAGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-                if self._slabs % _TRIED_ANEW == 0:
-                    self._pages = Pages()
-                self._slab, self._slabs = slab, self._slabs + 1
+                self._slab, self._pages = slab, Pages()  # a slab may lose 5 ms, where decoding it takes 100
                 self._at = self._ready = -(-address_of(slab) // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
                 self._end = self._at + SLAB_BYTES
             place = _Place(self._slab, self._at, size_bytes)
@@ -125,5 +120,7 @@ class Slots:
                 ready = -(-self._at // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
                 if self._asks:
                     self._pages.prepare(self._ready, ready - self._ready)
+                    if self._pages.are_had:  # the kernel must not fill what is given back later
+                        madvise.advise(self._ready, ready - self._ready, mmap.MADV_NOHUGEPAGE)
                 self._ready = ready
             return place
