@@ -1,6 +1,28 @@
-"""`python -m dsmem` is the same as `dsmem`."""
+"""`python -m dsmem` is the same as `dsmem`: the command line, and what is quicker if it begins before all of that is
+imported, and ends without looking at it again.
+"""
 
-from dsmem.cli.app import main
+from __future__ import annotations
+
+import gc
+import sys
+from contextlib import ExitStack
+
+
+def main() -> None:
+    """Runs the command that is typed, and exits with its code."""
+    with ExitStack() as stack:
+        if sys.argv[1:2] == ["tokenize"] and sys.platform == "linux":
+            from dsmem.tokens import starting
+
+            stack.enter_context(starting.ahead(sys.argv[2:]))
+        from dsmem.cli.app import main as run
+
+        try:
+            run()
+        finally:
+            gc.freeze()  # the kernel takes back all at once what the interpreter would take apart for some 20 ms
+
 
 if __name__ == "__main__":
     main()

@@ -1,10 +1,12 @@
-"""Processes that help this one: fresh interpreters that import what this one imports, and never outlive it."""
+"""Processes that help this one: fresh interpreters that import what this one imports, or forks; none outlives it."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1
 
@@ -26,6 +28,57 @@ def end_with_parent(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         sys.exit("the process that wanted help is gone")
+
+
+class Fork:
+    """A child that does one thing, seen as `subprocess.Popen` shows one. Only for a process that has one thread."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self._code: int | None = None
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # until the child ignores it
+        try:
+            self.pid = os.fork()
+            if not self.pid:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                end_after(work)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    def kill(self) -> None:
+        """End it, however busy it is."""
+        if self._code is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def poll(self) -> int | None:
+        """Its return code; None while it runs."""
+        return self._reap(os.WNOHANG)
+
+    def wait(self) -> int:
+        """Its return code, when it has ended."""
+        code = self._reap(0)
+        assert code is not None
+        return code
+
+    def _reap(self, how: int) -> int | None:
+        if self._code is None:
+            pid, status = os.waitpid(self.pid, how)
+            self._code = os.waitstatus_to_exitcode(status) if pid else None
+        return self._code
+
+
+def end_after(work: Callable[[], object]) -> NoReturn:
+    """In a fork: do that and end at once, without anything that this process was to do before it was forked."""
+    code = 1
+    try:
+        work()
+        code = 0
+    except SystemExit:
+        pass
+    except BaseException:  # noqa: BLE001 - what a process says that ends by an error
+        sys.excepthook(*sys.exc_info())
+    finally:
+        os._exit(code)
 
 
 def ending(code: int) -> str:

@@ -49,15 +49,19 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self._ready.close()
 
-    def fitting(self, added: Mapping[str, int]) -> tuple[EngineName, str] | None:
-        """Name and version of the engine that workers have loaded; None if there is none, or it fits other ids.
-
-        `added` are the ids that the reference gives to added tokens. Raises WorkerLost.
-        """
+    def ask_fitting(self, added: Mapping[str, int]) -> None:
+        """Ask for what `fitting` tells; `added` are the ids that the reference gives to added tokens."""
         self._nursery.send({"added": added})
+
+    def fitting(self) -> EngineName | None:
+        """The engine that workers have loaded; None if there is none, or it fits other ids.
+
+        Raises WorkerLost.
+        """
         kind, value = self._nursery.hear()
         assert kind == "fitting", kind
-        return None if value is None else (value["name"], value["version"])
+        name: EngineName | None = value
+        return name
 
     def dismiss(self) -> None:
         """There is nothing more to do: workers end while the parent goes on."""

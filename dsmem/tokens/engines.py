@@ -50,20 +50,9 @@ class Engine(Protocol):
 
     name: EngineName
 
-    @property
-    def version(self) -> str:
-        """Of its package."""
-        ...
-
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """The ids of all texts, one after the other, and how many each has."""
         ...
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import version  # takes longer than most imports, and few ask
-
-    return version(package)
 
 
 def reference_of(located: Located) -> EngineName:
@@ -136,10 +125,6 @@ def _flat(parts: Sequence[Sequence[int]]) -> tuple[Ids, Lengths]:
 class _Fastokens:
     name: EngineName = "fastokens"
 
-    @property
-    def version(self) -> str:
-        return _version("fastokens")
-
     def __init__(self, located: Located, parse_special: bool) -> None:
         import fastokens
 
@@ -172,10 +157,6 @@ class _Fastokens:
 class _Tokenizers:
     name: EngineName = "tokenizers"
 
-    @property
-    def version(self) -> str:
-        return _version("tokenizers")
-
     def __init__(self, tokenizer: Any, parse_special: bool) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = not parse_special
@@ -188,10 +169,6 @@ class _Tokenizers:
 
 class _Tiktoken:
     name: EngineName = "tiktoken"
-
-    @property
-    def version(self) -> str:
-        return _version("tiktoken")
 
     def __init__(self, located: Located, parse_special: bool) -> None:
         tiktoken = need("tiktoken")
@@ -218,10 +195,6 @@ class _Tiktoken:
 class _SentencePiece:
     name: EngineName = "sentencepiece"
 
-    @property
-    def version(self) -> str:
-        return _version("sentencepiece")
-
     def __init__(self, path: str, parse_special: bool) -> None:
         if parse_special:
             raise UsageError("--parse-special: SentencePiece never reads its control symbols from text")
@@ -235,7 +208,6 @@ class _Bytes:
     """A byte is its value, the end of text 256."""
 
     name: EngineName = "bytes"
-    version = "1"
 
     def __init__(self, parse_special: bool) -> None:
         self._parse_special = parse_special

@@ -1,7 +1,8 @@
-"""Where the workers of `dsmem tokenize` come from (`python -m`): it loads once what all of them need, and forks them.
+"""Where the workers of `dsmem tokenize` come from: it loads once what all of them need, and forks them.
 
-An engine takes longer to load than a part to encode. On standard input it is told what to load and asked whether that
-fits; on standard output it answers, and says how each worker ended. What workers do goes through pipes of their own.
+An engine takes longer to load than a part to encode. Through a socket it is told what to load, gets the descriptors of
+each worker's requests and answers, and is asked whether what it loaded fits; it answers, and says how workers ended.
+What workers do goes through pipes of their own. It is a fork of the command line, or a fresh process (`python -m`).
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import json
 import logging
 import os
 import signal
-import subprocess
+import socket
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,49 +24,95 @@ from dsmem import helpers
 from dsmem.errors import DsmemError
 
 if TYPE_CHECKING:
-    from dsmem.tokens.engines import Engine
+    import subprocess
+
+    from dsmem.tokens.engines import Engine, EngineName
 
 _log = logging.getLogger(__name__)
 _OWN_THREADS = "/proc/self/task"
 _GOING_S = 0.05
-_fresh: list[subprocess.Popen[bytes]] = []
-"""Kept: who drops one that has not ended is warned."""
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve one parent: its pid, then for each worker the descriptors of its requests and of its answers."""
-    parent, *descriptors = map(int, arguments)
-    helpers.end_with_parent(parent)
+    """A fresh process: the pid of its parent; the socket is its standard input."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    serve(int(arguments[0]), socket.socket(fileno=0))
+
+
+def serve(parent: int, control: socket.socket) -> None:
+    """Serve one parent, by its pid, until all workers have ended."""
+    helpers.end_with_parent(parent)
     libraries = threading.Thread(target=_import_all)
-    expected = sys.stdin.buffer.readline()
-    if not expected:
+    libraries.start()  # before there is anything to load; engines load without Python's lock
+    lines = _Lines(control)
+    expected = lines.hear()
+    if expected is None:
         return
-    libraries.start()  # engines load without Python's lock
-    engine = _engine(**json.loads(expected))
+    engine = _engine(**expected["load"])
     libraries.join()
-    from dsmem.tokens import worker
 
     alone = _is_alone()
     gc.freeze()  # else the first collection of each worker would copy every page that it looks at
     numbers: dict[int, int] = {}
-    while descriptors:
-        requests, answers, *descriptors = descriptors
-        start = _fork if alone else _start_fresh
-        numbers[start(requests, answers, descriptors, engine)] = len(numbers)
+    fresh: list[subprocess.Popen[bytes]] = []  # kept: who drops one that has not ended is warned
+    for number in range(expected["processes"]):
+        requests, answers = lines.take_descriptors()
+        if alone:
+            pid = _fork(requests, answers, control, engine)
+        else:
+            fresh.append(_start(requests, answers))
+            pid = fresh[-1].pid
+        numbers[pid] = number
         os.close(requests)
         os.close(answers)
-    if asked := sys.stdin.buffer.readline():
-        worker.say(sys.stdout.buffer, "fitting", _fitting(engine, json.loads(asked)["added"]))
+    if (asked := lines.hear()) is not None:
+        _say(control, "fitting", _fitting(engine, asked["added"]))
     while numbers:
         pid, status = os.wait()
         code = os.waitstatus_to_exitcode(status)
-        worker.say(sys.stdout.buffer, "ended", {"worker": numbers.pop(pid), "code": code})
+        _say(control, "ended", {"worker": numbers.pop(pid), "code": code})
+
+
+class _Lines:
+    """What the parent says, as lines of JSON, and the pairs of descriptors that come with empty ones."""
+
+    def __init__(self, control: socket.socket) -> None:
+        self._control = control
+        self._rest = b""
+        self._descriptors: deque[list[int]] = deque()
+
+    def hear(self) -> Any:
+        """The next line that is not empty; None after all others."""
+        while True:
+            line, end, rest = self._rest.partition(b"\n")
+            if not end:
+                if not self._receive():
+                    return None
+                continue
+            self._rest = rest
+            if line:
+                return json.loads(line)
+
+    def take_descriptors(self) -> list[int]:
+        """The next pair; ends the process where the parent is gone."""
+        while not self._descriptors:
+            if not self._receive():
+                sys.exit(1)
+        return self._descriptors.popleft()
+
+    def _receive(self) -> bool:
+        data, descriptors, _, _ = socket.recv_fds(self._control, 1 << 16, 2, socket.MSG_CMSG_CLOEXEC)
+        self._rest += data
+        if descriptors:
+            self._descriptors.append(descriptors)
+        return bool(data)
+
+
+def _say(control: socket.socket, kind: str, value: object) -> None:
+    control.sendall(json.dumps({kind: value}).encode() + b"\n")
 
 
 def _import_all() -> None:
-    import importlib.metadata  # noqa: F401 - tells an engine's version
-
     from dsmem.tokens import worker
 
     worker.prepare()
@@ -80,32 +128,32 @@ def _is_alone() -> bool:
     return True
 
 
-def _fork(requests: int, answers: int, others: Sequence[int], engine: Engine | None) -> int:
+def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | None) -> int:
     """A worker that reads and writes these descriptors, all that is loaded here in it; its pid."""
     from dsmem.tokens import worker
 
     here = os.getpid()
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
+
+    def work() -> None:
         helpers.end_with_parent(here)
-        for descriptor in others:
-            os.close(descriptor)
+        control.close()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)  # whatever a library prints: standard output is the parent's
         worker.run(requests, answers, engine)
-    finally:
-        os._exit(1)  # nothing of what this process was before
+
+    pid = os.fork()
+    if not pid:
+        helpers.end_after(work)
+    return pid
 
 
-def _start_fresh(requests: int, answers: int, others: Sequence[int], engine: Engine | None) -> int:
-    """The same, a process of its own: an engine would wait for threads that a fork has not taken along."""
+def _start(requests: int, answers: int) -> subprocess.Popen[bytes]:
+    """A worker in a process of its own: an engine would wait for threads that a fork has not taken along."""
+    import subprocess
+
     from dsmem.tokens import worker
 
-    process = subprocess.Popen(helpers.command(worker.__name__), stdin=requests, stdout=answers)
-    _fresh.append(process)
-    return process.pid
+    return subprocess.Popen(helpers.command(worker.__name__), stdin=requests, stdout=answers)
 
 
 def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:
@@ -121,8 +169,8 @@ def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine
         return None
 
 
-def _fitting(engine: Engine | None, added: Mapping[str, int]) -> dict[str, str] | None:
-    """What the engine is; None if there is none, or if it contradicts the reference about these ids."""
+def _fitting(engine: Engine | None, added: Mapping[str, int]) -> EngineName | None:
+    """The engine; None if there is none, or if it contradicts the reference about these ids."""
     from dsmem.tokens import engines
 
     if engine is None:
@@ -132,7 +180,7 @@ def _fitting(engine: Engine | None, added: Mapping[str, int]) -> dict[str, str] 
     except engines.Unfit as exc:
         _log.info("not %s: %s", engine.name, exc)
         return None
-    return {"name": engine.name, "version": engine.version}
+    return engine.name
 
 
 if __name__ == "__main__":

@@ -68,24 +68,34 @@ class Run:
         self._crew = crew
         self._engine: Engine | None = None
         self._asked: Engine | None = None
-        self.engine, self._engine_version = self._choose()
+        self.engine = self._choose()
+        self._engine_version = _version_of(self.engine)
         can_resume = all(source.identity is not None for source in sources)
         self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
         self.resumed_parts = 0
 
-    def _choose(self) -> tuple[EngineName, str]:
-        """Name and version of the engine: what workers have loaded by now, or what is loaded here to find out why not.
+    def _choose(self) -> EngineName:
+        """The engine: what workers have loaded by now, or what is loaded here to find out why not.
 
         Raises UsageError, WorkerLost.
         """
         wanted = self._options.engine
-        found = None if self._crew is None else self._crew.fitting(self._vocabulary.added)
-        if found is not None and wanted in ("auto", found[0]):
+        found = None
+        if self._crew is not None:
+            self._crew.ask_fitting(self._vocabulary.added)
+            # While an engine is loaded elsewhere: what tells its version, numpy, and what comes last.
+            import importlib.metadata  # noqa: F401
+
+            import dsmem.tokens.arrange
+            import dsmem.tokens.engines  # noqa: F401
+
+            found = self._crew.fitting()
+        if found is not None and wanted in ("auto", found):
             return found
         from dsmem.tokens import engines
 
         self._engine = engines.choose(self._vocabulary, wanted, parse_special=self._options.parse_special)
-        return self._engine.name, self._engine.version
+        return self._engine.name
 
     def _plan(self) -> dict[str, object]:
         options, cutting = self._options, self._cutting
@@ -146,8 +156,6 @@ class Run:
                     os.unlink(piece.path)
         else:
             for record in self._crew.run(recipe, pending, places, report, self._compare):
-                import dsmem.tokens.arrange  # noqa: F401 - what comes next, and numpy, while workers encode
-
                 records[record.number] = record
                 report.count(record)
             self._crew.dismiss()
@@ -273,6 +281,15 @@ class Run:
         from dsmem.tokens.documents import MOST_PLACES
 
         return tuple(place for record in records for place in record.skipped_places)[:MOST_PLACES]
+
+
+def _version_of(engine: EngineName) -> str:
+    """Of its package, which is where workers find it, too."""
+    if engine == "bytes":
+        return "1"
+    from importlib.metadata import version  # takes longer than most imports, and few ask
+
+    return version(engine)
 
 
 def _rest_of(source: Source, seen: int) -> list[str]:

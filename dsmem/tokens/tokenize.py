@@ -21,7 +21,7 @@ from dsmem import proc, units
 from dsmem.errors import OutputExists, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
-from dsmem.tokens import workdir
+from dsmem.tokens import starting, workdir
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.inputs import Format, Source, Wanted
 from dsmem.tokens.layout import TokenDtype, shards_there, val_path
@@ -33,11 +33,8 @@ from dsmem.tokens.options import (
     Options,
     Tokenized,
 )
-from dsmem.tokens.starting import Nursery
 from dsmem.tokens.vocabularies import locate
 
-_HERE_BYTES = 24 << 20
-"""Up to so much input this process is done before others have started."""
 _OTHER_DESCRIPTORS = 32
 """Left to what else is opened."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -109,10 +106,10 @@ def tokenize(
     with ExitStack() as stack:
         directory = stack.enter_context(workdir.locked(target))
         stack.callback(_remove_if_bare, directory)
-        nursery = stack.enter_context(Nursery(processes)) if processes else None
+        nursery = stack.enter_context(starting.nursery()) if processes else None
         located = locate(options.tokenizer, lambda: directory)
         if nursery is not None:
-            nursery.expect(located, options.engine, parse_special=parse_special)
+            nursery.expect(located, options.engine, parse_special=parse_special, processes=processes)
         # While it loads:
         from dsmem.tokens.crew import Crew
         from dsmem.tokens.pieces import Cutting
@@ -155,7 +152,7 @@ def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) 
     """How many workers: 0 where starting them takes longer than the work."""
     total_bytes = sum(source.size_bytes * (4 if source.compression else 1) for source in sources)
     is_stream = any(source.identity is None for source in sources)
-    if total_bytes <= _HERE_BYTES and not is_stream and workers is None:
+    if total_bytes <= starting.HERE_BYTES and not is_stream and workers is None:
         return 0
     wanted = min(workers or proc.usable_cpus(), _most_processes())
     return wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))

@@ -7,7 +7,6 @@ what the caller had in memory.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable
@@ -106,6 +105,8 @@ def describe(
             None if bos_token is None else _named(ids, bos_token, "--bos-token", spec),
             BYTES_END if eos_token is None else _named(ids, eos_token, "--eos-token", spec),
         )
+    import hashlib  # takes longer than most, and workers need it not
+
     reference = load_reference(located.path) if located.kind == "tokenizer.json" else None
     ids, (bos, eos), added = _ids(located, reference)
     return Vocabulary(
@@ -224,15 +225,12 @@ def load_reference(path: str) -> Any:
     """A tokenizer.json as Hugging Face's `tokenizers` loads it, which neither truncates nor pads; raises BadSource."""
     from tokenizers import Tokenizer
 
+    data = Path(path).read_bytes()
     try:
-        text = Path(path).read_text(encoding="utf-8")
-        model = json.loads(text).get("model")
-        dropout = model.get("dropout") if isinstance(model, dict) else None
-        tokenizer = Tokenizer.from_str(text)
-    except OSError:
-        raise
+        tokenizer = Tokenizer.from_buffer(data)
     except Exception as exc:
         raise BadSource(f"{path} is not a tokenizer.json: {exc}") from exc
+    dropout = getattr(tokenizer.model, "dropout", None)  # of BPE
     if dropout:
         raise BadSource(f"{path}: a model with dropout ({dropout}) encodes the same text differently every time")
     tokenizer.no_truncation()

@@ -44,17 +44,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def run(requests: int, answers: int, engine: Engine | None) -> NoReturn:
     """Serve by these descriptors, and end this process at once: a thread reads requests until the parent ends them."""
-    code = 1
-    try:
-        told, said = os.fdopen(requests, "rb", closefd=False), os.fdopen(answers, "wb", closefd=False)
-        serve(told, said, engine)
-        code = 0
-    except SystemExit:
-        pass
-    except BaseException:  # noqa: BLE001 - what a process says that ends by an error
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
+    told, said = os.fdopen(requests, "rb", closefd=False), os.fdopen(answers, "wb", closefd=False)
+    helpers.end_after(lambda: serve(told, said, engine))
 
 
 def prepare() -> None:
