@@ -28,13 +28,13 @@ from dsmem.bench.workbench import Case, Effort, Workbench
 
 _SHARE = 8
 """Of the size of the run: text."""
-_PART = 8
-"""Of the text: what the recipe and peers get, which do some MB/s. A larger one would suit dsmem: they start sooner."""
+_LEAST_PARTS, _MOST_BYTES = 8, 64 << 20
+"""Of the text: one of so many parts, and of no more bytes, is what the recipe and peers get, which do some MB/s.
+A larger one would suit dsmem: they start sooner."""
 _WORTH_PROCESSES_BYTES = 4 << 20
 """Less is encoded sooner than `datasets` has started processes."""
 _BATCH_CHARACTERS = 1 << 20
 """At once, for the engine alone: it is slower on 8 MiB."""
-_SLICE = f"the first 1/{_PART}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +51,14 @@ def compare(bench: Workbench) -> Generator[Comparison]:
     text, piece, tokenizer, parts = (bench.new_file(name) for name in names)
     documents = texts.documents(max(bench.size_bytes // _SHARE, 1))
     size_bytes = sum(len(one.encode()) for one in documents)
-    first = documents[: -(-len(documents) // _PART)]
+    part = max(_LEAST_PARTS, -(-size_bytes // _MOST_BYTES))
+    first = documents[: -(-len(documents) // part)]
     first_bytes = sum(len(one.encode()) for one in first)
     texts.write_jsonl(text, documents)
     texts.write_jsonl(piece, first)
     end = texts.train_tokenizer(tokenizer, documents, size_bytes)
     processes = proc.usable_cpus() if first_bytes >= _WORTH_PROCESSES_BYTES else None
+    of_slice = _slice(part)
     ours = Contender(
         "dsmem.tokenize",
         "dsmem",
@@ -72,13 +74,13 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         around=partial(directory, bench.place.files),
     )
     recipe = Contender(
-        f"nanoGPT's prepare, tokenizers: {_SLICE}",
+        f"nanoGPT's prepare, tokenizers: {of_slice}",
         "recipe",
         lambda place: recipes.prepare(str(piece), str(tokenizer), end, place, processes),
         answer=lambda made: digest(Encoded(np.fromfile(made[0], np.uint16), np.cumsum(made[1], dtype=np.uint64))),
         around=partial(directory, bench.place.files),
-        question=_SLICE,
-        part=_PART,
+        question=of_slice,
+        part=part,
     )
     limits = [
         Contender(
@@ -91,14 +93,14 @@ def compare(bench: Workbench) -> Generator[Comparison]:
         for name, run in (("threads around it", encode_in_threads), ("its own threads", encode))
     ]
     peers = bench.peers_of("tokenize")
-    others = [beside(one, piece, parts, tokenizer, bench.place.files) for one in peers]
+    others = [beside(one, piece, parts, tokenizer, bench.place.files, part=part) for one in peers]
     try:
         if any(one.tool.takes_parts for one in peers):
             write_parts(parts, first, proc.usable_cpus())
         with engine(str(tokenizer), first) as alone:
             right = digest(with_ends(encode(alone), end))
         title = f"{len(documents):,} documents of a .jsonl, a byte-level BPE"
-        yield Comparison(title, size_bytes, [ours, process, recipe, *others, *limits], expected={_SLICE: right})
+        yield Comparison(title, size_bytes, [ours, process, recipe, *others, *limits], expected={of_slice: right})
     finally:
         for path in (text, piece, tokenizer):
             path.unlink()
@@ -111,18 +113,23 @@ def as_process(text: Path, tokenizer: Path, out: Path) -> Path:
     return out
 
 
-def beside(other: Peer, text: Path, parts: Path, tokenizer: Path, above: Path) -> Contender:
-    """A peer, on every core. It reads the same text, in as many files as there are cores where it wants that."""
+def beside(other: Peer, text: Path, parts: Path, tokenizer: Path, above: Path, *, part: int) -> Contender:
+    """A peer, on every core. It reads the recipe's text, in as many files as there are cores where it wants that."""
+    of_slice = _slice(part)
     source = parts if other.tool.takes_parts else text
     return Contender(
-        f"{other.name}: {_SLICE}",
+        f"{other.name}: {of_slice}",
         "recipe",
         lambda place: other.tokenize(source, tokenizer, texts.END, place, proc.usable_cpus()),
         answer=lambda files: digest(Encoded(*other.tool.read(files))),
         around=partial(directory, above),
-        question=_SLICE,
-        part=_PART,
+        question=of_slice,
+        part=part,
     )
+
+
+def _slice(part: int) -> str:
+    return f"the first 1/{part}"
 
 
 def write_parts(place: Path, documents: list[str], files: int) -> None:
