@@ -127,7 +127,10 @@ class ArrayCache:
                     self._window_ghosts += 1
             if self._window_lookups >= WINDOW:
                 self._adapt()
-        self._give_back_if_short()
+        now = self._clock()
+        if now - self._checked >= SHORT_CHECK_S:
+            self._checked = now
+            self._give_back_if_short()
         return found
 
     def put(self, key: Key, array: Array) -> Array:
@@ -228,10 +231,6 @@ class ArrayCache:
                 self._ghost_bytes -= self._ghosts.popitem(last=False)[1]
 
     def _give_back_if_short(self) -> None:
-        now = self._clock()
-        if now - self._checked < SHORT_CHECK_S:
-            return
-        self._checked = now
         short = self._is_short()  # reads /proc: not under the lock
         with self._lock:
             if short:

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -145,6 +145,8 @@ class FileReader:
         self._seen = ""
         self._opened: dict[str, Any] = {}
         self._order: list[Source] = []
+        self._order_of: dict[str, list[Source]] = {}
+        """Of datasets that not each source has."""
         if ways.pinned and self._open_pinned():
             self._order.append("pinned")
         if ways.mapped:
@@ -159,13 +161,15 @@ class FileReader:
     def rows(self, path: str, start: int, stop: int) -> Any:
         """Rows [start, stop) of a dataset: a read-only array, or an array of arrays. Raises Unread."""
         stored = self._about.stored[path]
-        for source in self._order:
+        order = self._order_of.get(path, self._order)
+        for source in order:
             if source in self._refused:
                 continue
             began = time.perf_counter()
             try:
                 found = _READ[source](self, stored, start, stop)
-            except Unserved:
+            except Unserved:  # for good: what is open stays the same
+                self._order_of[path] = [other for other in self._order_of.get(path, order) if other != source]
                 continue
             except Exception as exc:  # noqa: BLE001 - whatever it is, the next source is asked; counted and said
                 self._refuse(source, exc)
@@ -242,28 +246,32 @@ class FileReader:
         file = self._once("file", lambda: FileRows(self._about))
         together = file.rows_together(stored)
         first = start // together
-        blocks = list(self._blocks(file, stored, first, -(-stop // together)))
-        if len(blocks) == 1:
-            return blocks[0][start - first * together : stop - first * together]
-        return np.concatenate(blocks)[start - first * together : stop - first * together]
+        last = -(-stop // together)
+        if last == first + 1:
+            rows = self._block(file, stored, first)
+        else:
+            rows = np.concatenate([self._block(file, stored, block) for block in range(first, last)])
+        return rows[start - first * together : stop - first * together]
 
-    def _blocks(self, file: FileRows, stored: Stored, first: int, last: int) -> Iterator[Array]:
-        for block in range(first, last):
-            began = time.perf_counter()
-            key = (self._number, stored.path, block, file.version)
-            found = self._cache.get(key)
-            source: Source = "decoded" if found is None else "cache"
-            self._notes.decodes = found is None
-            if found is None:
-                found = self._cache.put(key, file.decode(stored, block, self._cache.empty))
-            self._monitor.count(source, found.nbytes, time.perf_counter() - began)
-            yield found
+    def _block(self, file: FileRows, stored: Stored, block: int) -> Array:
+        began = time.perf_counter()
+        key = (self._number, stored.path, block, file.version)
+        found = self._cache.get(key)
+        source: Source = "decoded" if found is None else "cache"
+        self._notes.decodes = found is None
+        if found is None:
+            found = self._cache.put(key, file.decode(stored, block, self._cache.empty))
+        self._monitor.count(source, found.nbytes, time.perf_counter() - began)
+        return found
 
     def _from_h5py(self, stored: Stored, start: int, stop: int) -> Any:
         return self._once("h5py", lambda: H5Rows(self._about.path)).rows(stored, start, stop)
 
     def _once(self, what: str, make: Callable[[], T]) -> T:
         """What is opened when it is first needed; a failure is the caller's."""
+        there: T | None = self._opened.get(what)
+        if there is not None:
+            return there
         with self._lock:
             found: T | None = self._opened.get(what)
             if found is None:

@@ -32,6 +32,7 @@ from dsmem.training import (
 )
 from dsmem.training.batches import collate
 from dsmem.training.cache import ArrayCache
+from dsmem.training.episodes import Stored
 
 STORAGE: dict[str, dict[str, Any]] = {
     "contiguous": {},
@@ -72,6 +73,20 @@ def test_without_mapping_h5py_reads(tmp_path: Path) -> None:
     dataset = EpisodicDataset(paths, CAMERAS, use_shared_memory=False, memory_mapping=False, chunk_size=3)
     check_aloha(dataset, paths)
     assert set(sources(dataset)) == {"h5py"}
+
+
+def test_a_source_is_asked_once_for_what_it_has_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(reader: reading.FileReader, stored: Stored, start: int, stop: int) -> Any:
+        asked.append(stored.path)
+        return reading.FileReader._from_map(reader, stored, start, stop)
+
+    monkeypatch.setitem(reading._READ, "mapped", counted)
+    paths = made(tmp_path, GZIP, count=1)
+    check_aloha(EpisodicDataset(paths, CAMERAS, use_shared_memory=False), paths)
+    assert {asked.count(f"observations/images/{camera}") for camera in CAMERAS} == {1}
+    assert asked.count("action") > 1
 
 
 def test_a_batch_is_in_its_order(tmp_path: Path) -> None:
