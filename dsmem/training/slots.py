@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
 from dsmem import madvise, settings
 from dsmem.arrays import pages
@@ -82,7 +83,8 @@ class Slots:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._asks = settings.read().huge_pages != "never"
+        # A worker copies frames while the loop works: it gains nothing by them, and starts with what asking takes.
+        self._asks = settings.read().huge_pages != "never" and get_worker_info() is None
         self._pages = Pages()
         self._free: dict[int, _Free] = {}
         self._slab: mmap.mmap | None = None

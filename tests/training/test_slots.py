@@ -113,6 +113,10 @@ def test_frames_lie_on_huge_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DSMEM_HUGE_PAGES", "never")
     ArrayCache(64 << 20).empty(FRAME)
     assert asked == []
+    monkeypatch.delenv("DSMEM_HUGE_PAGES")
+    monkeypatch.setattr(slots, "get_worker_info", object)
+    ArrayCache(64 << 20).empty(FRAME)
+    assert asked == []
 
 
 def test_without_addresses_ordinary_memory_does(made: Slots, monkeypatch: pytest.MonkeyPatch) -> None:
