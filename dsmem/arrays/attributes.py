@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from dsmem.arrays import dtypes
+from dsmem.arrays import dtypes, padding
 from dsmem.arrays.dtypes import UnsupportedType
 
 
@@ -45,7 +45,7 @@ def _array_to_json(array: np.ndarray[Any, Any], *, scalar: bool) -> object:
     if array.dtype.kind != "O":
         if array.dtype.hasobject:
             raise UnsupportedType("variable-length data or references inside a compound type")
-        data = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode("ascii")
+        data = base64.b64encode(padding.tobytes(array)).decode("ascii")
         return {"dtype": recipe, "shape": None if scalar else list(array.shape), "data": data}
     return {"objects": [to_json(item) for item in array.ravel()], "dtype": recipe, "shape": list(array.shape)}
 

@@ -29,6 +29,16 @@ _CHECKSUM_BYTES = 4
 _SMALL_BYTES = 16 << 10
 """Up to here a copy costs less than what imagecodecs does around libdeflate; beyond, fresh memory costs more."""
 _SZIP_HEADER_BYTES = 4
+_FOREIGN = (
+    deflate.DeflateError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    MemoryError,
+    ArithmeticError,  # filter values that can't be: items of 0 bytes
+    struct.error,
+)
+"""What codecs raise for bytes, or parameters, that are not theirs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +81,7 @@ class Pipeline:
             for stage in stages[:-1]:
                 current = stage.undo(current, np.empty(stage.size_bytes, np.uint8))
             done = stages[-1].undo(current, out)
-        except (deflate.DeflateError, RuntimeError, ValueError, TypeError, MemoryError, struct.error) as exc:
+        except _FOREIGN as exc:
             raise Undecodable(str(exc)) from exc
         if len(done) != len(out):
             raise Undecodable(f"decodes to {len(done)} bytes instead of {len(out)}")

@@ -16,6 +16,7 @@ from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
 from dsmem.hdf5 import elsewhere
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
+from dsmem.hdf5.edges import may_be_unfiltered
 from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.filters import check_installed, filters_of
 from dsmem.hdf5.opening import reason
@@ -50,6 +51,8 @@ class Item:
     layout: Layout = "contiguous"
     is_outside: bool = False
     """Some of it lies in other files, whose changes nobody notices."""
+    fill: bytes = b""
+    """Of chunked data: an item that was never written, as it is in memory."""
 
     @property
     def size_bytes(self) -> int:
@@ -106,7 +109,11 @@ def inspect(
     why = _only_h5py(dataset, item)
     if why is not None:
         return replace(item, tier="h5py", why=why)
-    return _chunked(item) if layout == h5d.CHUNKED else _contiguous(item, dataset.id.get_offset(), file_bytes)
+    return (
+        _chunked(item, dataset.id, plist)
+        if layout == h5d.CHUNKED
+        else _contiguous(item, dataset.id.get_offset(), file_bytes)
+    )
 
 
 def describe(dataset: Any) -> tree.Dataset:
@@ -135,7 +142,7 @@ def _contiguous(item: Item, offset: int | None, file_bytes: int) -> Item:
     return replace(item, tier="contiguous", why="contiguous", offset=int(offset))
 
 
-def _chunked(item: Item) -> Item:
+def _chunked(item: Item, dataset_id: Any, plist: Any) -> Item:
     if len(item.info.chunks or ()) != len(item.info.shape or ()):
         raise UnsupportedType(f"chunks {item.info.chunks} of another rank than its shape {item.info.shape}")
     named = " + ".join(one.name for one in item.filters) or "no filter"
@@ -145,7 +152,18 @@ def _chunked(item: Item) -> Item:
         return replace(item, tier="h5py", why=f"chunked, {named}: {exc}")
     if _may_be_misnumbered(item):
         return replace(item, tier="h5py", why=f"chunked, {named}: HDF5 may tell places of its chunks wrong")
-    return replace(item, tier="chunked", why=f"chunked, {named}")
+    shape, chunks, dtype = item.info.shape or (), item.info.chunks or (), item.info.dtype
+    if item.filters and may_be_unfiltered(dataset_id, shape, chunks, dtype.itemsize):
+        return replace(item, tier="h5py", why=f"chunked, {named}: chunks at its edge may be unfiltered")
+    return replace(item, tier="chunked", why=f"chunked, {named}", fill=_fill(plist, dtype))
+
+
+def _fill(plist: Any, dtype: np.dtype[Any]) -> bytes:
+    """What HDF5 gives for an item never written. A scalar of numpy's would have any bytes between its values."""
+    item = np.zeros((), dtype)
+    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+        plist.get_fill_value(item)
+    return item.tobytes()
 
 
 def _may_be_misnumbered(item: Item) -> bool:

@@ -124,18 +124,13 @@ def _description(item: Item, place: int, path: str) -> Description:
         chunks=chunks,
         item_bytes=item.info.dtype.itemsize,
         filters=[(one.code, one.values, one.name) for one in item.filters],
-        fill_hex=_fill(item).hex(),
+        fill_hex=item.fill.hex(),
         label=_label(item, path),
     )
 
 
 def _label(item: Item, path: str) -> str:
     return f"{path}: /{item.path}"
-
-
-def _fill(item: Item) -> bytes:
-    dtype, value = item.info.dtype, item.info.fillvalue
-    return (np.zeros((), dtype) if value is None else np.asarray(value, dtype)).tobytes()
 
 
 def _pipeline(item: Item) -> Pipeline:
@@ -162,7 +157,7 @@ def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDatase
         chunks=chunks,
         item_bytes=item.info.dtype.itemsize,
         pipeline=_pipeline(item),
-        fill=_fill(item),
+        fill=item.fill,
         label=_label(item, path),
     )
 

@@ -97,7 +97,7 @@ class FileRows:
             self._whole = np.frombuffer(mmap.mmap(self._fd, size_bytes, prot=mmap.PROT_READ), np.uint8)
 
     def _decoder(self, path: str, dataset_id: Any, item: Item, size_bytes: int) -> ChunkedDataset:
-        shape, chunks, dtype, fill = item.info.shape, item.info.chunks, item.info.dtype, item.info.fillvalue
+        shape, chunks, dtype = item.info.shape, item.info.chunks, item.info.dtype
         assert shape is not None and chunks is not None
         self._tables[path] = read_table(dataset_id, shape, chunks, size_bytes)
         return ChunkedDataset(
@@ -107,7 +107,7 @@ class FileRows:
             chunks=chunks,
             item_bytes=dtype.itemsize,
             pipeline=Pipeline(item.filters, math.prod(chunks) * dtype.itemsize),
-            fill=(np.zeros((), dtype) if fill is None else np.asarray(fill, dtype)).tobytes(),
+            fill=item.fill,
             label=f"{self._label}: /{item.path}",
         )
 
