@@ -12,7 +12,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from dsmem.errors import DamagedObject
+from dsmem.errors import BadSource, DamagedObject
 
 PAGE_BYTES = 4096
 MAX_HEADER_BYTES = 100_000_000
@@ -26,6 +26,10 @@ ITEM_BYTES: Mapping[str, int] = {
     "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
 }  # fmt: skip
 _WIDEST_NUMBER = 10**18
+
+
+class HeaderTooLong(BadSource):
+    """More to say of the tensors than a header holds; the message does not say whose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +100,19 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, size_b
 
 
 def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare_bytes: int) -> int:
-    """Bytes to keep for a header whose offsets are not known yet: the widest numbers, spare room, whole pages."""
+    """Bytes to keep for a header whose offsets are not known yet: the widest numbers, spare room, whole pages.
+
+    Raises HeaderTooLong for one that nobody could read.
+    """
     widest = {
         name: Tensor(t.dtype, (*t.shape[:-1], _WIDEST_NUMBER) if t.shape else (), _WIDEST_NUMBER, _WIDEST_NUMBER)
         for name, t in tensors.items()
     }
     needed = 8 + len(_dump(widest, metadata)) + spare_bytes
-    return -(-needed // PAGE_BYTES) * PAGE_BYTES
+    size_bytes = -(-needed // PAGE_BYTES) * PAGE_BYTES
+    if size_bytes - 8 > MAX_HEADER_BYTES:
+        raise HeaderTooLong(f"names, shapes and attributes take {needed:,} bytes; {MAX_HEADER_BYTES:,} is the most")
+    return size_bytes
 
 
 def _dump(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

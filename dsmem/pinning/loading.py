@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dsmem.arrays import tree
+from dsmem.arrays.header import HeaderTooLong
 from dsmem.errors import Allow, BadSource, Refusal
 from dsmem.hdf5 import opening
 from dsmem.hdf5.scan import Scan, scan
@@ -91,7 +92,10 @@ class _OpenFile:
         return self._scan.is_outside
 
     def plan(self, provenance: Provenance) -> int:
-        self._plan = filling.plan(self._scan, provenance)
+        try:
+            self._plan = filling.plan(self._scan, provenance)
+        except HeaderTooLong as exc:
+            raise BadSource(f"{self._source.path}: {exc}") from exc
         return self._plan.need_bytes
 
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:

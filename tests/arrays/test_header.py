@@ -145,3 +145,10 @@ def test_any_bytes_are_parsed_or_damaged(data: bytes) -> None:
     for name in found.names():
         with pytest.raises(DamagedObject):
             found.tensor(name)
+
+
+def test_a_header_that_nobody_could_read_is_refused() -> None:
+    with pytest.raises(header.HeaderTooLong, match=r"take 100,\d+,\d+ bytes; 100,000,000 is the most"):
+        header.reserve({}, {"k": "v" * header.MAX_HEADER_BYTES}, spare_bytes=0)
+    longest = header.reserve({}, {"k": "v" * (header.MAX_HEADER_BYTES - 8000)}, spare_bytes=0)
+    assert longest - 8 <= header.MAX_HEADER_BYTES

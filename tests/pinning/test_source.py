@@ -322,3 +322,14 @@ def test_an_error_in_the_middle_leaves_nothing(error: type[BaseException], path:
         dsmem.pin(path, progress=fail)
     assert_nothing_published(store_root)
     dsmem.pin(path)
+
+
+def test_more_attributes_than_a_header_holds(tmp_path: Path, store_root: Path) -> None:
+    path = tmp_path / "attributes.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["x"] = np.arange(3)
+        for number in range(2):
+            file.attrs[f"{number}"] = np.zeros(40_000_000, np.uint8)
+    with pytest.raises(dsmem.BadSource, match=rf"{path}: names, shapes and attributes take 10\d,\d+,\d+ bytes"):
+        dsmem.pin(path)
+    assert not list((store_root / "objects").iterdir())
