@@ -10,14 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from h5py import h5d, h5s, h5t
 
-from dsmem import units
 from dsmem.arrays import dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
-from dsmem.hdf5 import elsewhere
+from dsmem.hdf5 import elsewhere, sizes
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
 from dsmem.hdf5.edges import may_be_unfiltered
-from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.filters import check_installed, filters_of
 from dsmem.hdf5.opening import reason
 
@@ -30,9 +28,6 @@ _LAYOUTS: dict[int, Layout] = {
     h5d.COMPACT: "compact",
     h5d.VIRTUAL: "virtual",
 }
-_LEAST_OVERSIZED_BYTES = 4 << 30
-_MOST_RATIO = 1000
-"""Deflate, the usual filter, packs at most 1032 to 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +96,10 @@ def inspect(
     storage: int | None = None
     if reach is not None:
         storage = reach.stored_bytes
-    elif layout != h5d.CHUNKED or dtype.kind == "O" or size_bytes > _LEAST_OVERSIZED_BYTES:
+    elif layout != h5d.CHUNKED or dtype.kind == "O" or size_bytes > sizes.LEAST_BYTES:
         storage = int(dataset.id.get_storage_size())
     if storage is not None:
-        _check_size(size_bytes, storage, allow)
+        sizes.check(size_bytes, storage, allow)
     item = replace(item, storage_bytes=storage)
     why = _only_h5py(dataset, item)
     if why is not None:
@@ -189,14 +184,6 @@ def _check_type(dataset: Any, dtype: np.dtype[Any]) -> None:
     in_file, in_memory = dataset.id.get_type(), h5t.py_create(dtype)
     if in_file != in_memory and h5t.find(in_file, in_memory) is None:
         raise UnsupportedType(f"a type that h5py can't read as {dtype}")
-
-
-def _check_size(size_bytes: int, stored_bytes: int, allow: Collection[Allow]) -> None:
-    """Raise NotAllowed for a size that hardly can be: a few bytes of a hostile file could fill the memory."""
-    if size_bytes <= max(_LEAST_OVERSIZED_BYTES, _MOST_RATIO * stored_bytes) or "oversized" in allow:
-        return
-    declared, stored = units.format_bytes(size_bytes), units.format_bytes(stored_bytes)
-    raise NotAllowed(f"{declared} declared, {stored} stored", allow="oversized")
 
 
 def _info(

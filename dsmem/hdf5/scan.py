@@ -15,6 +15,7 @@ from dsmem.arrays import attributes, dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.tree import Tree
 from dsmem.errors import Allow, BadSource, Refusal
+from dsmem.hdf5 import sizes
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.opening import reason, translated
@@ -61,6 +62,8 @@ def scan(
         if not isinstance(root, h5py.Group):
             raise BadSource(f"{path}: its root is not a group")
         walk.group(root, "")
+        if "oversized" not in allow and not mappable:
+            walk.judge_sizes(file)
     if only:
         walk.prune()
     walk.sum_up()
@@ -106,6 +109,32 @@ class _Walk:
                 if self._link(group.id, name.encode("utf-8", "surrogateescape"), child, below):
                     names.append(name)
             todo.extend(reversed(below))
+
+    def judge_sizes(self, file: Any) -> None:
+        """Refuse datasets that are possible each by itself, and hardly all together."""
+
+        def stored(item: Item) -> int:
+            if item.storage_bytes is not None:
+                return item.storage_bytes
+            return int(file[tree.raw(item.path)].id.get_storage_size())
+
+        chosen, why = sizes.too_many(self.found.items, self._file_bytes, stored)
+        for item in chosen:
+            for path in (item.path, *(path for path, to in self.found.tree.aliases.items() if to == item.path)):
+                self._refuse(path, why, allow="oversized")
+        self._drop({item.path for item in chosen})
+
+    def _drop(self, paths: set[str]) -> None:
+        """Take datasets out, as if they had been refused when they were met."""
+        found = self.found.tree
+        gone = paths | {path for path, target in found.aliases.items() if target in paths}
+        found.datasets = {path: record for path, record in found.datasets.items() if path not in paths}
+        found.aliases = {path: target for path, target in found.aliases.items() if path not in gone}
+        found.groups = {
+            path: [name for name in names if tree.join(path, name) not in gone] for path, names in found.groups.items()
+        }
+        self.found.items = [item for item in self.found.items if item.path not in paths]
+        self.found.attributes = {path: a for path, a in self.found.attributes.items() if path not in paths}
 
     def prune(self) -> None:
         """Drop groups with nothing selected below, and links that lead out of what is left."""

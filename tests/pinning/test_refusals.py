@@ -19,7 +19,8 @@ from h5py import h5d, h5p, h5s, h5t, h5z
 import dsmem
 from dsmem import proc
 from dsmem.errors import Refusal
-from dsmem.hdf5 import datasets, filters
+from dsmem.hdf5 import filters, sizes
+from dsmem.hdf5.scan import scan
 from dsmem.pinning import filling, processes
 
 Allowed = Literal["external", "oversized"]
@@ -408,8 +409,8 @@ def test_sizes_that_can_not_be(tmp_path: Path) -> None:
 def test_sizes_that_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = oversized(tmp_path / "x.h5", 100_000)
     assert refusals_with_a_limit_of(monkeypatch, 399_999, path) == {"/chunked", "/contiguous"}
-    assert refusals_with_a_limit_of(monkeypatch, 400_000, path) == set()
-    monkeypatch.setattr(datasets, "_LEAST_OVERSIZED_BYTES", 1000)
+    assert refusals_with_a_limit_of(monkeypatch, 800_024, path) == set()
+    monkeypatch.setattr(sizes, "LEAST_BYTES", 1000)
     pinned = dsmem.pin(path, allow=["oversized"])
     assert pinned.refused == ()
     with dsmem.attach(path) as ours, h5py.File(path, "r") as theirs:
@@ -422,8 +423,64 @@ def test_sizes_that_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert dsmem.explain(packed).refused == ()
 
 
+def unwritten(path: Path, count: int, size: int) -> Path:
+    """So many datasets of so many bytes, nothing of them stored; and one that is."""
+    with h5py.File(path, "w") as file:
+        for i in range(count):
+            file.create_dataset(f"{i}/x", shape=(size,), dtype="u1", chunks=(size // 4,) if i % 2 else None)
+        file["ok"] = np.arange(3)
+        file["0/x"].attrs["unit"] = "m"
+        file["0/again"] = file["0/x"]
+        file["soft"] = h5py.SoftLink("/0/x")
+    return path
+
+
+def test_sizes_that_can_not_be_together(tmp_path: Path) -> None:
+    path = unwritten(tmp_path / "x.h5", 8, 4 << 30)
+    found = refusals(path)
+    why = "32.0 GiB declared by all datasets together, 24 B stored"
+    assert found == {name: Refusal(name, why, "oversized") for name in found}
+    assert found.keys() >= {"/0/x", "/0/again", "/6/x"} and len(found) == 9
+    assert {one.path for one in dsmem.explain(path, only=["0", "ok"]).refused} == {"/0/x", "/0/again"}
+    assert dsmem.explain(path, only=["0"]).refused == ()
+    assert dsmem.explain(path, allow=["oversized"]).refused == ()
+    with pytest.raises(dsmem.NoSpace):
+        dsmem.pin(path, allow=["oversized"], budget=16 << 30)
+
+
+def test_what_is_left_of_sizes_that_can_not_be_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = unwritten(tmp_path / "x.h5", 4, 100_000)
+    assert refusals_with_a_limit_of(monkeypatch, 400_024, path) == set()
+    assert refusals_with_a_limit_of(monkeypatch, 200_024, path) == {"/0/x", "/0/again", "/1/x"}
+    pinned = dsmem.pin(path, skip_unsupported=True)
+    assert [one.path for one in pinned.datasets] == ["ok", "2/x", "3/x"]
+    with dsmem.attach(pinned.name) as file:
+        assert list(file["0"]) == []
+        assert sorted(file) == ["0", "1", "2", "3", "ok", "soft"]
+    with pytest.raises(dsmem.Unsupported):
+        dsmem.File(path, preload=True)
+    with h5py.File(path, "a") as held:
+        held["many"] = np.zeros(1000, "u1")  # 400 bytes are enough for 400 kB, wherever they are
+    assert refusals_with_a_limit_of(monkeypatch, 200_024, path) == set()
+
+
+def test_bytes_that_many_datasets_share_count_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A contiguous dataset a kilobyte long costs a hostile file 300 bytes if it lies where another lies."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(3):
+            file[f"{i}"] = np.full(10_000, i, "u1")
+    monkeypatch.setattr(sizes, "LEAST_BYTES", 10_000)
+    monkeypatch.setattr(sizes, "_MOST_RATIO", 1)
+    assert dsmem.explain(path).refused == ()
+    with h5py.File(path, "r") as file:
+        found = scan(file, str(path), file_bytes=20_000)
+    assert [one.path for one in found.refusals] == ["/0"]
+    assert found.refusals[0].reason == "29.3 KiB declared by all datasets together, 19.5 KiB stored"
+
+
 def refusals_with_a_limit_of(monkeypatch: pytest.MonkeyPatch, limit_bytes: int, path: Path) -> set[str]:
-    monkeypatch.setattr(datasets, "_LEAST_OVERSIZED_BYTES", limit_bytes)
+    monkeypatch.setattr(sizes, "LEAST_BYTES", limit_bytes)
     return {one.path for one in dsmem.explain(path).refused}
 
 
