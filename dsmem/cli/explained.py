@@ -81,7 +81,8 @@ def _cells(one: Explanation) -> list[list[object]]:
     for dataset in one.datasets:
         parts = (dataset.layout, "" if dataset.chunks is None else str(dataset.chunks), " + ".join(dataset.filters))
         why = _why(dataset) if dataset.tier in ("h5py", "empty") else f"; {dataset.note}" if dataset.note else ""
-        shown.append([*rows.dataset(dataset), dataset.ratio, " ".join(filter(None, parts)), _HOW[dataset.tier] + why])
+        how = "decoded in processes" if dataset.in_processes else _HOW[dataset.tier]
+        shown.append([*rows.dataset(dataset), dataset.ratio, " ".join(filter(None, parts)), how + why])
     return shown + [[_path(refusal), *[None] * 5, f"refused: {_reason(refusal)}"] for refusal in one.refused]
 
 

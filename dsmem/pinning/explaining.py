@@ -45,6 +45,8 @@ class ExplainedDataset:
     """Some of it lies in other files."""
     note: str | None
     """What a user should know of how it is stored."""
+    in_processes: bool = False
+    """Whether its chunks, being many and small, are decoded by processes, not by threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,4 +112,5 @@ def _explained(item: Item, file: Any, source: str, in_processes: bool) -> Explai
         why=f"{item.why}; many small chunks: in processes" if in_processes else item.why,
         is_outside=item.is_outside,
         note=info.note,
+        in_processes=in_processes,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -44,6 +45,9 @@ PACKED = ExplainedDataset(
     is_outside=False,
     note="a 16-bit float",
 )
+SMALL = dataclasses.replace(
+    PACKED, path="small", filters=("gzip",), tier="chunked", why="chunked, gzip", note=None, in_processes=True
+)
 REFUSED = (Refusal("/away\x1b", "leads to o.h5", "external"), Refusal("/@r", "a reference"))
 
 
@@ -72,6 +76,15 @@ def test_terminal(dsmem: Dsmem, fake: Fake) -> None:
     assert "read by h5py: only" in text and "chunked (100,)" in text
     assert "away\\x1b" in text and "refused: leads to" in text
     assert last == "would hold 66.4 KiB of a file of 68.4 KiB, 2 refused"
+
+
+def test_threads_or_processes(dsmem: Dsmem, fake: Fake) -> None:
+    shown = (SMALL, dataclasses.replace(SMALL, path="larger", in_processes=False))
+    fake("dsmem.pinning.gather", gather=list)
+    fake("dsmem.pinning.explaining", explain=lambda path, **_: Explanation(path, 70_000, shown, ()))
+    ran = dsmem("pin", "--explain", "t.h5", terminal=True)
+    text = " ".join(ran.out.split())
+    assert "gzip decoded in processes larger" in text and "gzip decoded in threads" in text
 
 
 def test_pipe(dsmem: Dsmem, fake: Fake) -> None:
@@ -114,6 +127,7 @@ def test_json(dsmem: Dsmem, fake: Fake) -> None:
         "why": "contiguous",
         "is_outside": False,
         "note": None,
+        "in_processes": False,
     }
     assert one["refused"][0] == {"path": "/away\x1b", "reason": "leads to o.h5", "allow": "external"}
     assert seen == [{"only": ["a*"], "allow": ["external"]}]
