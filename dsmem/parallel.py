@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 
 def run(tasks: Iterable[Callable[[], None]], threads: int) -> None:
@@ -40,3 +41,25 @@ def run(tasks: Iterable[Callable[[], None]], threads: int) -> None:
         raise
     if errors:
         raise errors[0]
+
+
+class Room:
+    """Bytes that threads may have at once, all together; who finds too little left waits until others are done."""
+
+    def __init__(self, size_bytes: int) -> None:
+        self._size_bytes = self._left_bytes = size_bytes
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def taken(self, size_bytes: int) -> Iterator[None]:
+        """Take so many while the block lasts; of more than there are, all."""
+        size_bytes = min(size_bytes, self._size_bytes)
+        with self._changed:
+            self._changed.wait_for(lambda: self._left_bytes >= size_bytes)
+            self._left_bytes -= size_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._left_bytes += size_bytes
+                self._changed.notify_all()

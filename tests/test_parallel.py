@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from dsmem import parallel
+from dsmem.parallel import Room
 
 
 def test_every_task_is_run_once() -> None:
@@ -42,3 +45,30 @@ def test_an_error_of_whoever_makes_the_tasks_is_raised(threads: int) -> None:
 
     with pytest.raises(KeyError, match="no more"):
         parallel.run(tasks(), threads)
+
+
+def test_room_is_never_taken_twice() -> None:
+    room, taken, most = Room(10), [0], [0]
+    lock = threading.Lock()
+
+    def work(size: int) -> None:
+        with room.taken(size):
+            with lock:
+                taken[0] += min(size, 10)
+                most[0] = max(most[0], taken[0])
+            time.sleep(0.001)
+            with lock:
+                taken[0] -= min(size, 10)
+
+    parallel.run((partial(work, size) for size in [3, 4, 5, 10, 99, 1, 0, 7] * 5), 6)
+    assert 5 < most[0] <= 10
+    with room.taken(10):  # all of it is there again
+        pass
+
+
+def test_room_comes_back_after_an_error() -> None:
+    room = Room(1)
+    with pytest.raises(ZeroDivisionError), room.taken(1):
+        raise ZeroDivisionError
+    with room.taken(1):
+        pass

@@ -23,6 +23,8 @@ BAND_BYTES = 2 << 20
 """What a band is filled up to, of small chunks."""
 LARGEST_BAND_BYTES = 16 << 20
 """A longer band is decoded into the object itself, in pieces, not through a buffer."""
+_LARGE_BYTES = 4 << 20
+"""Of a larger chunk no buffer is kept for the next one."""
 
 
 class DamagedIndex(BadSource):
@@ -140,6 +142,13 @@ class ChunkedDataset:
                 j = min(i + step, last)
                 yield Band(i, j, start, size, last - first <= step, int(ends[i:j].max()))
 
+    def beside_bytes(self, band: Band) -> int:
+        """What decoding a band takes beside its place, where that is much: large chunks as stored, and buffers."""
+        if self._chunk_bytes <= _LARGE_BYTES:
+            return 0
+        stored_bytes = int(self._table.sizes[band.first : band.last].sum())
+        return stored_bytes + self._pipeline.passed_on_bytes + (0 if self._whole_rows else self._chunk_bytes)
+
     def is_plain(self, band: Band) -> bool:
         """Whether `pieces` does it: small chunks of whole rows, deflate alone, all there, none cut off at the edge."""
         together = (band.last - band.first) * self._chunk_bytes == band.size_bytes
@@ -216,6 +225,8 @@ class ChunkedDataset:
 
     def _scratch(self) -> Array:
         """This thread's buffer for a chunk."""
+        if self._chunk_bytes > _LARGE_BYTES:
+            return np.empty(self._chunk_bytes, np.uint8)
         buffer: Array | None = getattr(self._local, "chunk", None)
         if buffer is None:
             buffer = self._local.chunk = np.empty(self._chunk_bytes, np.uint8)

@@ -68,6 +68,11 @@ class Pipeline:
         self.is_small_deflate = [one.code for one in filters] == [_DEFLATE] and chunk_bytes <= _SMALL_BYTES
         """Whether deflate is all there is to undo, in chunks so small that `StoredChunks.inflated` does it best."""
 
+    @property
+    def passed_on_bytes(self) -> int:
+        """At most so much memory is taken for what one stage leaves to the next."""
+        return min(len(self._by_mask[0]) - 1, 2) * self._chunk_bytes
+
     def decode(self, data: memoryview, out: Array, mask: int) -> None:
         """Decode a chunk into `out` (uint8, as long as a whole chunk); bit i of `mask`: filter i was left out.
 

@@ -29,6 +29,7 @@ from dsmem.hdf5.chunks import (
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
+from dsmem.parallel import Room
 from dsmem.pinning.copying import Decoding
 from dsmem.pinning.decoders import Decoders, Description
 from dsmem.store.draft import Draft
@@ -43,6 +44,8 @@ _ALL_BUFFERED_BYTES = 16 << 20
 
 That takes 5–20 % longer on 4 KiB pages, but no memory of our own beside the chunk's stored bytes.
 """
+_BESIDE_BYTES = 24 << 20
+"""Beside a chunk for each thread: for what threads have at once of large chunks, as stored, and between filters."""
 WORTH_CHUNKS = 16_384
 """Below this, threads are done (0.2 s) before processes have gained what their start takes (0.05 s of a CPU each)."""
 
@@ -57,7 +60,7 @@ def in_processes(items: Iterable[Item]) -> list[Item]:
 def _is_small(item: Item) -> bool:
     shape, chunks, item_bytes = item.info.shape or (), item.info.chunks or (), item.info.dtype.itemsize
     band_bytes = math.prod((*chunks[:1], *shape[1:])) * item_bytes
-    is_small = math.prod(chunks) * item_bytes <= SMALL_BYTES_PER_CPU * proc.usable_cpus()
+    is_small = _chunk_bytes(item) <= SMALL_BYTES_PER_CPU * proc.usable_cpus()
     return is_small and band_bytes <= LARGEST_BAND_BYTES
 
 
@@ -96,7 +99,9 @@ def decodings(
     `shared_out`: those that `decoders` decode. Raises BadSource for a chunk index that can't be.
     """
     local = threading.local()
-    buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // proc.usable_cpus())
+    threads = proc.usable_cpus()
+    buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // threads)
+    room = Room(_BESIDE_BYTES + threads * max(map(_chunk_bytes, items), default=0))
     elsewhere = {item.path for item in shared_out}
     for item in items:
         table = _table(item, size_bytes, file, path)
@@ -104,7 +109,9 @@ def decodings(
         place = begin(item)
         if decoders is None or item.path not in elsewhere:
             for band in dataset.bands():
-                yield Decoding(band.source_end, partial(_decode, dataset, band, draft, place, local, buffered_bytes))
+                yield Decoding(
+                    band.source_end, partial(_decode, dataset, band, draft, place, local, buffered_bytes, room)
+                )
             continue
         number = decoders.add(_description(item, place, path), table)
         for band in dataset.bands():
@@ -133,8 +140,12 @@ def _label(item: Item, path: str) -> str:
     return f"{path}: /{item.path}"
 
 
+def _chunk_bytes(item: Item) -> int:
+    return math.prod(item.info.chunks or ()) * item.info.dtype.itemsize
+
+
 def _pipeline(item: Item) -> Pipeline:
-    return Pipeline(item.filters, math.prod(item.info.chunks or ()) * item.info.dtype.itemsize)
+    return Pipeline(item.filters, _chunk_bytes(item))
 
 
 def _table(item: Item, size_bytes: int, file: Any, path: str) -> ChunkTable:
@@ -168,7 +179,13 @@ def _decode_outside(decode: Callable[[], int], draft: Draft, offset: int, size_b
 
 
 def _decode(
-    dataset: ChunkedDataset, band: Band, draft: Draft, place: int, local: threading.local, buffered_bytes: int
+    dataset: ChunkedDataset,
+    band: Band,
+    draft: Draft,
+    place: int,
+    local: threading.local,
+    buffered_bytes: int,
+    room: Room,
 ) -> int:
     pieces = dataset.pieces(band) if dataset.is_plain(band) else None
     if pieces is not None:
@@ -177,10 +194,12 @@ def _decode(
     has_huge_pages = draft.take(place + band.start, band.size_bytes)
     if has_huge_pages or not band.whole or band.size_bytes > buffered_bytes:
         out = np.frombuffer(draft.reserved(place + band.start, band.size_bytes), np.uint8)
-        return dataset.decode(band, out)
+        with room.taken(dataset.beside_bytes(band)):
+            return dataset.decode(band, out)
     if not hasattr(local, "buffer") or len(local.buffer) < band.size_bytes:
         local.buffer = np.empty(band.size_bytes, np.uint8)
     out = local.buffer[: band.size_bytes]
-    done = dataset.decode(band, out)
+    with room.taken(dataset.beside_bytes(band)):
+        done = dataset.decode(band, out)
     draft.write(place + band.start, out.data)
     return done

@@ -83,6 +83,11 @@ KINDS: dict[str, tuple[tuple[int, ...] | None, dict[str, Any]]] = {
     "gzip images": ((1, 256, 256), {"compression": "gzip"}),
     "lzf in large chunks": ((12, 1024, 1024), {"compression": "lzf"}),
     "shuffle + gzip in large chunks": ((12, 1024, 1024), {"compression": "gzip", "shuffle": True}),
+    "shuffle + gzip in very large chunks": ((64, 1024, 1024), {"compression": "gzip", "shuffle": True}),
+    "checked shuffle + gzip in very large chunks": (
+        (64, 1024, 1024),
+        {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    ),
     "small gzip chunks": ((1, 64, 64), {"compression": "gzip"}),
 }
 
@@ -104,6 +109,29 @@ def test_pinning_takes_the_object_and_little_more(
     processes = threads if kind == "small gzip chunks" else 0
     taken = call(pin)
     allowed = ALLOWED_BYTES + threads * int(np.prod(chunk or ())) + processes * DECODER_BYTES
+    assert taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
+
+
+def test_narrow_chunks_that_do_not_compress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are stored in their whole size, and decoded through a buffer of that size."""
+    monkeypatch.setattr(proc, "usable_cpus", lambda: 2)
+    path, chunk = tmp_path / "x.h5", (32, MIB)
+    with h5py.File(path, "w") as file:
+        dataset = file.create_dataset("x", (64, 3 * MIB), "u1", chunks=chunk, compression="gzip", fletcher32=True)
+        block = np.random.default_rng(0).integers(0, 256, chunk, np.uint8)
+        dataset[: chunk[0], : chunk[1]] = block
+        mask, stored = dataset.id.read_direct_chunk((0, 0))
+        for row in range(0, 64, chunk[0]):
+            for column in range(0, 3 * MIB, chunk[1]):
+                dataset.id.write_direct_chunk((row, column), stored, mask)
+
+    def pin() -> int:
+        with Peak() as peak:
+            dsmem.pin(path)
+        return peak.size_bytes
+
+    taken = call(pin)
+    allowed = ALLOWED_BYTES + 2 * int(np.prod(chunk))
     assert taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
 
 
