@@ -2,66 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
-_BLOCK_BYTES = 16 << 20
+BLOCK_BYTES = 16 << 20
 _FIRST_ITEMS = 64
 _MOST_ITEMS = 1 << 20
 
 
+@dataclass(frozen=True, slots=True)
+class Block:
+    """A box of an array; in the array's C order its `count` items lie within `span` from `first` on."""
+
+    selection: tuple[slice, ...]
+    first: int
+    count: int
+    span: int
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether nothing of other blocks lies between its items."""
+        return self.span == self.count
+
+
 def blocks(
-    shape: Sequence[int], item_bytes: int, chunks: Sequence[int] | None, limit_bytes: int = _BLOCK_BYTES
-) -> Iterator[tuple[int, int, tuple[slice, ...]]]:
-    """Cut an array into (first item, items, selection), each contiguous in C order and at most about `limit_bytes`.
+    shape: Sequence[int], item_bytes: int, chunks: Sequence[int] | None, limit_bytes: int = BLOCK_BYTES
+) -> Iterator[Block]:
+    """Cut an array into boxes of whole chunks, in ascending order of where they begin, and of where they end.
 
-    Cuts fall between chunks where the limit allows: a chunk that is cut would be decoded once for each piece.
+    A chunk that is cut would be decoded once for each piece. A box is at most `limit_bytes`, or one chunk; without
+    chunks it is contiguous. It is as long as can be along the last axes, so that its items lie together.
     """
-    if not shape:
-        yield 0, 1, ()
-        return
-    axis, step = _cut(shape, item_bytes, chunks, limit_bytes)
-    for outer in np.ndindex(*shape[:axis]):
-        for start in range(0, shape[axis], step):
-            yield _piece(shape, outer, start, step)
+    box = _box(shape, item_bytes, chunks, limit_bytes)
+    for corner in itertools.product(*(range(0, length, step) for length, step in zip(shape, box, strict=True))):
+        yield _block(shape, corner, box)
 
 
-def some_block(shape: Sequence[int], item_bytes: int, limit_bytes: int) -> tuple[int, int, tuple[slice, ...]]:
-    """One of the pieces that `blocks` would cut, chosen at random."""
-    if not shape:
-        return 0, 1, ()
-    axis, step = _cut(shape, item_bytes, None, limit_bytes)
-    outer = tuple(random.randrange(length) for length in shape[:axis])
-    return _piece(shape, outer, step * random.randrange(-(-shape[axis] // step)), step)
+def some_block(shape: Sequence[int], item_bytes: int, limit_bytes: int) -> Block:
+    """One of the pieces that `blocks` would cut without chunks, chosen at random."""
+    box = _box(shape, item_bytes, None, limit_bytes)
+    corner = [step * random.randrange(-(-length // step) or 1) for length, step in zip(shape, box, strict=True)]
+    return _block(shape, corner, box)
 
 
-def _cut(shape: Sequence[int], item_bytes: int, chunks: Sequence[int] | None, limit_bytes: int) -> tuple[int, int]:
-    """The axis that is cut, those before it being taken index by index, and how many indices of it make a piece."""
-    axis = 0
-    below = math.prod(shape[1:])
-    while axis < len(shape) - 1 and below * item_bytes * (chunks[axis] if chunks else 1) > limit_bytes:
-        axis += 1
-        below = math.prod(shape[axis + 1 :])
-    step = max(limit_bytes // max(below * item_bytes, 1), 1)
-    if chunks and step > chunks[axis]:
-        step -= step % chunks[axis]
-    return axis, step
+def _box(shape: Sequence[int], item_bytes: int, chunks: Sequence[int] | None, limit_bytes: int) -> list[int]:
+    """How long a block is along each axis: as many chunks as fit, about the same number in each block."""
+    together = list(chunks or [1] * len(shape))
+    box = [max(min(pair), 1) for pair in zip(together, shape, strict=True)]
+    for axis in reversed(range(len(shape))):
+        in_all = -(-shape[axis] // together[axis])
+        fitting = max(limit_bytes // max(item_bytes * math.prod(box), 1), 1)
+        in_each = -(-in_all // -(-in_all // fitting)) if in_all else 1
+        box[axis] = max(min(in_each * together[axis], shape[axis]), 1)
+        if box[axis] < shape[axis]:
+            break
+    return box
 
 
-def _piece(shape: Sequence[int], outer: Sequence[int], start: int, step: int) -> tuple[int, int, tuple[slice, ...]]:
-    axis = len(outer)
-    below = math.prod(shape[axis + 1 :])
-    before = 0
-    for index, length in zip(outer, shape, strict=False):
-        before = before * length + index
-    end = min(start + step, shape[axis])
-    selection = (*(slice(i, i + 1) for i in outer), slice(start, end))
-    return (before * shape[axis] + start) * below, (end - start) * below, selection
+def _block(shape: Sequence[int], corner: Sequence[int], box: Sequence[int]) -> Block:
+    ends = [min(start + step, length) for start, step, length in zip(corner, box, shape, strict=True)]
+    first, last = 0, 0
+    for start, end, length in zip(corner, ends, shape, strict=True):
+        first, last = first * length + start, last * length + end - 1
+    count = math.prod(end - start for start, end in zip(corner, ends, strict=True))
+    return Block(tuple(map(slice, corner, ends)), first, count, last - first + 1)
 
 
 def as_bytes(array: Array) -> memoryview:
@@ -77,10 +88,35 @@ def read_block(dataset: Any, selection: tuple[slice, ...]) -> memoryview:
     return as_bytes(np.asarray(dataset[selection or ...]))
 
 
-def read_fixed(dataset: Any, item_bytes: int) -> Iterator[tuple[int, memoryview]]:
-    """(byte offset within the dataset, bytes) for all of a dataset of fixed-size items, in order."""
-    for first, _, selection in blocks(dataset.shape, item_bytes, dataset.chunks):
-        yield first * item_bytes, read_block(dataset, selection)
+def read_into(dataset: Any, selection: tuple[slice, ...], span: memoryview) -> None:
+    """Let HDF5 read a block straight to its place among the items of other blocks; fixed-size items, no scalar.
+
+    `span`: writable, from the first byte of the block to its last; ValueError where it is not that long.
+    """
+    from h5py import h5s, h5t
+
+    starts = tuple(part.start for part in selection)
+    counts = tuple(part.stop - part.start for part in selection)
+    below = [math.prod(dataset.shape[axis + 1 :]) for axis in range(len(counts))]
+    items = 1 + sum((count - 1) * step for count, step in zip(counts, below, strict=True))
+    if len(span) != items * dataset.dtype.itemsize:
+        raise ValueError("the dataset changed while it was read")
+    stored = dataset.id.get_space()
+    stored.select_hyperslab(starts, counts)
+    here = h5s.create_simple((counts[0], *dataset.shape[1:]))
+    here.select_hyperslab((0,) * len(counts), counts)
+    dataset.id.read(here, stored, np.frombuffer(span, np.uint8), h5t.py_create(dataset.dtype))
+
+
+def rows_of(span: memoryview, shape: Sequence[int], item_bytes: int, selection: tuple[slice, ...]) -> Array:
+    """The bytes of a block among those of others, uncopied; the last axis runs along bytes that lie end to end."""
+    lengths = [part.stop - part.start for part in selection]
+    strides = [item_bytes * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    run = item_bytes
+    while lengths and strides[-1] == run:
+        run *= lengths.pop()
+        strides.pop()
+    return np.ndarray((*lengths, run), np.uint8, span, 0, (*strides, 1))
 
 
 def read_variable(dataset: Any, base: np.dtype[Any]) -> Iterator[tuple[memoryview, Array]]:
@@ -97,7 +133,7 @@ def read_variable(dataset: Any, base: np.dtype[Any]) -> Iterator[tuple[memoryvie
         lengths = np.fromiter((len(item) // base.itemsize for item in encoded), np.int64, len(encoded))
         yield memoryview(data), lengths
         mean_bytes = max(len(data) // len(read), 1)
-        items = min(max(_BLOCK_BYTES // mean_bytes, 1), 4 * items, _MOST_ITEMS)
+        items = min(max(BLOCK_BYTES // mean_bytes, 1), 4 * items, _MOST_ITEMS)
 
 
 def _read_flat(dataset: Any, start: int, items: int) -> Array:

@@ -31,6 +31,7 @@ from dsmem.store.refs import Provenance
 
 _SAMPLES = 8
 _SAMPLE_BYTES = 64 << 10
+_COMPARED_BYTES = 4 << 20
 _WIDEST = "9" * 19
 _Piece = TypeVar("_Piece")
 
@@ -180,17 +181,27 @@ def _read_rest(plan: Plan, draft: Draft, fd: int, file: Any, path: str, items: S
         yield from processes.read(slabs, fd, draft, workers, path=path)
         here = [item for item in items if item.is_outside]  # found by the file's name, which others don't know
     for item in here:
-        start = plan.begin(item)
-        pieces = reading.read_fixed(_dataset(file, path, item), item.info.dtype.itemsize)
-        for offset, data in _translated(pieces, path, item):
-            draft.write(start + offset, data)
-            yield len(data)
+        dataset = _dataset(file, path, item)
+        for slab in _slabs(item, plan.begin(item)):
+            if slab.span_bytes:
+                span = draft.reserved_on(slab.target, slab.span_bytes)
+                with translated(path, item.path):
+                    reading.read_into(dataset, slab.selection, span)
+            else:
+                with translated(path, item.path):
+                    data = reading.read_block(dataset, slab.selection)
+                draft.write(slab.target, data)
+            yield slab.size_bytes
 
 
 def _slabs(item: Item, start: int) -> Iterator[Slab]:
+    """Through a map goes what others lie between, and a chunk so large that no copy of it is wanted."""
     item_bytes = item.info.dtype.itemsize
-    for first, count, selection in reading.blocks(item.info.shape or (), item_bytes, item.info.chunks):
-        yield Slab(tree.raw(item.path), selection, start + first * item_bytes, count * item_bytes)
+    for block in reading.blocks(item.info.shape or (), item_bytes, item.info.chunks):
+        size_bytes = block.count * item_bytes
+        is_written = block.is_contiguous and size_bytes <= reading.BLOCK_BYTES
+        span_bytes = 0 if is_written else block.span * item_bytes
+        yield Slab(tree.raw(item.path), block.selection, start + block.first * item_bytes, size_bytes, span_bytes)
 
 
 def _dataset(file: Any, path: str, item: Item) -> Any:
@@ -262,10 +273,23 @@ def compare(
             cuts = reading.blocks(shape, item_bytes, item.info.chunks)
         else:
             cuts = iter([reading.some_block(shape, item_bytes, _SAMPLE_BYTES)])
-        for first, count, selection in cuts:
+        for block in cuts:
             with translated(path, item.path):
-                expected = reading.read_block(file[tree.raw(item.path)], selection)
-            # Two bytes are compared at once, a memoryview element by element.
-            if os.pread(draft.fd, count * item_bytes, start + first * item_bytes) != bytes(expected):
+                expected = reading.read_block(file[tree.raw(item.path)], block.selection)
+            if not _is_there(draft, expected, start, shape, item_bytes, block):
                 raise ReadDifferently(f"{path}: /{item.path} was copied differently from what h5py reads")
             at_piece()
+
+
+def _is_there(
+    draft: Draft, expected: memoryview, start: int, shape: Sequence[int], item_bytes: int, block: reading.Block
+) -> bool:
+    """Whether the draft holds these bytes where a block of a dataset belongs that begins at `start`."""
+    at = start + block.first * item_bytes
+    if block.is_contiguous:
+        pieces = range(0, len(expected), _COMPARED_BYTES)  # two bytes are compared at once, a memoryview by elements
+        parts = (bytes(expected[piece : piece + _COMPARED_BYTES]) for piece in pieces)
+        return all(os.pread(draft.fd, len(part), at + piece) == part for piece, part in zip(pieces, parts, strict=True))
+    span = draft.reserved_on(at, block.span * item_bytes)
+    rows = reading.rows_of(span, shape, item_bytes, block.selection)
+    return np.array_equal(rows, np.frombuffer(expected, np.uint8).reshape(rows.shape))

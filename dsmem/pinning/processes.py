@@ -1,12 +1,14 @@
 """Datasets that only h5py can decode, read by several processes: h5py decodes in one thread, whatever one does.
 
 Each worker is a fresh interpreter that inherits the source and the draft by descriptor, writes what it reads straight
-to its place, and ends with the parent, however that ended.
+to its place, or has HDF5 read it there, and ends with the parent, however that ended.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
+import os
 import subprocess
 import sys
 from collections import deque
@@ -29,24 +31,26 @@ _PATIENCE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Slab:
-    """A piece of a dataset, contiguous in memory, and where in the object it goes."""
+    """A piece of a dataset, and where in the object it goes."""
 
     path: bytes
     """Absolute path of the dataset, in the bytes of the file."""
     selection: tuple[slice, ...]
     target: int
     size_bytes: int
+    span_bytes: int = 0
+    """Not 0: HDF5 is to read it to its place in a map; from its first byte to its last, others' between them."""
 
     def dump(self) -> bytes:
         """As a line of JSON."""
         bounds = [[part.start, part.stop] for part in self.selection]
-        return json.dumps([self.path.decode("latin-1"), bounds, self.target]).encode() + b"\n"
+        return json.dumps([self.path.decode("latin-1"), bounds, self.target, self.span_bytes]).encode() + b"\n"
 
     @classmethod
     def load(cls, line: bytes) -> Slab:
         """The inverse of `dump`; the size is the sender's to know."""
-        path, bounds, target = json.loads(line)
-        return cls(path.encode("latin-1"), tuple(slice(*pair) for pair in bounds), target, 0)
+        path, bounds, target, span_bytes = json.loads(line)
+        return cls(path.encode("latin-1"), tuple(slice(*pair) for pair in bounds), target, 0, span_bytes)
 
 
 def read(slabs: Iterable[Slab], fd: int, draft: Draft, processes: int, *, path: str) -> Iterator[int]:
@@ -88,7 +92,10 @@ class _Worker:
         while waiting and len(self.in_flight) < _IN_FLIGHT:
             slab = waiting.popleft()
             self.in_flight.append(slab)
-            draft.take(slab.target, slab.size_bytes)
+            if slab.span_bytes:
+                draft.reserved_on(slab.target, slab.span_bytes)
+            else:
+                draft.take(slab.target, slab.size_bytes)
             try:
                 self._requests.write(slab.dump())
             except BrokenPipeError:
@@ -118,25 +125,50 @@ def _work(arguments: Sequence[str]) -> None:
     """A worker: slabs on standard input, a line for each on standard output."""
     import h5py
 
-    from dsmem.hdf5 import reading
     from dsmem.hdf5.opening import reason
 
     parent, fd, draft_fd, with_plugins = (int(argument) for argument in arguments)
     helpers.end_with_parent(parent)
     if with_plugins:
         filters.load_package()
+    draft = _Map(draft_fd)
     with h5py.File(f"/proc/self/fd/{fd}", "r") as file:
         for line in sys.stdin.buffer:
             slab = Slab.load(line)
             answer: dict[str, object] = {}
             try:
-                data = reading.read_block(file[slab.path], slab.selection)
+                data = _read(file[slab.path], slab, draft)
             except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as exc:
                 answer = {"error": reason(exc)}
             else:
                 answer = _store(draft_fd, data, slab.target)
             sys.stdout.write(json.dumps(answer) + "\n")
             sys.stdout.flush()
+
+
+class _Map:
+    """The object, mapped when it is first asked for; what is stored into has been reserved by who asks."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._map: mmap.mmap | None = None
+
+    def view(self, offset: int, size_bytes: int) -> memoryview:
+        if self._map is None:
+            from dsmem.store import writing
+
+            self._map = writing.mapped(self._fd, os.fstat(self._fd).st_size)
+        return memoryview(self._map)[offset : offset + size_bytes]
+
+
+def _read(dataset: Any, slab: Slab, draft: _Map) -> memoryview:
+    """The bytes that are still to be written."""
+    from dsmem.hdf5 import reading
+
+    if not slab.span_bytes:
+        return reading.read_block(dataset, slab.selection)
+    reading.read_into(dataset, slab.selection, draft.view(slab.target, slab.span_bytes))
+    return memoryview(b"")
 
 
 def _store(draft_fd: int, data: memoryview, target: int) -> dict[str, object]:

@@ -44,6 +44,7 @@ class Draft:
         self._map: mmap.mmap | None = None
         self._map_address = 0
         self._size_bytes = 0
+        self._reserved = (0, 0)
         self._mapping = threading.Lock()
         self.in_place = False
         self._in_memory = True
@@ -95,6 +96,7 @@ class Draft:
         self._unmap()
         os.ftruncate(self.fd, size_bytes)
         self._size_bytes = size_bytes
+        self._reserved = (0, 0)
         if self._extents is not None:
             self._extents.resize(size_bytes)
         if self.in_place and size_bytes:
@@ -151,6 +153,19 @@ class Draft:
             return memoryview(self._whole())[offset : offset + size_bytes]
         except OSError as exc:
             raise self.translated(exc, offset + size_bytes) from exc
+
+    def reserved_on(self, offset: int, size_bytes: int) -> memoryview:
+        """`reserved`, for ranges that overlap, with ascending ends: what an earlier one had is not asked for again.
+
+        Each look at a page that is there takes its time, too. From one thread.
+        """
+        begin, end = self._reserved
+        if not begin <= offset <= end:
+            begin = end = offset
+        if offset + size_bytes > end:
+            self.reserved(end, offset + size_bytes - end)
+            self._reserved = (begin, offset + size_bytes)
+        return memoryview(self._whole())[offset : offset + size_bytes]
 
     def read_from(self, fd: int, source_offset: int, offset: int, size_bytes: int) -> memoryview:
         """Read from another file straight into the object; returns what was read. Only of what `take` has huge pages.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 
 import dsmem
 from dsmem import proc
-from dsmem.pinning import processes
+from dsmem.hdf5 import reading
+from dsmem.pinning import copying, filling, processes
+from dsmem.store.draft import Draft
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +59,110 @@ def test_equal_to_h5py(scaled: Path) -> None:
     assert workers() == []
 
 
+DEEP = [
+    ((70,), (9,)),
+    ((12, 70), (12, 9)),
+    ((12, 7, 70), (12, 3, 9)),
+    ((4, 5, 7, 70), (3, 5, 3, 9)),
+    ((50, 40), (50, 40)),
+]
+
+
+@pytest.fixture
+def deep(tmp_path: Path) -> Path:
+    """Datasets that only HDF5 decodes, and ones that dsmem does; blocks of theirs lie between each other."""
+    path = tmp_path / "deep.h5"
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w") as file:
+        for shape, chunks in DEEP:
+            data = random.integers(0, 9999, shape, "<i4")
+            file.create_dataset(f"offset{len(shape)}{chunks[-1]}", data=data, chunks=chunks, scaleoffset=0)
+            file.create_dataset(f"gzip{len(shape)}{chunks[-1]}", data=data, chunks=chunks, compression="gzip")
+    return path
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, reading.Block]]:
+    """Blocks of 500 bytes or a chunk; those that were cut."""
+    cut: list[tuple[Any, reading.Block]] = []
+    blocks = reading.blocks
+
+    def noted(shape: Any, item_bytes: int, chunks: Any) -> Iterator[reading.Block]:
+        for block in blocks(shape, item_bytes, chunks, 500):
+            cut.append((chunks, block))
+            yield block
+
+    monkeypatch.setattr(reading, "blocks", noted)
+    monkeypatch.setattr(reading, "BLOCK_BYTES", 500)
+    return cut
+
+
+@pytest.mark.parametrize("cpus", [1, 3])
+@pytest.mark.parametrize("verify", [False, True])
+@pytest.mark.parametrize("huge_pages", ["auto", "never"])
+def test_each_chunk_is_read_once(
+    deep: Path, small_blocks: list[Any], monkeypatch: pytest.MonkeyPatch, cpus: int, verify: bool, huge_pages: str
+) -> None:
+    monkeypatch.setattr(proc, "usable_cpus", lambda: cpus)
+    monkeypatch.setenv("DSMEM_HUGE_PAGES", huge_pages)
+    dsmem.pin(deep, verify=verify)
+    with dsmem.attach(deep) as ours, h5py.File(deep) as theirs:
+        for name in theirs:
+            np.testing.assert_array_equal(ours[name][()], theirs[name][()])
+    assert any(not block.is_contiguous for _, block in small_blocks)
+    for chunks, block in small_blocks:
+        assert all(part.start % chunk == 0 for part, chunk in zip(block.selection, chunks, strict=True))
+    read = sum(block.count for _, block in small_blocks)
+    assert read == sum(int(np.prod(shape)) for shape, _ in DEEP) * (2 if verify else 1)
+    assert workers() == []
+
+
+@pytest.mark.parametrize("name", ["gzip19", "gzip39", "gzip240"])
+@pytest.mark.parametrize("at", [0, -1])
+def test_what_was_copied_differently_is_found_between_others(
+    deep: Path, small_blocks: list[Any], monkeypatch: pytest.MonkeyPatch, name: str, at: int
+) -> None:
+    fill = copying.copy
+
+    def damaging(fd: int, size_bytes: int, draft: Any, *others: Any) -> Any:
+        done = fill(fd, size_bytes, draft, *others)
+        place, size = places[name]
+        where = place + (at if at >= 0 else size + at)
+        draft.write(where, memoryview(bytes([os.pread(draft.fd, 1, where)[0] ^ 1])))
+        return done
+
+    places: dict[str, tuple[int, int]] = {}
+    plan = filling.Plan.begin
+
+    def begin(self: Any, item: Any) -> int:
+        places[item.path] = plan(self, item), item.size_bytes
+        return places[item.path][0]
+
+    monkeypatch.setattr(filling.Plan, "begin", begin)
+    monkeypatch.setattr(copying, "copy", damaging)
+    with pytest.raises(filling.ReadDifferently, match=name):
+        dsmem.pin(deep, verify=True)
+
+
+def test_what_is_reserved_is_asked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, int]] = []
+    with Draft(None) as draft:
+        draft.allocate(1 << 20)
+        reserved = draft.reserved
+
+        def noted(offset: int, size_bytes: int) -> memoryview:
+            asked.append((offset, size_bytes))
+            return reserved(offset, size_bytes)
+
+        monkeypatch.setattr(draft, "reserved", noted)
+        for offset, size_bytes in ((4096, 9000), (5000, 9000), (6000, 100), (90000, 1), (4096, 10)):
+            with draft.reserved_on(offset, size_bytes) as span:
+                assert len(span) == size_bytes
+                span[-1] = 7
+            assert os.pread(draft.fd, 1, offset + size_bytes - 1) == b"\7"
+        assert asked == [(4096, 9000), (13096, 904), (90000, 1), (4096, 10)]
+
+
 def test_a_damaged_chunk_is_one_clear_error(scaled: Path) -> None:
     with h5py.File(scaled) as file:
         info = file["offset"].id.get_chunk_info(3)
@@ -75,8 +182,6 @@ def test_a_damaged_chunk_is_one_clear_error(scaled: Path) -> None:
 
 def test_a_missing_dataset_is_one_clear_error(scaled: Path) -> None:
     fd = os.open(scaled, os.O_RDONLY)
-    from dsmem.store.draft import Draft
-
     try:
         with Draft(None) as draft, pytest.raises(dsmem.BadSource, match="/nowhere can't be read as HDF5"):
             list(processes.read([processes.Slab(b"/nowhere", (slice(0, 1),), 0, 4)], fd, draft, 2, path="x.h5"))
@@ -106,8 +211,6 @@ def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest
 
 def test_no_room_is_told_as_such(scaled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = os.open("/dev/full", os.O_WRONLY)
-    from dsmem.store.draft import Draft
-
     fd = os.open(scaled, os.O_RDONLY)
     try:
         with Draft(None) as draft:
