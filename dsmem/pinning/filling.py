@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -15,13 +15,14 @@ from dsmem import proc
 from dsmem.arrays import dtypes, header, layout, tree, views
 from dsmem.arrays.header import Tensor
 from dsmem.arrays.layout import Planned
-from dsmem.errors import DsmemError, SourceChanged
+from dsmem.errors import Allow, DsmemError, SourceChanged
 from dsmem.hdf5 import reading
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
 from dsmem.hdf5.scan import Scan
 from dsmem.pinning import copying, decoding, processes
 from dsmem.pinning.copying import Digests, Extent
+from dsmem.pinning.growing import Growth, Variable
 from dsmem.pinning.pagecache import PageCache
 from dsmem.pinning.processes import Slab
 from dsmem.progress import Progress
@@ -113,6 +114,7 @@ def fill(
     stream_algo: str | None,
     verify: bool,
     progress: Progress,
+    allow: Collection[Allow] = (),
 ) -> tuple[Digests, Callable[[Provenance], None]]:
     """Read everything of the plan into the draft; returns the digests and the function that writes the header.
 
@@ -140,9 +142,16 @@ def fill(
             progress(done, total)
         cursor = plan.known_bytes
         by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
+        growth, variable = Growth(draft, plan.need_bytes), Variable(path, size_bytes, allow)
+
+        def at_piece(item: Item, start: int, data: memoryview) -> None:
+            variable.add(item, len(data))
+            growth.to(start + len(data))
+            progress(done, total)
+
         for planned in plan.unknown:
             item = by_name[planned.name]
-            end, elements = _read_variable(plan, draft, file, path, item, cursor, lambda: progress(done, total))
+            end, elements = _read_variable(plan, draft, file, path, item, cursor, at_piece)
             tensors[planned.name] = _variable_tensor(
                 planned, item, elements, cursor - plan.data_start, end - plan.data_start
             )
@@ -223,9 +232,18 @@ def _translated(pieces: Iterator[_Piece], path: str, item: Item) -> Iterator[_Pi
 
 
 def _read_variable(
-    plan: Plan, draft: Draft, file: Any, path: str, item: Item, cursor: int, at_piece: Callable[[], None]
+    plan: Plan,
+    draft: Draft,
+    file: Any,
+    path: str,
+    item: Item,
+    cursor: int,
+    at_piece: Callable[[Item, int, memoryview], None],
 ) -> tuple[int, int]:
-    """Append the values at `cursor` and write their offsets; returns where they end, and the number of elements."""
+    """Append the values at `cursor` and write their offsets; returns where they end, and the number of elements.
+
+    `at_piece` is called before anything is written, with where it goes.
+    """
     base = dtypes.variable_base(item.info.dtype)
     assert base is not None
     at = plan.data_start + plan.tensors[tree.offsets_name(item.path)].begin
@@ -235,13 +253,13 @@ def _read_variable(
     if item.tier == "empty":
         return cursor, 0
     for data, lengths in _translated(reading.read_variable(_dataset(file, path, item), base), path, item):
+        at_piece(item, cursor, data)
         ends = elements + np.cumsum(lengths)
         draft.write(cursor, data)
         draft.write(at, ends.view(np.uint8).data)
         cursor += len(data)
         at += ends.nbytes
         elements = int(ends[-1])
-        at_piece()
     return cursor, elements
 
 

@@ -110,6 +110,7 @@ class _OpenFile:
             stream_algo=stream_algo,
             verify=verify,
             progress=progress,
+            allow=self._source.allow,
         )
 
 

@@ -22,6 +22,7 @@ from dsmem.arrays.summary import summarize
 from dsmem.errors import BadSource, DamagedObject, Refusal
 from dsmem.pinning import messages
 from dsmem.pinning.copying import Digests
+from dsmem.pinning.growing import Growth
 from dsmem.pinning.loading import Reader, Seal, Source
 from dsmem.pinning.messages import Channel, Nonsense, Silence
 from dsmem.progress import Progress, ignore
@@ -66,6 +67,7 @@ class _Child:
         self._channel = channel
         self._path = source.path
         self._wide = ""
+        self._need_bytes = 0
         request = {
             "fd": source.fd,
             "path": source.path,
@@ -83,11 +85,18 @@ class _Child:
         self._wide = provenance.dump()
         need_bytes = self._ask("plan", self._wide, "planned")
         with self._checked():
-            return messages.checked_count(need_bytes)
+            self._need_bytes = messages.checked_count(need_bytes)
+        return self._need_bytes
 
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:
         request = {"stream_algo": stream_algo, "verify": verify}
-        digests = self._ask("fill", request, "filled", draft.fd, progress)
+        growth = Growth(draft, self._need_bytes)  # the child knows of no budget
+
+        def at_progress(done_bytes: int, total_bytes: int) -> None:
+            growth.to(os.fstat(draft.fd).st_size)
+            progress(done_bytes, total_bytes)
+
+        digests = self._ask("fill", request, "filled", draft.fd, at_progress)
         self._end()
         with self._checked():
             parsed, tensors = _checked_object(draft.fd, self._wide)

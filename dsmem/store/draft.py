@@ -86,6 +86,21 @@ class Draft:
         self._claim = budget.Claim(self._store, self.fd, budget_bytes)
         self._claim.take(need_bytes, need_bytes + space.BOOKKEEPING_BYTES)
 
+    def make_more_room(self, need_bytes: int) -> None:
+        """See that it will fit, under the same budget, when it grows past what room was made for; raises NoSpace."""
+        unwritten = max(need_bytes - os.fstat(self.fd).st_blocks * 512, 0)
+        if self._claim is not None:
+            self._claim.take(need_bytes, unwritten)
+        elif self._store is not None:
+            space.require(self._store, unwritten)
+        elif unwritten > (free_bytes := proc.memory_available()):
+            raise NoSpace(
+                f"{units.format_bytes(unwritten)} needed, {units.format_bytes(free_bytes)} of memory free",
+                need_bytes=unwritten,
+                free_bytes=free_bytes,
+                limit="memory of this machine",
+            )
+
     @property
     def evicted(self) -> Evicted:
         """What had to go for it."""
