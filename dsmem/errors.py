@@ -61,11 +61,15 @@ class SourceChanged(DsmemError, RuntimeError):
 
 
 class SourceBusy(DsmemError, BlockingIOError):
-    """The file is open for writing in another process (`path`)."""
+    """The file is open for writing in another process (`path`).
 
-    def __init__(self, message: str, *, path: str = "") -> None:
+    `is_marked`: it says so of itself; also after its writer was killed, and nothing else tells one from the other.
+    """
+
+    def __init__(self, message: str, *, path: str = "", is_marked: bool = False) -> None:
         super().__init__(message)
         self.path = path
+        self.is_marked = is_marked
 
 
 @dataclass(frozen=True, slots=True)

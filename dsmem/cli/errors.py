@@ -95,6 +95,14 @@ def _hint_not_pinned(error: NotPinned, typed: Typed) -> str:
     return "see what is pinned: dsmem shm ls"
 
 
+def _hint_busy(error: SourceBusy, typed: Typed) -> str | None:
+    if not error.path:
+        return None
+    if error.is_marked:
+        return f"if lsof shows no process that writes it: h5clear -s {quote(error.path)}"
+    return f"see who writes it: lsof -- {quote(error.path)}"
+
+
 def _hint_no_space(error: NoSpace, typed: Typed) -> str:
     if typed.command == "dsmem ckpt read":
         return f"read a part, the tensors of these names: {typed.again('--only', 'GLOB')}"
@@ -193,10 +201,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     BadSource: Rule(ERROR),
     BrokenEpisodes: Rule(ERROR, _hint_episodes),
     SourceChanged: Rule(ERROR, lambda error, typed: f"once the file is at rest: {typed.again()}"),
-    SourceBusy: Rule(
-        IN_USE,
-        lambda error, typed: f"see who writes it: lsof -- {quote(error.path)}" if error.path else None,
-    ),
+    SourceBusy: Rule(IN_USE, _hint_busy),
     UntrustedPickle: Rule(ERROR, _hint_untrusted),
     CheckpointReadError: Rule(ERROR, _hint_checkpoint),
     Unsupported: Rule(ERROR, _hint_unsupported),

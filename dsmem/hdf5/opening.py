@@ -13,6 +13,8 @@ from dsmem import files
 from dsmem.errors import BadSource, SourceBusy, SourceChanged
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_MARKED = "h5clear"
+"""In what HDF5 says of a file whose consistency flags are set (H5F_open names the tool that clears them)."""
 _FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError, IndexError)
 """What h5py raises for a file that is not as it should be."""
 
@@ -47,10 +49,16 @@ def check_signature(fd: int, path: str) -> None:
 def opened(fd: int, path: str, *, by_name: bool = False) -> Iterator[Any]:
     """The h5py.File of an open descriptor, closed on the way out; raises BadSource with HDF5's own words.
 
+    SourceBusy where the file says that it is open for writing (SWMR, which holds no lock), or was when its writer died.
     `by_name`: opened by its path, beside which HDF5 then looks for other files; SourceChanged if that is another file.
     """
-    with translated(path):
-        file = h5py.File(path if by_name else f"/proc/self/fd/{fd}", "r")
+    try:
+        with translated(path):
+            file = h5py.File(path if by_name else f"/proc/self/fd/{fd}", "r")
+    except BadSource as exc:
+        if _MARKED in str(exc.__cause__):
+            raise SourceBusy(f"{path} is marked as open for writing", path=path, is_marked=True) from exc
+        raise
     try:
         if not os.path.sameopenfile(file.id.get_vfd_handle(), fd):
             raise SourceChanged(f"{path} was replaced while it was opened")

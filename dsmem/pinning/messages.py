@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict
 from typing import Any
 
-from dsmem.errors import BadSource, DsmemError, NoSpace, Refusal, SourceChanged
+from dsmem.errors import BadSource, DsmemError, NoSpace, Refusal, SourceBusy, SourceChanged
 from dsmem.pinning.filling import ReadDifferently
 
 _MOST_BYTES = 64 << 20
@@ -108,6 +108,8 @@ def error_from_json(value: Any, path: str) -> DsmemError:
             )
     except (TypeError, KeyError) as exc:
         raise Nonsense("not an error") from exc
+    if kind == SourceBusy.__name__:  # the lock is this process's to hold: what a reader finds is the mark
+        return SourceBusy(message, path=path, is_marked=True)
     if kind in _KINDS:
         return _KINDS[kind](message)
     return BadSource(f"{path}: reading it failed: {message}")

@@ -62,6 +62,7 @@ def test_every_error_of_dsmem_is_in_the_table() -> None:
         (BadSource("not HDF5"), 1, "not HDF5", None),
         (SourceChanged("changed"), 1, "changed", "dsmem pin 'my file.h5'"),
         (SourceBusy("busy", path="a b"), 5, "busy", "lsof -- 'a b'"),
+        (SourceBusy("busy", path="a b", is_marked=True), 5, "busy", "h5clear -s 'a b'"),
         (Unsupported("2 things"), 1, "2 things", "dsmem pin 'my file.h5' --skip-unsupported"),
         (NoSpace("full"), 4, "full", "dsmem shm doctor"),
         (NoSpace("full", reclaimable_bytes=1 << 30), 4, "full", "frees 1.0 GiB: dsmem shm clean --unused"),

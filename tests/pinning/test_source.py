@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -49,6 +51,20 @@ def assert_nothing_published(root: Path) -> None:
     assert os.listdir(root / "objects") == []
     assert os.listdir(root / "refs") == []
     assert refuse(root) == []
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_marked_as_open_by_a_writer_that_was_killed(tmp_path: Path, store_root: Path, untrusted: bool) -> None:
+    path = tmp_path / "x.h5"
+    script = (
+        "import h5py, os, sys; file = h5py.File(sys.argv[1], 'w', libver='latest'); "
+        "file['x'] = [1]; file.swmr_mode = True; file.flush(); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(path)], check=True)
+    with pytest.raises(dsmem.SourceBusy, match="marked as open for writing") as caught:
+        dsmem.pin(path, untrusted=untrusted)
+    assert (caught.value.path, caught.value.is_marked) == (str(path), True)
+    assert_nothing_published(store_root)
 
 
 def test_open_for_writing_elsewhere(path: Path, store_root: Path) -> None:
