@@ -7,8 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from dsmem.arrays import dtypes, padding
+from dsmem.arrays import dtypes
 from dsmem.arrays.dtypes import UnsupportedType
+
+_X87_MANTISSA_BITS, _X87_BYTES = 63, 10
 
 
 def empty(dtype: np.dtype[Any]) -> Any:
@@ -45,9 +47,22 @@ def _array_to_json(array: np.ndarray[Any, Any], *, scalar: bool) -> object:
     if array.dtype.kind != "O":
         if array.dtype.hasobject:
             raise UnsupportedType("variable-length data or references inside a compound type")
-        data = base64.b64encode(padding.tobytes(array)).decode("ascii")
+        data = base64.b64encode(_bytes(array, scalar=scalar)).decode("ascii")
         return {"dtype": recipe, "shape": None if scalar else list(array.shape), "data": data}
     return {"objects": [to_json(item) for item in array.ravel()], "dtype": recipe, "shape": list(array.shape)}
+
+
+def _bytes(array: np.ndarray[Any, Any], *, scalar: bool) -> bytes:
+    """In C order. What a scalar of numpy's has beyond the 10 bytes of an x87 long double was in memory before: zeros.
+
+    Arrays, and scalars of compounds, have there what HDF5 read.
+    """
+    raw = np.frombuffer(array.tobytes(), np.uint8)
+    if scalar and array.dtype.char in "gG" and np.finfo(np.longdouble).nmant == _X87_MANTISSA_BITS:
+        parts = raw.reshape(-1, np.dtype(np.longdouble).itemsize).copy()
+        parts[:, _X87_BYTES:] = 0
+        return parts.tobytes()
+    return raw.tobytes()
 
 
 def _from_json(value: dict[str, Any]) -> Any:

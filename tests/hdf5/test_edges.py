@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ctypes
 from pathlib import Path
 from typing import Any
@@ -102,20 +103,15 @@ def test_fill_values_of_padded_types(tmp_path: Path, dtype: np.dtype[Any], value
     assert not dsmem.pin(path, verify=True).already
 
 
-def test_what_lies_between_values_is_not_recorded() -> None:
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant != 63, reason="a long double of other machines has no gap")
+@pytest.mark.parametrize("value", [np.longdouble(1) / 3, np.clongdouble(1j) / 3])
+def test_what_lies_beyond_a_long_double_is_not_recorded(value: Any) -> None:
     """It would be what was in this process's memory before, and differ each time."""
-    array = np.frombuffer(b"\xa5" * 80, PADDED)
-    recorded = attributes.to_json(array)
+    recorded = attributes.to_json(value)
     assert isinstance(recorded, dict)
-    assert attributes.to_json(np.frombuffer(recorded_bytes(recorded), PADDED)) == recorded
-    assert recorded_bytes(recorded) == (b"\0" * 3 + b"\xa5" + b"\0" * 12 + b"\xa5" * 8 + b"\0" * 16) * 2
-    third = {str(attributes.to_json(np.longdouble(1) / 3)) for _ in range(20)}
-    assert len(third) == 1
-
-
-def recorded_bytes(recorded: dict[str, Any]) -> bytes:
-    array: np.ndarray[Any, Any] = attributes.from_json(recorded)
-    return array.tobytes()
+    raw = np.frombuffer(base64.b64decode(recorded["data"]), np.uint8).reshape(-1, 16)
+    assert not raw[:, 10:].any()
+    assert attributes.from_json(recorded) == value
 
 
 def test_items_of_no_bytes_in_the_values_of_a_filter(tmp_path: Path) -> None:
