@@ -26,7 +26,7 @@ def leave_edges_unfiltered(plist: Any) -> None:
     """H5Pset_chunk_opts, which h5py lacks, of the library that h5py has loaded."""
     lines = Path("/proc/self/maps").read_text().splitlines()
     loaded = {line.split()[-1] for line in lines if "/libhdf5" in line and "_hl" not in line}
-    (library,) = loaded
+    library = max(loaded, key=lambda path: "/h5py" in path)  # other packages of the tests bring their own
     call = ctypes.CDLL(library).H5Pset_chunk_opts
     call.argtypes = [ctypes.c_int64, ctypes.c_uint]
     assert call(plist.id, _DONT_FILTER_PARTIAL_CHUNKS) >= 0
