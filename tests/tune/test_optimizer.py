@@ -15,7 +15,7 @@ from episodes import CAMERAS, GZIP, SHAPE, check_aloha, write_aloha, write_encod
 import dsmem
 from dsmem.errors import BrokenEpisodes, UsageError
 from dsmem.training import EpisodicDataset, create_optimized_dataloader, episodes
-from dsmem.tune import DatasetOptimizer, auto_optimize_dataset
+from dsmem.tune import DatasetOptimizer, auto_optimize_dataset, sampling
 
 
 @pytest.fixture
@@ -60,7 +60,15 @@ def test_robomimic_demos_are_one_kind(tmp_path: Path) -> None:
     assert names["actions"] == 2 and all(not name.startswith("data/") for name in names)
 
 
-def test_encoded_frames(tmp_path: Path) -> None:
+def test_encoded_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[float] = []
+    timed = sampling._frames_s
+
+    def frames_s(*args: Any) -> float:
+        taken.append(timed(*args))
+        return taken[-1]
+
+    monkeypatch.setattr(sampling, "_frames_s", frames_s)
     for padded in (True, False):
         path = tmp_path / f"{padded}.hdf5"
         write_encoded(path, padded=padded)
@@ -68,7 +76,9 @@ def test_encoded_frames(tmp_path: Path) -> None:
         found = optimizer.optimize()
         one = next(one for one in found.data.storages if one.role == "image")
         assert one.is_encoded and one.item_shape == SHAPE and one.size_bytes == 5 * 12 * 16 * 3
-        assert found.data.is_encoded and found.speeds.frames_s > 0
+        assert found.data.is_encoded
+        assert 0 <= found.speeds.frames_s <= taken[-1]
+        assert taken.pop() > 0 and not taken
         assert "encoded" in {reason.code for reason in found.recommendation.reasons}
 
 
