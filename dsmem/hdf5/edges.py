@@ -7,6 +7,7 @@ and not in the filter masks of those chunks. They lie in the file in their whole
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,9 +19,7 @@ def may_be_unfiltered(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int
 
     One that is stored in another size than its whole size rules that out; of filters that change no size none is.
     """
-    whole_bytes = item_bytes
-    for chunk in chunks:
-        whole_bytes *= chunk
+    whole_bytes = item_bytes * math.prod(chunks)
     corners = _corners(shape, chunks)
     for corner in itertools.islice(corners, _MOST_LOOKED_AT):
         found = dataset_id.get_chunk_info_by_coord(corner)
@@ -30,9 +29,15 @@ def may_be_unfiltered(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int
 
 
 def _corners(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
-    """Where the chunks begin that are cut off, some of them more than once."""
+    """Where the chunks begin that are cut off, some more than once; only as they are asked for: there may be many."""
+    grid = [-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True)]
     for axis, (extent, chunk) in enumerate(zip(shape, chunks, strict=True)):
         if extent % chunk:
-            starts = [range(0, extents, step) for extents, step in zip(shape, chunks, strict=True)]
-            starts[axis] = range(extent - extent % chunk, extent, chunk)
-            yield from itertools.product(*starts)
+            others = [1 if other == axis else count for other, count in enumerate(grid)]
+            for number in range(math.prod(others)):
+                corner = []
+                for count, step in zip(reversed(others), reversed(chunks), strict=True):
+                    number, here = divmod(number, count)
+                    corner.append(here * step)
+                corner[len(shape) - 1 - axis] = extent - extent % chunk
+                yield tuple(reversed(corner))

@@ -84,6 +84,13 @@ def test_edges_that_were_never_written_are_passed_over(tmp_path: Path) -> None:
     assert look_at(path).tier == "chunked"
 
 
+def test_a_grid_of_very_many_chunks_is_not_gone_through(tmp_path: Path) -> None:
+    path = tmp_path / "many.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (500_000_000, 3), "u1", chunks=(1, 2), compression="gzip")
+    assert look_at(path).tier == "h5py"
+
+
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [
