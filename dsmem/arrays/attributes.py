@@ -20,6 +20,22 @@ def empty(dtype: np.dtype[Any]) -> Any:
     return h5py.Empty(dtype)
 
 
+def check(dtype: np.dtype[Any]) -> None:
+    """Raise UnsupportedType, with the reason, for what `to_json` takes no value of."""
+    dtypes.to_json(dtype)
+    if dtype.hasobject and (dtype.subdtype or (dtype,))[0].kind != "O":
+        raise UnsupportedType("variable-length data or references inside a compound type")
+
+
+def text_length(value: object) -> int:
+    """About how long the JSON of a value is, its texts and numbers alone."""
+    if not isinstance(value, dict):
+        return 0
+    if "objects" in value:
+        return sum(map(text_length, value["objects"]))
+    return max(len(value.get(kind, "")) for kind in ("str", "bytes", "data"))
+
+
 def to_json(value: object) -> object:
     """A JSON value for whatever `h5py` returns for an attribute; raises UnsupportedType with the reason."""
     if isinstance(value, str):
@@ -31,6 +47,8 @@ def to_json(value: object) -> object:
         return _array_to_json(np.asarray(value), scalar=isinstance(value, np.generic))
     if getattr(value, "shape", ()) is None and hasattr(value, "dtype"):
         return {"empty": dtypes.to_json(value.dtype)}
+    if type(value).__name__ in ("Reference", "RegionReference"):
+        raise UnsupportedType("object or region references")
     raise UnsupportedType(f"a value of type {type(value).__name__}")
 
 
@@ -45,8 +63,7 @@ def from_json(value: object) -> Any:
 def _array_to_json(array: np.ndarray[Any, Any], *, scalar: bool) -> object:
     recipe = dtypes.to_json(array.dtype) if array.dtype.kind != "O" or array.dtype.metadata else {"vlen": "str"}
     if array.dtype.kind != "O":
-        if array.dtype.hasobject:
-            raise UnsupportedType("variable-length data or references inside a compound type")
+        check(array.dtype)
         data = base64.b64encode(_bytes(array, scalar=scalar)).decode("ascii")
         return {"dtype": recipe, "shape": None if scalar else list(array.shape), "data": data}
     return {"objects": [to_json(item) for item in array.ravel()], "dtype": recipe, "shape": list(array.shape)}

@@ -104,11 +104,17 @@ def inspect(
     why = _only_h5py(dataset, item)
     if why is not None:
         return replace(item, tier="h5py", why=why)
-    return (
-        _chunked(item, dataset.id, plist)
-        if layout == h5d.CHUNKED
-        else _contiguous(item, dataset.id.get_offset(), file_bytes)
-    )
+    item = _as_stored(item, dataset.id, plist, file_bytes)
+    return replace(item, fill=_fill(plist, dtype)) if item.tier == "chunked" else item
+
+
+def pointers(dataset: Any, item: Item, pointer_bytes: int, file_bytes: int) -> Item | None:
+    """What the file has in the place of a variable-length dataset: opaque items of that size; None: only HDF5 knows."""
+    if item.layout not in ("contiguous", "chunked") or item.is_outside:
+        return None
+    item = replace(item, info=replace(item.info, dtype=np.dtype((np.void, pointer_bytes)), fillvalue=None))
+    item = _as_stored(item, dataset.id, dataset.id.get_create_plist(), file_bytes)
+    return None if item.tier == "h5py" else item
 
 
 def describe(dataset: Any) -> tree.Dataset:
@@ -131,6 +137,13 @@ def _only_h5py(dataset: Any, item: Item) -> str | None:
     return None
 
 
+def _as_stored(item: Item, dataset_id: Any, plist: Any, file_bytes: int) -> Item:
+    """How to read an item whose bytes are in the file as they are in memory, filters apart."""
+    if item.layout == "chunked":
+        return _chunked(item, dataset_id, plist)
+    return _contiguous(item, dataset_id.get_offset(), file_bytes)
+
+
 def _contiguous(item: Item, offset: int | None, file_bytes: int) -> Item:
     if offset is None or item.storage_bytes != item.size_bytes or offset + item.size_bytes > file_bytes:
         return replace(item, tier="h5py", why="not allocated in full")
@@ -150,7 +163,7 @@ def _chunked(item: Item, dataset_id: Any, plist: Any) -> Item:
     shape, chunks, dtype = item.info.shape or (), item.info.chunks or (), item.info.dtype
     if item.filters and may_be_unfiltered(dataset_id, shape, chunks, dtype.itemsize):
         return replace(item, tier="h5py", why=f"chunked, {named}: chunks at its edge may be unfiltered")
-    return replace(item, tier="chunked", why=f"chunked, {named}", fill=_fill(plist, dtype))
+    return replace(item, tier="chunked", why=f"chunked, {named}")
 
 
 def _fill(plist: Any, dtype: np.dtype[Any]) -> bytes:

@@ -13,8 +13,6 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 16 << 20
-_FIRST_ITEMS = 64
-_MOST_ITEMS = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,42 +115,3 @@ def rows_of(span: memoryview, shape: Sequence[int], item_bytes: int, selection: 
         run *= lengths.pop()
         strides.pop()
     return np.ndarray((*lengths, run), np.uint8, span, 0, (*strides, 1))
-
-
-def read_variable(dataset: Any, base: np.dtype[Any]) -> Iterator[tuple[memoryview, Array]]:
-    """(the items' bytes end to end, their lengths in elements of `base`) for a variable-length dataset, in order."""
-    total = math.prod(dataset.shape)
-    items, done = _FIRST_ITEMS, 0
-    flat = dataset.shape == (total,)
-    while done < total:
-        wanted = min(items, total - done)
-        read = _read_flat(dataset, done, wanted) if not flat else dataset[done : done + wanted]
-        done += len(read)
-        encoded = [_item_bytes(item, base) for item in read]
-        data = b"".join(encoded)
-        lengths = np.fromiter((len(item) // base.itemsize for item in encoded), np.int64, len(encoded))
-        yield memoryview(data), lengths
-        mean_bytes = max(len(data) // len(read), 1)
-        items = min(max(BLOCK_BYTES // mean_bytes, 1), 4 * items, _MOST_ITEMS)
-
-
-def _read_flat(dataset: Any, start: int, items: int) -> Array:
-    """Up to `items` items from flat position `start`, to the end of the last axis at most."""
-    shape = dataset.shape
-    if not shape:
-        scalar = np.empty(1, object)
-        scalar[0] = dataset[()]
-        return scalar
-    where = np.unravel_index(start, shape)
-    last = int(where[-1])
-    end = min(last + items, shape[-1])
-    selection = (*(int(i) for i in where[:-1]), slice(last, end))
-    return np.asarray(dataset[selection])
-
-
-def _item_bytes(item: Any, base: np.dtype[Any]) -> bytes:
-    if isinstance(item, bytes):
-        return item
-    if isinstance(item, str):
-        return item.encode("utf-8", "surrogateescape")
-    return np.ascontiguousarray(item, dtype=base).tobytes()

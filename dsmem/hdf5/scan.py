@@ -16,6 +16,7 @@ from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.tree import Tree
 from dsmem.errors import Allow, BadSource, Refusal
 from dsmem.hdf5 import sizes
+from dsmem.hdf5.attrs import AttributeReader
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.opening import reason, translated
@@ -56,8 +57,8 @@ def scan(
     or dataset. `seen` is called for every link. Raises BadSource when h5py can't read the structure, NotMappable (see
     there) when asked.
     """
-    walk = _Walk(path, [pattern.strip("/") for pattern in only], allow, mappable, file_bytes, seen)
-    with translated(path):
+    with AttributeReader(allow) as attrs, translated(path):
+        walk = _Walk(path, [pattern.strip("/") for pattern in only], allow, mappable, file_bytes, seen, attrs)
         root = file["/"]
         if not isinstance(root, h5py.Group):
             raise BadSource(f"{path}: its root is not a group")
@@ -79,6 +80,7 @@ class _Walk:
         mappable: bool,
         file_bytes: int,
         at_link: Callable[[], None] | None,
+        attrs: AttributeReader,
     ) -> None:
         self.found = Scan()
         self._path = path
@@ -87,6 +89,7 @@ class _Walk:
         self._mappable = mappable
         self._file_bytes = file_bytes
         self._at_link = at_link
+        self._attrs = attrs
         self._seen: dict[Place, str] = {}
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
@@ -270,9 +273,12 @@ class _Walk:
         encoded: dict[str, Any] = {}
         for name in node.attrs:
             try:
-                encoded[tree.text(name)] = attributes.to_json(node.attrs[name])
+                if self._mappable and self._attrs.may_be_much(node, name):
+                    raise NotMappable(f"/{path}@{tree.text(name)}: an attribute that may be very large")
+                encoded[tree.text(name)] = self._attrs.read(node, name)
             except UnsupportedType as exc:
-                self._refuse(f"{path}@{tree.text(name)}", f"an attribute with {exc}", path)
+                allow = exc.allow if isinstance(exc, NotAllowed) else None
+                self._refuse(f"{path}@{tree.text(name)}", f"an attribute with {exc}", path, allow=allow)
             except (TypeError, ValueError, OSError, KeyError, RuntimeError) as exc:
                 self._refuse(f"{path}@{tree.text(name)}", f"an attribute that h5py can't read ({reason(exc)})", path)
         if encoded:

@@ -16,7 +16,7 @@ from dsmem.arrays import dtypes, header, layout, tree, views
 from dsmem.arrays.header import Tensor
 from dsmem.arrays.layout import Planned
 from dsmem.errors import Allow, DsmemError, SourceChanged
-from dsmem.hdf5 import reading
+from dsmem.hdf5 import reading, variable
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
 from dsmem.hdf5.scan import Scan
@@ -35,6 +35,7 @@ _SAMPLE_BYTES = 64 << 10
 _COMPARED_BYTES = 4 << 20
 _WIDEST = "9" * 19
 _Piece = TypeVar("_Piece")
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 class ReadDifferently(DsmemError, RuntimeError):
@@ -142,16 +143,17 @@ def fill(
             progress(done, total)
         cursor = plan.known_bytes
         by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
-        growth, variable = Growth(draft, plan.need_bytes), Variable(path, size_bytes, allow)
+        growth, varying = Growth(draft, plan.need_bytes), Variable(path, size_bytes, allow)
 
         def at_piece(item: Item, start: int, data: memoryview) -> None:
-            variable.add(item, len(data))
+            varying.add(item, len(data))
             growth.to(start + len(data))
             progress(done, total)
 
         for planned in plan.unknown:
             item = by_name[planned.name]
-            end, elements = _read_variable(plan, draft, file, path, item, cursor, at_piece)
+            pieces = _variable_pieces(item, file, fd, size_bytes, path)
+            end, elements = _read_variable(plan, draft, pieces, item, cursor, at_piece)
             tensors[planned.name] = _variable_tensor(
                 planned, item, elements, cursor - plan.data_start, end - plan.data_start
             )
@@ -231,11 +233,21 @@ def _translated(pieces: Iterator[_Piece], path: str, item: Item) -> Iterator[_Pi
         yield piece
 
 
+def _variable_pieces(item: Item, file: Any, fd: int, size_bytes: int, path: str) -> Iterator[tuple[memoryview, Array]]:
+    base = dtypes.variable_base(item.info.dtype)
+    assert base is not None
+    if item.tier == "empty":
+        return iter(())
+    dataset = _dataset(file, path, item)
+    with translated(path, item.path):
+        counts = variable.counts(dataset, item, base, fd, size_bytes, f"{path}: /{item.path}")
+    return _translated(variable.read(dataset, base, counts), path, item)
+
+
 def _read_variable(
     plan: Plan,
     draft: Draft,
-    file: Any,
-    path: str,
+    pieces: Iterator[tuple[memoryview, Array]],
     item: Item,
     cursor: int,
     at_piece: Callable[[Item, int, memoryview], None],
@@ -244,15 +256,11 @@ def _read_variable(
 
     `at_piece` is called before anything is written, with where it goes.
     """
-    base = dtypes.variable_base(item.info.dtype)
-    assert base is not None
     at = plan.data_start + plan.tensors[tree.offsets_name(item.path)].begin
     draft.write(at, np.zeros(1, np.int64).view(np.uint8).data)
     at += 8
     elements = 0
-    if item.tier == "empty":
-        return cursor, 0
-    for data, lengths in _translated(reading.read_variable(_dataset(file, path, item), base), path, item):
+    for data, lengths in pieces:
         at_piece(item, cursor, data)
         ends = elements + np.cumsum(lengths)
         draft.write(cursor, data)

@@ -120,51 +120,6 @@ def test_read_block_of_a_scalar_keeps_its_byte_order(file: Any) -> None:
     assert bytes(reading.read_block(file["x"], block.selection)) == np.array(5, ">i8").tobytes()
 
 
-SHAPES = [(), (1,), (70,), (5, 7), (100, 2), (2, 300), (3, 4, 5), (1, 1, 130)]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_read_variable_text(file: Any, shape: tuple[int, ...]) -> None:
-    count = math.prod(shape)
-    words = [(f"é{i}" * (i % 4)).encode() for i in range(count)]
-    items = np.empty(shape, object)
-    items.reshape(-1)[:] = words
-    file.create_dataset("x", data=items, dtype=h5py.string_dtype())
-    data, lengths = _joined(file["x"], np.dtype("u1"))
-    assert data == b"".join(words)
-    assert lengths == [len(word) for word in words]
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-def test_read_variable_lists(file: Any, shape: tuple[int, ...]) -> None:
-    count = math.prod(shape)
-    made = file.create_dataset("x", shape=shape, dtype=h5py.vlen_dtype(np.dtype("<i4")))
-    items = np.empty(count, object)
-    items[:] = [np.arange(i % 5, dtype="<i4") for i in range(count)]
-    if shape == ():
-        made[()] = items[0]
-    else:
-        for i, where in enumerate(np.ndindex(*shape)):
-            made[where] = items[i]
-    data, lengths = _joined(file["x"], np.dtype("<i4"))
-    assert data == b"".join(item.tobytes() for item in items)
-    assert lengths == [len(item) for item in items]
-
-
-def test_read_variable_grows_and_bounds_its_blocks(file: Any) -> None:
-    file.create_dataset("small", data=np.array(["ab"] * 3000, object), dtype=h5py.string_dtype())
-    sizes = [len(lengths) for _, lengths in reading.read_variable(file["small"], np.dtype("u1"))]
-    assert sizes == [64, 256, 1024, 1656]
-    file.create_dataset("large", data=np.array(["x" * (1 << 20)] * 70, object), dtype=h5py.string_dtype())
-    sizes = [len(lengths) for _, lengths in reading.read_variable(file["large"], np.dtype("u1"))]
-    assert sizes == [64, 6], "16 MiB of 1 MiB items after the first 64"
-
-
-def _joined(dataset: Any, base: np.dtype[Any]) -> tuple[bytes, list[int]]:
-    pieces = list(reading.read_variable(dataset, base))
-    return b"".join(bytes(data) for data, _ in pieces), [n for _, lengths in pieces for n in lengths.tolist()]
-
-
 def test_as_bytes() -> None:
     array = np.arange(12, dtype=">i2").reshape(3, 4)
     assert bytes(reading.as_bytes(array)) == array.tobytes()

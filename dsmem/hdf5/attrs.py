@@ -1,0 +1,151 @@
+"""Attributes of an HDF5 file as JSON, none of them read into more memory than there is for them.
+
+HDF5 reads an attribute whole, and does not tell before how long its values are: many references to one long text take
+16 bytes each in the file. What might come to much is read by a child whose memory is limited.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+from h5py import h5a, h5i
+
+from dsmem import helpers, units
+from dsmem.arrays import attributes, tree
+from dsmem.arrays.dtypes import UnsupportedType
+from dsmem.arrays.header import MAX_HEADER_BYTES
+from dsmem.errors import Allow
+from dsmem.hdf5.elsewhere import NotAllowed
+from dsmem.hdf5.places import place
+
+MOST_BYTES = 1 << 30
+"""What an attribute may come to that is read in this process."""
+_CHILD_BYTES = 1 << 30
+"""What a child may take."""
+_LEAST_POINTER_BYTES = 10
+"""What a value of variable length takes in an attribute at least: length, address (2 bytes at least) and index."""
+
+
+class AttributeReader:
+    """Reads attributes; its children, one for each file that needs one, live until it is closed."""
+
+    def __init__(self, allow: Collection[Allow]) -> None:
+        self._is_allowed = "oversized" in allow
+        self._children: dict[int, _Child] = {}
+        self._read_bytes = 0
+
+    def __enter__(self) -> AttributeReader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with ExitStack() as stack:
+            for child in self._children.values():
+                stack.callback(child.close)
+
+    def read(self, node: Any, name: str | bytes) -> object:
+        """The JSON value of an attribute of an h5py object.
+
+        Raises UnsupportedType, NotAllowed for more memory than there is, and what h5py raises.
+        """
+        if self.may_be_much(node, name):
+            value = self._child_of(node).read(_path(node), _bytes(name))
+        else:
+            value = attributes.to_json(node.attrs[name])
+        together_bytes = self._read_bytes + attributes.text_length(value)
+        if together_bytes > MAX_HEADER_BYTES:
+            own_bytes = together_bytes - self._read_bytes
+            raise UnsupportedType(f"values of {own_bytes:,} bytes: {MAX_HEADER_BYTES:,} are there for all attributes")
+        self._read_bytes = together_bytes
+        return value
+
+    def may_be_much(self, node: Any, name: str | bytes) -> bool:
+        """Whether an attribute is to be read with care; raises UnsupportedType for a type that is not to be read."""
+        size_bytes = h5a.get_info(node.id, _bytes(name)).data_size
+        if size_bytes < _LEAST_POINTER_BYTES:
+            return False
+        dtype = node.attrs.get_id(name).dtype
+        if not dtype.hasobject:
+            return False
+        attributes.check(dtype)
+        base, _ = dtype.subdtype or (dtype, ())
+        inner = (base.metadata or {}).get("vlen")
+        is_nested = inner not in (str, bytes) and getattr(inner, "hasobject", False)
+        most_values = size_bytes // _LEAST_POINTER_BYTES
+        if self._is_allowed or (most_values == 1 and not is_nested):
+            return False
+        return is_nested or most_values * int(h5i.get_file_id(node.id).get_filesize()) > MOST_BYTES
+
+    def _child_of(self, node: Any) -> _Child:
+        fileno = place(node.id).fileno
+        child = self._children.get(fileno)
+        if child is None or child.is_dead:
+            if child is not None:
+                child.close()
+            child = self._children[fileno] = _Child(h5i.get_file_id(node.id).get_vfd_handle())
+        return child
+
+
+class _Child:
+    def __init__(self, fd: int) -> None:
+        self._process = subprocess.Popen(
+            helpers.command("dsmem.hdf5.attrs_child", fd, _CHILD_BYTES),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            pass_fds=(fd,),
+            env=helpers.environment(),
+        )
+        self.is_dead = False
+
+    def read(self, path: bytes, name: bytes) -> object:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        line = b""
+        try:
+            self._process.stdin.write(request(path, name))
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            pass  # it is dead, which the missing answer says
+        if not line.endswith(b"\n"):
+            self.is_dead = True
+            raise _too_much()
+        answer = json.loads(line)
+        if "value" in answer:
+            return answer["value"]
+        if answer.get("too_much"):
+            raise _too_much()
+        raise ValueError(answer["error"])
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def _bytes(name: str | bytes) -> bytes:
+    return tree.text(name).encode("utf-8", "surrogateescape")
+
+
+def _path(node: Any) -> bytes:
+    path = h5i.get_name(node.id)
+    if not isinstance(path, bytes):
+        raise ValueError("HDF5 does not tell the name of its object")
+    return path
+
+
+def _too_much() -> UnsupportedType:
+    limit = units.format_bytes(_CHILD_BYTES)
+    return NotAllowed(f"values that can't be read within {limit}: many may refer to one", allow="oversized")
+
+
+def request(path: bytes, name: bytes) -> bytes:
+    """What a child is asked for, as a line: the object by its path, the attribute by its name."""
+    return json.dumps([path.decode("latin-1"), name.decode("latin-1")]).encode() + b"\n"
+
+
+def requested(line: bytes) -> Sequence[bytes]:
+    """The inverse."""
+    return [text.encode("latin-1") for text in json.loads(line)]

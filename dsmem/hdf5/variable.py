@@ -1,0 +1,148 @@
+"""Datasets of variable length: HDF5 is asked for no more items at once than fit, by the lengths that the file tells.
+
+Each item is a pointer in the dataset's own storage: uint32 number of elements (bytes of a text), then where they lie in
+the file (HDF5 File Format Specification, "Variable-length Datatypes" and "Global Heap ID"). Many may lead to one place.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+
+from dsmem import files
+from dsmem.errors import BadSource
+from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, ChunkedDataset, DamagedIndex, read_table
+from dsmem.hdf5.codecs import Pipeline
+from dsmem.hdf5.datasets import Item, pointers
+from dsmem.hdf5.reading import BLOCK_BYTES, Array
+
+_LENGTH = np.dtype("<u4")
+_INDEX_BYTES = 4
+_MOST_ITEMS = 1 << 17
+"""Of a read: each costs about 100 bytes of Python's beside its own."""
+_UNKNOWN_BYTES = 256 << 20
+"""What a read may come to, if every item is as long as the whole file, where lengths are not known before."""
+_UNKNOWN_ITEMS = 64
+"""Of a read where items lie in other files, of any size."""
+
+
+def counts(dataset: Any, item: Item, base: np.dtype[Any], fd: int, file_bytes: int, label: str) -> Iterator[int]:
+    """How many items of a variable-length dataset to read at once, again and again, until there are no more.
+
+    `base`: of the elements; `fd`: the open file. Raises BadSource, with `label`, for pointers that can't be read.
+    """
+    stored = pointers(dataset, item, _pointer_bytes(dataset), file_bytes)
+    if stored is not None and stored.offset is not None:
+        return _fitting(_contiguous_lengths(stored, stored.offset, fd, label), base.itemsize)
+    if stored is not None and not _is_too_wide(stored):
+        return _fitting(_chunked_lengths(dataset, stored, item.info.fillvalue, fd, file_bytes, label), base.itemsize)
+    at_once = _UNKNOWN_ITEMS if item.is_outside else max(_UNKNOWN_BYTES // max(file_bytes, 1), 1)
+    return _equal(math.prod(item.info.shape or ()), min(at_once, _MOST_ITEMS))
+
+
+def read(dataset: Any, base: np.dtype[Any], counts: Iterable[int]) -> Iterator[tuple[memoryview, Array]]:
+    """(the items' bytes end to end, their lengths in elements of `base`) in C order, so many items at a time."""
+    done = 0
+    for count in counts:
+        end = done + count
+        while done < end:
+            selection, taken = _box(dataset.shape, done, end - done)
+            done += taken
+            items = np.asarray(dataset[selection], object).ravel() if selection else [dataset[()]]
+            encoded = [_item_bytes(item, base) for item in items]
+            lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // base.itemsize
+            yield memoryview(b"".join(encoded)), lengths
+
+
+def _box(shape: tuple[int, ...], start: int, most: int) -> tuple[tuple[int | slice, ...], int]:
+    """The longest box from a flat position on that lies together in C order, of at most so many items; their number."""
+    below, axis = 1, len(shape) - 1
+    while axis > 0 and start % (below * shape[axis]) == 0 and most >= below * shape[axis]:
+        below *= shape[axis]
+        axis -= 1
+    if axis < 0:
+        return (), 1
+    corner = [int(i) for i in np.unravel_index(start, shape)]
+    steps = min(most // below, shape[axis] - corner[axis])
+    return (*corner[:axis], slice(corner[axis], corner[axis] + steps)), steps * below
+
+
+def _item_bytes(item: Any, base: np.dtype[Any]) -> bytes:
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, str):
+        return item.encode("utf-8", "surrogateescape")
+    return np.ascontiguousarray(item, dtype=base).tobytes()
+
+
+def _fitting(lengths: Iterable[Array], element_bytes: int) -> Iterator[int]:
+    """How many items make up a block, at least one."""
+    for some in lengths:
+        ends = np.cumsum(some * element_bytes)
+        done = 0
+        while done < len(some):
+            before = int(ends[done - 1]) if done else 0
+            fitting = int(np.searchsorted(ends, before + BLOCK_BYTES, "right"))
+            end = min(max(fitting, done + 1), done + _MOST_ITEMS)
+            yield end - done
+            done = end
+
+
+def _equal(total: int, at_once: int) -> Iterator[int]:
+    for start in range(0, total, at_once):
+        yield min(at_once, total - start)
+
+
+def _pointer_bytes(dataset: Any) -> int:
+    from h5py import h5i
+
+    address_bytes, _ = h5i.get_file_id(dataset.id).get_create_plist().get_sizes()
+    return int(_LENGTH.itemsize + address_bytes + _INDEX_BYTES)
+
+
+def _lengths(some: Array) -> Array:
+    """Of pointers, uint8 of shape (items, bytes of a pointer), the lengths, int64."""
+    heads = np.ascontiguousarray(some[:, : _LENGTH.itemsize])
+    return heads.view(_LENGTH).ravel().astype(np.int64)
+
+
+def _contiguous_lengths(stored: Item, begin: int, fd: int, label: str) -> Iterator[Array]:
+    total, item_bytes = math.prod(stored.info.shape or ()), stored.info.dtype.itemsize
+    at_once = LARGEST_BAND_BYTES // item_bytes
+    for start in range(0, total, at_once):
+        some = np.empty((min(at_once, total - start), item_bytes), np.uint8)
+        if files.pread_full(fd, some.reshape(-1).data, begin + start * item_bytes) < some.nbytes:
+            raise BadSource(f"{label}: the file ends within it")
+        yield _lengths(some)
+
+
+def _is_too_wide(stored: Item) -> bool:
+    """Whether a row of chunks, which is decoded at once, takes more than a block."""
+    shape, chunks = stored.info.shape or (), stored.info.chunks or ()
+    return math.prod((*chunks[:1], *shape[1:])) * stored.info.dtype.itemsize > LARGEST_BAND_BYTES
+
+
+def _chunked_lengths(dataset: Any, stored: Item, fill: Any, fd: int, file_bytes: int, label: str) -> Iterator[Array]:
+    shape, chunks, item_bytes = stored.info.shape or (), stored.info.chunks or (), stored.info.dtype.itemsize
+    try:
+        table = read_table(dataset.id, shape, chunks, file_bytes)
+    except DamagedIndex as exc:
+        raise BadSource(f"{label}: {exc}") from exc
+    chunked = ChunkedDataset(
+        fd,
+        table,
+        shape=shape,
+        chunks=chunks,
+        item_bytes=item_bytes,
+        pipeline=Pipeline(stored.filters, math.prod(chunks) * item_bytes),
+        fill=struct.pack("<I", 0 if fill is None else len(fill)).ljust(item_bytes, b"\0"),
+        label=label,
+    )
+    for band in chunked.bands():
+        decoded = np.empty(band.size_bytes, np.uint8)
+        chunked.decode(band, decoded)
+        yield _lengths(decoded.reshape(-1, item_bytes))

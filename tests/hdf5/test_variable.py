@@ -1,0 +1,170 @@
+"""Datasets of variable length are read whole, in their order, and no more of them at once than fit."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from dsmem.arrays import dtypes
+from dsmem.errors import BadSource
+from dsmem.hdf5 import datasets, variable
+
+SHAPES = [(), (1,), (70,), (5, 7), (100, 2), (2, 300), (3, 4, 5), (1, 1, 130), (4, 1, 3)]
+STORED: dict[str, dict[str, Any]] = {
+    "contiguous": {},
+    "chunks that cut rows": {"chunks": True, "odd": True},
+    "gzip": {"chunks": True, "compression": "gzip", "shuffle": True},
+    "lzf": {"chunks": True, "odd": True, "compression": "lzf"},
+    "resizable": {"chunks": True, "odd": True, "resizable": True},
+}
+
+
+@pytest.fixture(params=["latest", "earliest"])
+def file(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Any]:
+    with h5py.File(tmp_path / "x.h5", "w", libver=request.param) as file:
+        yield file
+
+
+def options(shape: tuple[int, ...], stored: str) -> dict[str, Any]:
+    chosen = dict(STORED[stored])
+    is_odd, is_resizable = chosen.pop("odd", False), chosen.pop("resizable", False)
+    if "chunks" not in chosen or not shape:
+        return {}
+    chosen["chunks"] = tuple(max(n // 3, 1) if is_odd else n for n in shape)
+    return {**chosen, "maxshape": (*shape[:-1], None)} if is_resizable else chosen
+
+
+def read(made: Any, largest: list[int] | None = None) -> tuple[bytes, list[int]]:
+    """All of a dataset; the bytes of the largest read beside."""
+    made.file.flush()
+    item = datasets.inspect(made, "x", os.path.getsize(made.file.filename))
+    base = dtypes.variable_base(item.info.dtype)
+    assert base is not None
+    data, lengths = [], []
+    with open(made.file.filename, "rb") as source:
+        size = os.path.getsize(made.file.filename)
+        for piece, some in variable.read(
+            made, base, variable.counts(made, item, base, source.fileno(), size, "a file")
+        ):
+            data.append(bytes(piece))
+            lengths += some.tolist()
+            if largest is not None:
+                largest.append(len(piece))
+    return b"".join(data), lengths
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_text(file: Any, shape: tuple[int, ...], stored: str) -> None:
+    words = [(f"é{i}" * (i % 4)).encode() for i in range(math.prod(shape))]
+    items = np.empty(shape, object)
+    items.reshape(-1)[:] = words
+    data, lengths = read(file.create_dataset("x", data=items, dtype=h5py.string_dtype(), **options(shape, stored)))
+    assert data == b"".join(words)
+    assert lengths == [len(word) for word in words]
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_lists(file: Any, shape: tuple[int, ...], stored: str) -> None:
+    made = file.create_dataset("x", shape, h5py.vlen_dtype(np.dtype("<i4")), **options(shape, stored))
+    items = np.empty(math.prod(shape), object)
+    items[:] = [np.arange(i % 5, dtype="<i4") for i in range(math.prod(shape))]
+    if shape == ():
+        made[()] = items[0]
+    for i, where in enumerate(np.ndindex(*shape)):
+        made[where] = items[i]
+    data, lengths = read(made)
+    assert data == b"".join(item.tobytes() for item in items)
+    assert lengths == [len(item) for item in items]
+
+
+WITH_FILL = [
+    (stored, fill) for stored in ("contiguous", "chunked", "compact") for fill in (None, "a text to fill with")
+]
+
+
+@pytest.mark.parametrize(("stored", "fill"), [*WITH_FILL, ("virtual", None)])
+def test_what_was_never_written(file: Any, stored: str, fill: str | None) -> None:
+    words = np.array(["x" * i for i in range(12)], object)
+    if stored == "virtual":
+        source = file.create_dataset("source", data=words, dtype=h5py.string_dtype())
+        layout = h5py.VirtualLayout((50,), h5py.string_dtype())
+        layout[20:32] = h5py.VirtualSource(source)
+        made = file.create_virtual_dataset("x", layout)
+    else:
+        kept = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        if stored == "compact":
+            kept.set_layout(h5py.h5d.COMPACT)
+        chunks = {"chunks": (7,)} if stored == "chunked" else {}
+        made = file.create_dataset("x", (50,), h5py.string_dtype(), dcpl=kept, fillvalue=fill, **chunks)
+        if stored != "contiguous":
+            made[20:32] = words
+    expected = made[...]
+    data, lengths = read(made)
+    assert data == b"".join(expected)
+    assert lengths == [len(item) for item in expected]
+    assert fill is None or sum(lengths) >= 38 * len(fill)
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> int:
+    block_bytes = 1 << 16
+    monkeypatch.setattr(variable, "BLOCK_BYTES", block_bytes)
+    return block_bytes
+
+
+@pytest.mark.parametrize("chunks", [None, (900,), (15_090,)])
+def test_long_items_after_short_ones_are_read_one_by_one(
+    file: Any, small_blocks: int, chunks: tuple[int, ...] | None
+) -> None:
+    texts = [b"short"] * 15_000 + [b"l" * 40_000] * 40 + [b"end"] * 50
+    items = np.array(texts, object)
+    made = file.create_dataset("x", data=items, dtype=h5py.string_dtype(), chunks=chunks)
+    pieces: list[int] = []
+    data, lengths = read(made, pieces)
+    assert data == b"".join(texts)
+    assert lengths == [len(text) for text in texts]
+    assert max(pieces) <= small_blocks
+    assert pieces.count(40_000) >= 38
+
+
+def test_what_hdf5_alone_can_tell_is_read_as_if_each_were_the_whole_file(
+    file: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    kept.set_layout(h5py.h5d.COMPACT)
+    made = file.create_dataset("x", data=np.array(["word"] * 300, object), dtype=h5py.string_dtype(), dcpl=kept)
+    file.flush()
+    monkeypatch.setattr(variable, "_UNKNOWN_BYTES", 10 * os.path.getsize(file.filename))
+    pieces: list[int] = []
+    assert read(made, pieces) == (b"word" * 300, [4] * 300)
+    assert pieces == [40] * 30
+
+
+def test_rows_are_read_together(file: Any) -> None:
+    items = np.array([b"ab"] * 3000, object).reshape(1000, 3)
+    pieces: list[int] = []
+    data, _ = read(file.create_dataset("x", data=items, dtype=h5py.string_dtype()), pieces)
+    assert data == b"ab" * 3000
+    assert len(pieces) == 1
+
+
+def test_pointers_that_end_with_the_file(file: Any) -> None:
+    made = file.create_dataset("x", data=np.array(["word"] * 300, object), dtype=h5py.string_dtype())
+    file.flush()
+    size = os.path.getsize(file.filename)
+    item = datasets.inspect(made, "x", size)
+    with open(file.filename, "rb") as source, open(f"{file.filename}.cut", "w+b") as cut:
+        cut.write(source.read()[: made.id.get_offset() + 100])
+        cut.flush()
+        counts = variable.counts(made, item, np.dtype("u1"), cut.fileno(), size, "a file")
+        with pytest.raises(BadSource, match="a file: the file ends within it"):
+            list(counts)
