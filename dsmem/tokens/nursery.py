@@ -42,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
 def serve(parent: int, control: socket.socket) -> None:
     """Serve one parent, by its pid, until all workers have ended."""
     helpers.end_with_parent(parent)
+    _have_stderr()
     libraries = threading.Thread(target=_import_all)
     libraries.start()  # before there is anything to load; engines load without Python's lock
     lines = _Lines(control)
@@ -110,6 +111,17 @@ class _Lines:
 
 def _say(control: socket.socket, kind: str, value: object) -> None:
     control.sendall(json.dumps({kind: value}).encode() + b"\n")
+
+
+def _have_stderr() -> None:
+    """Where it is closed, what is opened next would get its number, and with it what libraries print."""
+    try:
+        os.fstat(2)
+    except OSError:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        if null != 2:
+            os.close(null)
 
 
 def _import_all() -> None:

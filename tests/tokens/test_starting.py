@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -99,8 +101,22 @@ def test_a_nursery_that_is_killed_is_told(tmp_path: Path) -> None:
 
     def kill(done_bytes: int, total_bytes: int) -> None:
         for child in psutil.Process().children():
-            if child.status() != psutil.STATUS_ZOMBIE and "dsmem.tokens.nursery" in child.cmdline():
-                child.kill()
+            with suppress(psutil.NoSuchProcess):  # or a zombie: it was killed before
+                if "dsmem.tokens.nursery" in child.cmdline():
+                    child.kill()
 
     with pytest.raises(dsmem.WorkerLost, match=r"signal 9"):
         dsmem.tokenize(path, tmp_path / "a.bin", part_bytes=1 << 14, workers=2, progress=kill)
+
+
+def test_what_comes_from_a_nursery_has_a_standard_error(tmp_path: Path) -> None:
+    """What is opened next would get its number: a worker makes it its standard output."""
+    code = (
+        "import os, sys\nfrom dsmem.tokens import nursery\n"
+        "shown = os.open(sys.argv[1], os.O_WRONLY | os.O_CREAT)\n"
+        "def tell(): os.write(shown, os.readlink('/proc/self/fd/2').encode() + b'\\n')\n"
+        "nursery._have_stderr(); tell()\nos.close(2)\nnursery._have_stderr(); tell()"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "told")], check=True, stderr=subprocess.PIPE)
+    first, second = (tmp_path / "told").read_text().splitlines()
+    assert first.startswith("pipe:") and second == os.devnull
