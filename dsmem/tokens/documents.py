@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import mmap
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 from dsmem.errors import BadDocument
+from dsmem.tokens.cutting import BLOCK_BYTES
 
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
 _ROWS = re.compile(rb"[^\n]*\n|[^\n]+")
-_ARROW_ROWS = 512
-"""At once: rows are texts of any length, and a batch of them lies in memory twice."""
+_ARROW_ROWS = 128
+"""At once, of columns that don't tell how long their texts are."""
 _MOST_FIELDS = 8
 """That are named where one is missing."""
 MOST_PLACES = 20
@@ -64,6 +66,10 @@ class Batch:
     """Of a text, by its index: a line or row, '' for a whole file."""
     input_bytes: int
     """Read for it; for progress."""
+    most_bytes: int = sys.maxsize
+    """All texts together have no more as UTF-8."""
+    text_bytes: int | None = None
+    """What they have, where that is known without looking at each."""
 
 
 class Lines:
@@ -113,7 +119,7 @@ def json_lines(
                     faults.add(path, _Place(lines, offset + at), f"{text_field!r} is {_kind(text)}, not a string")
             at = end + 1
             number += 1
-        yield Batch(path, texts, _RowOf(block, skipped, lines, offset), size)
+        yield Batch(path, texts, _RowOf(block, skipped, lines, offset), size, size)
         offset += size
 
 
@@ -201,10 +207,13 @@ def plain_lines(
             yield _checked(found, len(block), path, lines, offset, faults)
         else:
             rest = texts.pop()  # what follows the last line end: nothing, but at the end of some files
+            text_bytes: int | None = len(block) - len(texts)
             if b"\r" in cast(bytearray, block.obj):
                 texts = [text.removesuffix("\r") for text in texts]
+                text_bytes = None
             texts += [rest] if rest else []
-            yield Batch(path, texts, _RowOf(block, [], lines, offset), len(block))
+            row_of = _RowOf(block, [], lines, offset)
+            yield Batch(path, texts, row_of, len(block), len(block), text_bytes)
         offset += len(block)
 
 
@@ -241,7 +250,7 @@ def _checked(
             places.append(offset + at)
         except UnicodeDecodeError as exc:
             faults.add(path, _Place(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
-    return Batch(path, texts, lambda index: lines.number(places[index]), size_bytes)
+    return Batch(path, texts, lambda index: lines.number(places[index]), size_bytes, size_bytes)
 
 
 def need_column(path: str, names: Sequence[str], wanted: str) -> None:
@@ -260,19 +269,42 @@ def columns(tables: Iterable[Any], first_row: int, *, path: str, text_field: str
     for table in tables:
         need_column(path, table.schema.names, text_field)
         column = table.column(table.schema.get_field_index(text_field))
-        for begin in range(0, len(column), _ARROW_ROWS):
-            part = column.slice(begin, _ARROW_ROWS)
-            yield _of_column(part, first_row + begin, path, text_field, faults)
+        for begin, end, text_bytes in _rows_together(column):
+            yield _of_column(column.slice(begin, end - begin), text_bytes, first_row + begin, path, text_field, faults)
         first_row += len(column)
 
 
-def _of_column(part: Any, first_row: int, path: str, text_field: str, faults: Faults) -> Batch:
+def _rows_together(column: Any) -> Iterator[tuple[int, int, int | None]]:
+    """Rows from one to before another that have about BLOCK_BYTES together, or one that has more; and their bytes.
+
+    Encoding them is a quarter faster than encoding what does not stay in the cache.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    is_short = pa.types.is_string(column.type)
+    if not is_short and not pa.types.is_large_string(column.type):
+        yield from ((begin, begin + _ARROW_ROWS, None) for begin in range(0, len(column), _ARROW_ROWS))
+        return
+    begin, rows = 0, len(column)
+    if not rows:
+        return  # nor is there always a buffer of offsets
+    found = np.frombuffer(column.buffers()[1], np.int32 if is_short else np.int64)
+    offsets = found[column.offset : column.offset + rows + 1].astype(np.int64)
+    while begin < rows:
+        end = max(begin + 1, int(np.searchsorted(offsets, offsets[begin] + BLOCK_BYTES, "right")) - 1)
+        yield begin, end, int(offsets[end] - offsets[begin])
+        begin = end
+
+
+def _of_column(part: Any, text_bytes: int | None, first_row: int, path: str, text_field: str, faults: Faults) -> Batch:
     try:
         values = part.to_pylist()
     except UnicodeDecodeError:
         values = [_one(value) for value in part]
+    most_bytes = sys.maxsize if text_bytes is None else text_bytes
     if set(map(type, values)) <= {str}:
-        return Batch(path, values, lambda index: f"row {first_row + index}", part.nbytes)
+        return Batch(path, values, lambda index: f"row {first_row + index}", part.nbytes, most_bytes, text_bytes)
     texts: list[str] = []
     rows: list[int] = []
     for number, value in enumerate(values, first_row):
@@ -282,7 +314,7 @@ def _of_column(part: Any, first_row: int, path: str, text_field: str, faults: Fa
             continue
         reason = value.reason if isinstance(value, _Fault) else f"{text_field!r} is {_kind(value)}, not a string"
         faults.add(path, f"row {number}".__str__, reason)
-    return Batch(path, texts, lambda index: f"row {rows[index]}", part.nbytes)
+    return Batch(path, texts, lambda index: f"row {rows[index]}", part.nbytes, most_bytes)
 
 
 def _one(scalar: Any) -> object:

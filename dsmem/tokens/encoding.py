@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
+_MOST_ROWS, _MOST_STORED_BYTES = 4096, 64 << 20
+"""Of a Parquet file: rows decoded at once, and bytes of a row group read at once."""
 Read = Callable[[int], bytes]
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
@@ -85,7 +87,7 @@ class Encoder:
     def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:
         """Encode the texts of a batch, long ones by themselves, in their order."""
         begin = 0
-        is_long = max(map(len, batch.texts), default=0) > LONG_BYTES
+        is_long = batch.most_bytes > LONG_BYTES and max(map(len, batch.texts), default=0) > LONG_BYTES
         for index, text in enumerate(batch.texts if is_long else ()):
             if len(text) <= LONG_BYTES:
                 continue
@@ -95,11 +97,11 @@ class Encoder:
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
 
     def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
-        for some in _portions(texts):
+        for some in _portions(texts, batch.most_bytes):
             with translated(batch.path):
                 ids, lengths = self._engine.encode(some)
             verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
-            writer.add(some, ids, lengths)
+            writer.add(some, ids, lengths, batch.text_bytes if some is batch.texts else None)
             begin += len(some)
 
     def _add_long(self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: str) -> None:
@@ -230,9 +232,9 @@ class Encoder:
         return self.reference().encode([text])[0]
 
 
-def _portions(texts: list[str]) -> Iterator[list[str]]:
-    """Texts of up to twice BLOCK_BYTES together."""
-    if sum(map(len, texts)) <= 2 * BLOCK_BYTES:
+def _portions(texts: list[str], most_bytes: int) -> Iterator[list[str]]:
+    """Texts of up to twice BLOCK_BYTES together; they have `most_bytes` at most."""
+    if most_bytes <= 2 * BLOCK_BYTES or sum(map(len, texts)) <= 2 * BLOCK_BYTES:
         if texts:
             yield texts
         return
@@ -314,10 +316,25 @@ class _Verifying:
 def _row_groups(piece: Piece, text_field: str) -> Iterator[Iterator[Any]]:
     from pyarrow import parquet
 
-    with pieces.reading(piece.path), parquet.ParquetFile(piece.path, memory_map=False, pre_buffer=False) as file:
-        yield file.iter_batches(
-            batch_size=4096, row_groups=range(piece.start, piece.end), columns=[text_field], use_threads=False
-        )
+    with pieces.reading(piece.path):
+        about = parquet.read_metadata(piece.path)
+        groups = [pieces.text_of_group(about, group, text_field) for group in range(piece.start, piece.end)]
+        mean_bytes = sum(one.text_bytes for one in groups) // max(1, sum(one.rows for one in groups))
+        # What lies in the file for a row group is read at once where that is a little faster and bounded.
+        is_large = max(one.stored_bytes for one in groups) > _MOST_STORED_BYTES
+        with parquet.ParquetFile(
+            piece.path,
+            metadata=about,
+            memory_map=False,
+            pre_buffer=False,
+            buffer_size=BLOCK_BYTES if is_large else 0,
+        ) as file:
+            yield file.iter_batches(
+                batch_size=min(_MOST_ROWS, 2 * BLOCK_BYTES // max(1, mean_bytes) + 1),
+                row_groups=range(piece.start, piece.end),
+                columns=[text_field],
+                use_threads=False,
+            )
 
 
 def _exactly(read: Read, size: int) -> bytes:

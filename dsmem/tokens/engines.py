@@ -149,8 +149,9 @@ class _Fastokens:
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         import numpy as np
 
-        ids, offsets = self._tokenizer.encode_batch_flat(list(texts), split_special_tokens=self._split_special)
-        ends = np.frombuffer(offsets, np.uint64).astype(np.int64)
+        batch = texts if isinstance(texts, list) else list(texts)
+        ids, offsets = self._tokenizer.encode_batch_flat(batch, split_special_tokens=self._split_special)
+        ends = np.frombuffer(offsets, np.int64)  # it says uint64: the same below 2**63
         return np.frombuffer(ids, np.uint32), ends[1:] - ends[:-1]
 
 

@@ -164,8 +164,8 @@ class PartWriter:
         if kind is not None:
             self._tokens.release()
 
-    def add(self, texts: Sequence[str], ids: Ids, lengths: Lengths) -> None:
-        """Whole documents, with what an engine gave for them."""
+    def add(self, texts: Sequence[str], ids: Ids, lengths: Lengths, text_bytes: int | None = None) -> None:
+        """Whole documents, with what an engine gave for them; `text_bytes` as UTF-8, if that is known."""
         import numpy as np
 
         self._check(ids)
@@ -178,7 +178,7 @@ class PartWriter:
             self._keys.write(np.array([xxhash.xxh3_64_intdigest(text.encode()) for text in texts], "<u8"))
         self.documents += len(texts)
         self.token_count += len(framed)
-        self.text_bytes += _utf8_bytes(texts)
+        self.text_bytes += _utf8_bytes(texts) if text_bytes is None else text_bytes
 
     def add_long(self, pieces: Iterable[Ids], seen: LongDocument) -> None:
         """One document in pieces; `seen` has met its bytes when they end."""

@@ -170,13 +170,31 @@ def _row_groups(path: str, how: Cutting) -> list[tuple[int, int]]:
     with reading(path), parquet.ParquetFile(path) as file:
         names = [file.schema_arrow.field(number).name for number in range(len(file.schema_arrow))]
         need_column(path, names, how.text_field)
-        found = []
-        for group in range(file.metadata.num_row_groups):
-            about = file.metadata.row_group(group)
-            chunks = [about.column(number) for number in range(about.num_columns)]
-            mine = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema == how.text_field)
-            found.append((mine, about.num_rows))
-        return found
+        groups = range(file.metadata.num_row_groups)
+        found = [text_of_group(file.metadata, group, how.text_field) for group in groups]
+        return [(one.text_bytes, one.rows) for one in found]
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """What a Parquet file says about the text in a row group."""
+
+    text_bytes: int
+    stored_bytes: int
+    """Compressed."""
+    rows: int
+
+
+def text_of_group(metadata: Any, group: int, text_field: str) -> RowGroup:
+    """The column of text in a row group."""
+    about = metadata.row_group(group)
+    chunks = [about.column(number) for number in range(about.num_columns)]
+    mine = [one for one in chunks if one.path_in_schema == text_field]
+    return RowGroup(
+        sum(one.total_uncompressed_size for one in mine),
+        sum(one.total_compressed_size for one in mine),
+        about.num_rows,
+    )
 
 
 def _batches(path: str, how: Cutting) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ import tokentexts
 from pyarrow import parquet
 
 import dsmem
-from dsmem.tokens import inputs
+from dsmem.tokens import documents, encoding, inputs
 from dsmem.tokens.inputs import Wanted
 
 PART = 4096
@@ -254,6 +254,67 @@ def test_tables_with_holes(tmp_path: Path) -> None:
         dsmem.tokenize(tmp_path / "x.parquet", tmp_path / "no.bin", text_field="body")
     with pytest.raises(dsmem.BadDocument, match=r"row 1: 'n' is a number"):
         dsmem.tokenize(tmp_path / "x.parquet", tmp_path / "no.bin", text_field="n")
+
+
+COLUMNS: dict[str, Callable[[list[str]], pa.Array]] = {
+    "string": lambda texts: pa.array(texts, pa.string()),
+    "large string": lambda texts: pa.array(texts, pa.large_string()),
+    "view": lambda texts: pa.array(texts, pa.string_view()),
+    "dictionary": lambda texts: pa.array(texts, pa.string()).dictionary_encode(),
+}
+
+
+@pytest.mark.parametrize("stored_bytes", [0, 64 << 20])
+@pytest.mark.parametrize("kind", COLUMNS)
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_columns_are_cut_by_bytes(
+    suffix: str, kind: str, stored_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts far below and far above what is encoded together, and every kind of column that holds text."""
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(encoding, "_MOST_STORED_BYTES", stored_bytes)
+    texts = ["", "ä" * 70, *(f"{number} Größe" * (number % 7) for number in range(400)), "x" * 5000, "", "z" * 100]
+    table = pa.table({"n": range(len(texts)), "text": COLUMNS[kind](texts)})
+    path = tmp_path / f"x.{suffix}"
+    if suffix == "parquet":
+        parquet.write_table(table, path, row_group_size=150)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            for batch in table.slice(3).to_batches(max_chunksize=150):
+                writer.write_batch(batch)
+        texts = texts[3:]
+    check(path, texts, tmp_path)
+
+
+def test_rows_together_have_the_bytes_of_a_block_or_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 10)
+    sizes = [4, 6, 1, 0, 25, 10, 0, 0, 11, 3]
+    column = pa.array(["unseen", *("x" * size for size in sizes), "unseen"]).slice(1, len(sizes))
+    found = list(documents._rows_together(column))
+    assert found == [(0, 2, 10), (2, 4, 1), (4, 5, 25), (5, 8, 10), (8, 9, 11), (9, 10, 3)]
+    assert list(documents._rows_together(column.slice(0, 0))) == []
+    assert list(documents._rows_together(pa.array([], pa.large_string()))) == []
+
+
+def test_the_row_of_a_hole_is_told_whatever_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 100)
+    texts: list[str | None] = ["word " * (number % 9) for number in range(1000)]
+    texts[777] = None
+    parquet.write_table(pa.table({"text": texts}), tmp_path / "x.parquet", row_group_size=300)
+    with pytest.raises(dsmem.BadDocument, match=r"x\.parquet:row 778: 'text' is null"):
+        dsmem.tokenize(tmp_path / "x.parquet", tmp_path / "out.bin")
+    kept = [text for text in texts if text is not None]
+    assert check(tmp_path / "x.parquet", kept, tmp_path, on_error="skip").skipped == 1
+
+
+@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n"])
+def test_bytes_of_lines_are_counted(end: bytes, tmp_path: Path) -> None:
+    """`text_bytes`, which `check` compares, comes from the block where no line ends in a carriage return."""
+    texts = ["Größe", "", "naïve café", "x" * 300, "last"]
+    (tmp_path / "x.txt").write_bytes("\n".join(texts).encode() + end)
+    check(tmp_path / "x.txt", texts, tmp_path, split_on="line")
 
 
 def test_skipping_counts_all_and_names_the_first(tmp_path: Path) -> None:
