@@ -92,7 +92,9 @@ def arrange(
     if take_over and taken is None:
         _require_room(staging, parts, total_bytes)
     digests = (
-        {"all": [taken]} if taken else _write_tokens(parts, item_bytes, streams, targets, arrangement, staging, count)
+        {"all": [taken.digest]}
+        if taken
+        else _write_tokens(parts, item_bytes, streams, targets, arrangement, staging, count)
     )
     for stream in streams:
         ends = np.load(stream.ends_path, mmap_mode="r")
@@ -109,15 +111,17 @@ def arrange(
                 shards=target.shards,
                 shuffle_seed=arrangement.shuffle_seed,
             )
-            _write_beside(_staged(staging, target), target, ends, made)
+            _write_beside(_staged(staging, target), target, stream, ends, made)
             done.append(Arranged(target.path, made))
+    if taken:
+        taken.syncing.wait()
     for one in done:
         _publish(Beside.of(os.path.join(staging, os.path.basename(one.path))), Beside.of(one.path))
     files.sync(os.path.dirname(out) or ".")
     for stream in streams:
         for path in (stream.ends_path, stream.origins_path):
             if path is not None:
-                os.unlink(path)
+                files.unlink_if_there(path)
     os.rmdir(staging)
     return tuple(done)
 
@@ -239,17 +243,16 @@ def _divide(
             at += stop
 
 
-def _write_beside(staged: Beside, target: _Target, ends: Array, manifest: Manifest) -> None:
+def _write_beside(staged: Beside, target: _Target, stream: Stream, ends: Array, manifest: Manifest) -> None:
     """The side files of one output; no `.idx` where Megatron's form can't hold what is there."""
-    with EndsWriter(staged.docs) as writer:
-        before = target.start
-        for first in range(target.first, target.last, BLOCK):
-            block = np.array(ends[first : min(first + BLOCK, target.last)], np.uint64)
-            writer.add(index.lengths_of(before, block))
-            before = int(block[-1])
+    if (target.first, target.last) == (0, stream.documents):
+        os.replace(stream.ends_path, staged.docs)  # which holds what would be written, and is synced
+        longest = stream.longest
+    else:
+        longest = _write_ends(staged.docs, target, ends)
     files.unlink_if_there(staged.idx)
-    if writer.longest > index.LONGEST_IDX_DOCUMENT:
-        _log.warning("%s gets no .idx: a document of %d tokens is too long for it", target.path, writer.longest)
+    if longest > index.LONGEST_IDX_DOCUMENT:
+        _log.warning("%s gets no .idx: a document of %d tokens is too long for it", target.path, longest)
     elif manifest.dtype == "uint32" and manifest.tokenizer.largest_id > LARGEST_IDX_ID:
         _log.warning("%s gets no .idx: ids up to %d are too large for it", target.path, manifest.tokenizer.largest_id)
     else:
@@ -258,6 +261,17 @@ def _write_beside(staged: Beside, target: _Target, ends: Array, manifest: Manife
         file.write(manifest.dump())
         file.flush()
         os.fsync(file.fileno())
+
+
+def _write_ends(path: str, target: _Target, ends: Array) -> int:
+    """The ends of the documents of one output; returns the tokens of the longest."""
+    with EndsWriter(path) as writer:
+        before = target.start
+        for first in range(target.first, target.last, BLOCK):
+            block = np.array(ends[first : min(first + BLOCK, target.last)], np.uint64)
+            writer.add(index.lengths_of(before, block))
+            before = int(block[-1])
+    return writer.longest
 
 
 def _publish(staged: Beside, final: Beside) -> None:

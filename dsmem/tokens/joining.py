@@ -1,7 +1,7 @@
 """Token files written from parts: joined where the order is kept, else gathered in blocks.
 
 Whatever the size, a block of some MiB a thread is all that is held. Every writer returns the xxh3-tree digest of what
-it wrote, taken while it is hot in the page cache, and leaves the file synced.
+it wrote, taken while it is hot in the page cache, and leaves the file synced (`take_over`: while it is being synced).
 """
 
 from __future__ import annotations
@@ -120,8 +120,41 @@ def is_whole(parts: Sequence[Part], item_bytes: int) -> bool:
     return bool(parts)
 
 
-def take_over(path: str, parts: Sequence[Part], size_bytes: int, count: Count) -> str | None:
-    """Give the file in which all parts lie (`is_whole`) a second name; its digest, None where there are no hard links.
+class Syncing:
+    """An fsync that goes on in a thread while its caller does something else."""
+
+    def __init__(self, fd: int) -> None:
+        """Begin; the descriptor may be closed."""
+        self._fd = os.dup(fd)
+        self._error: OSError | None = None
+        self._thread = threading.Thread(target=self._sync, name="dsmem-fsync", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Return when it is done; raises its OSError."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _sync(self) -> None:
+        try:
+            os.fsync(self._fd)
+        except OSError as exc:
+            self._error = exc
+        finally:
+            os.close(self._fd)
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A file that has a second name."""
+
+    digest: str
+    syncing: Syncing
+
+
+def take_over(path: str, parts: Sequence[Part], size_bytes: int, count: Count) -> Taken | None:
+    """Give the file in which all parts lie (`is_whole`) a second name; None where there are no hard links.
 
     The first name stays: until the output is there a run that is started again finds the parts. Raises SourceChanged.
     """
@@ -138,12 +171,12 @@ def take_over(path: str, parts: Sequence[Part], size_bytes: int, count: Count) -
             if exc.errno not in _NO_SECOND_NAME:
                 raise
             return None
+        syncing = Syncing(fd)
         found = hash_descriptor(fd, size_bytes, DEFAULT_ALGORITHM)
-        os.fsync(fd)
     finally:
         os.close(fd)
     count(size_bytes)
-    return f"{DEFAULT_ALGORITHM}:{found}"
+    return Taken(f"{DEFAULT_ALGORITHM}:{found}", syncing)
 
 
 class Writer:

@@ -34,6 +34,8 @@ class Stream:
     ends_path: str
     documents: int
     tokens: int
+    longest: int
+    """Tokens of the longest document."""
     origins_path: str | None
     """uint64, the first token of each in the parts; None where they follow each other there."""
 
@@ -57,7 +59,7 @@ def streams_of(parts: Sequence[Part], staging: str, *, val_fraction: float, shuf
                 writer.add(lengths[chosen])
                 if origins is not None:
                     origins.write(np.ascontiguousarray(starts[chosen], "<u8").data)
-        stream = Stream(split, ends_path, writer.documents, writer.tokens, origins_path)
+        stream = Stream(split, ends_path, writer.documents, writer.tokens, writer.longest, origins_path)
         found.append(stream if shuffle_seed is None else _shuffled(stream, shuffle_seed))
         if not stream.documents and split != "all":
             _log.warning("no document fell to %s: the file is empty", split)

@@ -241,6 +241,7 @@ def test_killed_while_publishing_no_bin_lies_beside_files_of_another(
 
 def test_what_gets_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[tuple[str, str]] = []
+    earlier: dict[str, str] = {}
     right = os.replace
 
     def sync(fd: int) -> None:
@@ -248,18 +249,47 @@ def test_what_gets_its_name_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.M
 
     def replace(here: str, there: str) -> None:
         done.append(("rename", here))
+        earlier[there] = here
         right(here, there)
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", replace)
     for how in (Arrangement(), Arrangement(val_fraction=0.5, shuffle_seed=1), Arrangement(shards=2)):
         done.clear()
+        earlier.clear()
         make_tokens(tmp_path / "out.bin", random_documents(9), arrangement=how)
         renamed = [path for what, path in done if what == "rename" and os.path.basename(path).startswith("out")]
         assert len(renamed) == (4 if how == Arrangement() else 8)
         for path in renamed:
-            assert done.index(("sync", path)) < done.index(("rename", path))
+            written = earlier.get(path, path)
+            assert done.index(("sync", written)) < done.index(("rename", written)) <= done.index(("rename", path))
         assert done[-1] == ("sync", str(tmp_path))
+
+
+def test_an_error_of_the_sync_that_goes_on_meanwhile_is_raised(
+    tmp_path: Path, work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = make_part(work, 0, [[1, 2], [3]], "uint16", None)
+    synced = os.fsync
+
+    def full(fd: int) -> None:
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(".bin"):
+            raise OSError(errno.ENOSPC, "full")
+        synced(fd)
+
+    monkeypatch.setattr(os, "fsync", full)
+
+    def made() -> None:
+        how, about = Arrangement(), make_manifest("uint16")
+        out = str(tmp_path / "out.bin")
+        arrange([part], out, "uint16", how, staging=str(work), manifest=about, progress=ignore, take_over=True)
+
+    with pytest.raises(OSError, match="full"):
+        made()
+    assert not (tmp_path / "out.bin").exists()
+    monkeypatch.undo()
+    made()
+    assert read(str(tmp_path / "out.bin"), "uint16") == [[1, 2], [3]]
 
 
 def test_no_idx_where_megatron_has_no_form(
