@@ -20,7 +20,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _codecs: Any = imagecodecs
 """Its stubs know neither memoryviews in nor arrays out; both work, and copy nothing."""
 
-_DEFLATE, _SHUFFLE, _FLETCHER32, _SZIP = 1, 2, 3, 4
+DEFLATE, _SHUFFLE, _FLETCHER32, _SZIP = 1, 2, 3, 4
 _LZF, _BLOSC, _LZ4, _BITSHUFFLE, _ZSTD = 32000, 32001, 32004, 32008, 32015
 _BITSHUFFLE_PLAIN, _BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD = 0, 2, 3
 _BITSHUFFLE_HEADER = struct.Struct(">QI")
@@ -65,7 +65,7 @@ class Pipeline:
         self._filters = tuple(filters)
         self._chunk_bytes = chunk_bytes
         self._by_mask: dict[int, tuple[_Stage, ...]] = {0: self._stages(0)}
-        self.is_small_deflate = [one.code for one in filters] == [_DEFLATE] and chunk_bytes <= _SMALL_BYTES
+        self.is_small_deflate = [one.code for one in filters] == [DEFLATE] and chunk_bytes <= _SMALL_BYTES
         """Whether deflate is all there is to undo, in chunks so small that `StoredChunks.inflated` does it best."""
 
     @property
@@ -160,7 +160,7 @@ def _undo_blosc(data: Any, out: Array) -> Any:
 
 
 _SIMPLE: dict[int, Callable[[Any, Array], Any]] = {
-    _DEFLATE: _undo_deflate,
+    DEFLATE: _undo_deflate,
     _LZF: _undo_lzf,
     _ZSTD: _undo_zstd,
     _LZ4: _undo_lz4,

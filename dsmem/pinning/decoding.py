@@ -53,20 +53,21 @@ WORTH_CHUNKS = 16_384
 def in_processes(items: Iterable[Item]) -> list[Item]:
     """Which of a file's datasets are decoded by processes: those of small chunks, if there are enough of them."""
     small = [item for item in items if item.tier == "chunked" and _is_small(item)]
-    is_worth_it = sum(map(_chunks, small)) >= WORTH_CHUNKS and proc.usable_cpus() > 1
+    is_worth_it = sum(math.prod(grid(item)) for item in small) >= WORTH_CHUNKS and proc.usable_cpus() > 1
     return small if is_worth_it else []
 
 
 def _is_small(item: Item) -> bool:
     shape, chunks, item_bytes = item.info.shape or (), item.info.chunks or (), item.info.dtype.itemsize
     band_bytes = math.prod((*chunks[:1], *shape[1:])) * item_bytes
-    is_small = _chunk_bytes(item) <= SMALL_BYTES_PER_CPU * proc.usable_cpus()
+    is_small = chunk_bytes(item) <= SMALL_BYTES_PER_CPU * proc.usable_cpus()
     return is_small and band_bytes <= LARGEST_BAND_BYTES
 
 
-def _chunks(item: Item) -> int:
+def grid(item: Item) -> tuple[int, ...]:
+    """How many chunks a chunked dataset has along each axis."""
     shape, chunks = item.info.shape or (), item.info.chunks or ()
-    return math.prod(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    return tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
 
 
 def started(
@@ -101,7 +102,7 @@ def decodings(
     local = threading.local()
     threads = proc.usable_cpus()
     buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // threads)
-    room = Room(_BESIDE_BYTES + threads * max(map(_chunk_bytes, items), default=0))
+    room = Room(_BESIDE_BYTES + threads * max(map(chunk_bytes, items), default=0))
     elsewhere = {item.path for item in shared_out}
     for item in items:
         table = _table(item, size_bytes, file, path)
@@ -140,19 +141,22 @@ def _label(item: Item, path: str) -> str:
     return f"{path}: /{item.path}"
 
 
-def _chunk_bytes(item: Item) -> int:
-    return math.prod(item.info.chunks or ()) * item.info.dtype.itemsize
+def chunk_bytes(item: Item) -> int:
+    """Of a chunked dataset; 0 of others."""
+    if item.info.chunks is None:
+        return 0
+    return math.prod(item.info.chunks) * item.info.dtype.itemsize
 
 
 def _pipeline(item: Item) -> Pipeline:
-    return Pipeline(item.filters, _chunk_bytes(item))
+    return Pipeline(item.filters, chunk_bytes(item))
 
 
 def _table(item: Item, size_bytes: int, file: Any, path: str) -> ChunkTable:
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
     try:
-        with translated(path, item.path):
+        with translated(path, f"/{item.path}"):
             return read_table(file[tree.raw(item.path)].id, shape, chunks, size_bytes)
     except DamagedIndex as exc:
         raise BadSource(f"{_label(item, path)}: {exc}") from exc

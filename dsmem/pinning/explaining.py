@@ -95,7 +95,7 @@ def _explained(item: Item, file: Any, source: str, in_processes: bool) -> Explai
 
     info, size_bytes, stored_bytes = item.info, item.size_bytes, item.storage_bytes
     if stored_bytes is None:
-        with opening.translated(source, item.path):
+        with opening.translated(source, f"/{item.path}"):
             stored_bytes = int(file[tree.raw(item.path)].id.get_storage_size())
     origins = [(one.name, filters.origin(one.code)) for one in item.filters]
     return ExplainedDataset(

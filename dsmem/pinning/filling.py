@@ -7,24 +7,22 @@ import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-from dsmem import proc
 from dsmem.arrays import dtypes, header, layout, tree, views
 from dsmem.arrays.header import Tensor
 from dsmem.arrays.layout import Planned
-from dsmem.errors import Allow, DsmemError, SourceChanged
-from dsmem.hdf5 import reading, variable
+from dsmem.errors import Allow, DsmemError
+from dsmem.hdf5 import reading
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
 from dsmem.hdf5.scan import Scan
-from dsmem.pinning import copying, decoding, processes
+from dsmem.pinning import copying, decoding, through_h5py
 from dsmem.pinning.copying import Digests, Extent
 from dsmem.pinning.growing import Growth, Variable
 from dsmem.pinning.pagecache import PageCache
-from dsmem.pinning.processes import Slab
 from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY
@@ -34,7 +32,6 @@ _SAMPLES = 8
 _SAMPLE_BYTES = 64 << 10
 _COMPARED_BYTES = 4 << 20
 _WIDEST = "9" * 19
-_Piece = TypeVar("_Piece")
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
@@ -138,7 +135,7 @@ def fill(
         done = sum(item.size_bytes for item in (*copied, *decoded))
         tensors = dict(plan.tensors)
         rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
-        for size in _read_rest(plan, draft, fd, file, path, rest):
+        for size in through_h5py.read(rest, plan.begin, draft, fd, file, path):
             done += size
             progress(done, total)
         cursor = plan.known_bytes
@@ -152,7 +149,7 @@ def fill(
 
         for planned in plan.unknown:
             item = by_name[planned.name]
-            pieces = _variable_pieces(item, file, fd, size_bytes, path)
+            pieces = through_h5py.variable_pieces(item, file, fd, size_bytes, path)
             end, elements = _read_variable(plan, draft, pieces, item, cursor, at_piece)
             tensors[planned.name] = _variable_tensor(
                 planned, item, elements, cursor - plan.data_start, end - plan.data_start
@@ -181,67 +178,6 @@ def fill(
         draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=plan.data_start)))
 
     return digests, seal
-
-
-def _read_rest(plan: Plan, draft: Draft, fd: int, file: Any, path: str, items: Sequence[Item]) -> Iterator[int]:
-    """Let h5py read what only it can, in processes where there is enough of it; yields the bytes of each piece."""
-    here, inside = items, [item for item in items if not item.is_outside]
-    is_worth_it = sum(item.size_bytes for item in inside) >= processes.WORTH_BYTES
-    if is_worth_it and (workers := proc.usable_cpus()) > 1:
-        slabs = (slab for item in inside for slab in _slabs(item, plan.begin(item)))
-        yield from processes.read(slabs, fd, draft, workers, path=path)
-        here = [item for item in items if item.is_outside]  # found by the file's name, which others don't know
-    for item in here:
-        dataset = _dataset(file, path, item)
-        for slab in _slabs(item, plan.begin(item)):
-            if slab.span_bytes:
-                span = draft.reserved_on(slab.target, slab.span_bytes)
-                with translated(path, item.path):
-                    reading.read_into(dataset, slab.selection, span)
-            else:
-                with translated(path, item.path):
-                    data = reading.read_block(dataset, slab.selection)
-                draft.write(slab.target, data)
-            yield slab.size_bytes
-
-
-def _slabs(item: Item, start: int) -> Iterator[Slab]:
-    """Through a map goes what others lie between, and a chunk so large that no copy of it is wanted."""
-    item_bytes = item.info.dtype.itemsize
-    for block in reading.blocks(item.info.shape or (), item_bytes, item.info.chunks):
-        size_bytes = block.count * item_bytes
-        is_written = block.is_contiguous and size_bytes <= reading.BLOCK_BYTES
-        span_bytes = 0 if is_written else block.span * item_bytes
-        yield Slab(tree.raw(item.path), block.selection, start + block.first * item_bytes, size_bytes, span_bytes)
-
-
-def _dataset(file: Any, path: str, item: Item) -> Any:
-    with translated(path, item.path):
-        dataset = file[tree.raw(item.path)]
-        if dataset.shape == item.info.shape and dataset.dtype == item.info.dtype:
-            return dataset
-    raise SourceChanged(f"{path}: /{item.path} changed, in another file, while it was read")
-
-
-def _translated(pieces: Iterator[_Piece], path: str, item: Item) -> Iterator[_Piece]:
-    """Iterate with h5py's errors translated, and those of whoever takes the pieces left as they are."""
-    while True:
-        with translated(path, item.path):
-            piece = next(pieces, None)
-        if piece is None:
-            return
-        yield piece
-
-
-def _variable_pieces(item: Item, file: Any, fd: int, size_bytes: int, path: str) -> Iterator[tuple[memoryview, Array]]:
-    base = dtypes.variable_base(item.info.dtype)
-    assert base is not None
-    if item.tier == "empty":
-        return iter(())
-    dataset = _dataset(file, path, item)
-    with translated(path, item.path):
-        counts = variable.counts(dataset, item, base, fd, size_bytes, f"{path}: /{item.path}")
-    return _translated(variable.read(dataset, base, counts), path, item)
 
 
 def _read_variable(
@@ -300,7 +236,7 @@ def compare(
         else:
             cuts = iter([reading.some_block(shape, item_bytes, _SAMPLE_BYTES)])
         for block in cuts:
-            with translated(path, item.path):
+            with translated(path, f"/{item.path}"):
                 expected = reading.read_block(file[tree.raw(item.path)], block.selection)
             if not _is_there(draft, expected, start, shape, item_bytes, block):
                 raise ReadDifferently(f"{path}: /{item.path} was copied differently from what h5py reads")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,6 +38,15 @@ def workers() -> list[psutil.Process]:
         except psutil.NoSuchProcess:
             continue
     return found
+
+
+def many(slab: processes.Slab) -> Iterator[processes.Slab]:
+    """Enough of one that others have started before it is read so often by `slow`."""
+    return itertools.repeat(slab, 3000)
+
+
+def slow(_: processes.Slab) -> None:
+    time.sleep(0.01)
 
 
 @pytest.fixture
@@ -181,15 +192,17 @@ def test_a_damaged_chunk_is_one_clear_error(scaled: Path) -> None:
 
 
 def test_a_missing_dataset_is_one_clear_error(scaled: Path) -> None:
+    slabs = many(processes.Slab(b"/nowhere", (slice(0, 1),), 0, 4))
     fd = os.open(scaled, os.O_RDONLY)
     try:
         with Draft(None) as draft, pytest.raises(dsmem.BadSource, match="/nowhere can't be read as HDF5"):
-            list(processes.read([processes.Slab(b"/nowhere", (slice(0, 1),), 0, 4)], fd, draft, 2, path="x.h5"))
+            list(processes.read(slabs, fd, draft, 2, slow, path="x.h5"))
     finally:
         os.close(fd)
     assert workers() == []
 
 
+@pytest.mark.usefixtures("small_blocks")
 def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     feed = processes._Worker.feed
     killed: list[int] = []
@@ -200,6 +213,12 @@ def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest
             killed.append(worker._process.pid)
         feed(worker, waiting, draft)  # its part is with one that can't answer any more
 
+    def slowly(*what: Any) -> None:
+        time.sleep(0.2)
+        read_into(*what)
+
+    read_into = reading.read_into
+    monkeypatch.setattr(reading, "read_into", slowly)  # in this process: others have started before it is done
     monkeypatch.setattr(processes._Worker, "feed", kill_one)
     with pytest.raises(dsmem.BadSource, match="signal 9"):
         dsmem.pin(scaled)
@@ -210,13 +229,14 @@ def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest
 
 
 def test_no_room_is_told_as_such(scaled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slabs = many(processes.Slab(b"/flat", (slice(0, 7),), 0, 28))
     full = os.open("/dev/full", os.O_WRONLY)
     fd = os.open(scaled, os.O_RDONLY)
     try:
         with Draft(None) as draft:
             mine, draft.fd = draft.fd, full
             with pytest.raises(dsmem.NoSpace):
-                list(processes.read([processes.Slab(b"/flat", (slice(0, 7),), 0, 28)], fd, draft, 1, path="x.h5"))
+                list(processes.read(slabs, fd, draft, 1, slow, path="x.h5"))
             draft.fd = mine
     finally:
         os.close(fd)

@@ -346,6 +346,20 @@ def test_more_attributes_than_a_header_holds(tmp_path: Path, store_root: Path) -
         file["x"] = np.arange(3)
         for number in range(2):
             file.attrs[f"{number}"] = np.zeros(40_000_000, np.uint8)
+    with pytest.raises(dsmem.Unsupported) as caught:
+        dsmem.pin(path)
+    (refusal,) = caught.value.refusals
+    assert refusal.path == "/@1"
+    assert refusal.reason == "an attribute with values of 53,333,336 bytes: 100,000,000 are there for all attributes"
+    assert not list((store_root / "objects").iterdir())
+
+
+def test_more_to_say_than_a_header_holds(tmp_path: Path, store_root: Path) -> None:
+    """A control character is six in JSON."""
+    path = tmp_path / "attributes.h5"
+    with h5py.File(path, "w", libver="latest") as file:
+        file["x"] = np.arange(3)
+        file.attrs["text"] = "\x01" * 14_500_000
     with pytest.raises(dsmem.BadSource, match=rf"{path}: names, shapes and attributes take 10\d,\d+,\d+ bytes"):
         dsmem.pin(path)
     assert not list((store_root / "objects").iterdir())
