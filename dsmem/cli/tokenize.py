@@ -107,7 +107,9 @@ def tokenize(
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has left behind.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a file of that name.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is there of that output, all of its shards.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Turn text into a file of token ids.

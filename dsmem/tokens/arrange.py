@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -65,12 +65,14 @@ def arrange(
     manifest: Manifest,
     progress: Progress,
     take_over: bool = False,
+    before_publishing: Callable[[Sequence[tuple[Beside, Beside]]], None] = lambda pairs: None,
 ) -> tuple[Arranged, ...]:
     """Make the token files of these parts, `out` or files named after it, and return them in order, train before val.
 
     `staging` is a directory on the file system of `out`; a directory `arranged` is made in it, where files of an
     earlier try are overwritten, and removed at the end. The parts stay; with `take_over`, where all of them lie in one
     file as the output will have them, that file gets the name of the output as a second one, and nothing is copied.
+    `before_publishing` is told where all files lie, complete, and which names they are about to get.
     `manifest` says what this function can't know: of its fields, counts, digest, split, shard and seed are filled in,
     while `text_bytes` and `skipped` stay those of all outputs together. Raises UsageError (also for more shards than
     documents), NoSpace before anything is written, SourceChanged when a part is not what its record says, OSError.
@@ -113,10 +115,12 @@ def arrange(
             )
             _write_beside(_staged(staging, target), target, stream, ends, made)
             done.append(Arranged(target.path, made))
+    pairs = [(Beside.of(os.path.join(staging, os.path.basename(one.path))), Beside.of(one.path)) for one in done]
     if taken:
         taken.syncing.wait()
-    for one in done:
-        _publish(Beside.of(os.path.join(staging, os.path.basename(one.path))), Beside.of(one.path))
+    before_publishing(pairs)
+    for staged, final in pairs:
+        _publish(staged, final)
     files.sync(os.path.dirname(out) or ".")
     for stream in streams:
         for path in (stream.ends_path, stream.origins_path):

@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import glob
 from dataclasses import dataclass
 from typing import Literal
 
@@ -41,11 +40,9 @@ class Beside:
         stem = path.removesuffix(".bin")
         return cls(path, f"{stem}.idx", f"{stem}.docs.npy", f"{stem}.json")
 
-
-def shards_there(path: str) -> list[str]:
-    """The shards of OUT.bin that lie beside it, however many they were: OUT-00000-of-00003.bin …"""
-    digits = "[0-9]" * 5
-    return sorted(glob.glob(f"{glob.escape(path.removesuffix('.bin'))}-{digits}-of-{digits}.bin"))
+    def paths(self) -> tuple[str, str, str, str]:
+        """All of them, the `.bin` first."""
+        return self.bin, self.idx, self.docs, self.manifest
 
 
 def val_path(out: str) -> str:

@@ -18,6 +18,7 @@ from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import pieces as cutting_up
 from dsmem.tokens import workdir
+from dsmem.tokens.claim import Claim
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.failures import translated
 from dsmem.tokens.inputs import Source
@@ -203,9 +204,9 @@ class Run:
                 yield piece
 
     def put_together(
-        self, records: Sequence[Record], arrangement: Arrangement, progress: Progress
+        self, records: Sequence[Record], arrangement: Arrangement, claim: Claim, progress: Progress
     ) -> tuple[Output, ...]:
-        """The output, from parts; raises SourceChanged."""
+        """The output, from parts; raises SourceChanged, OutputExists."""
         from dsmem.tokens.arrange import arrange
 
         manifest = self._manifest(records)
@@ -218,6 +219,7 @@ class Run:
             manifest=manifest,
             progress=ignore,
             take_over=True,
+            before_publishing=claim.publish,
         )
         return tuple(
             Output(one.path, one.manifest.split, one.manifest.tokens, one.manifest.documents) for one in arranged

@@ -18,13 +18,14 @@ from contextlib import ExitStack
 from typing import Literal
 
 from dsmem import proc, units
-from dsmem.errors import OutputExists, OutputFull, UsageError
+from dsmem.errors import OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
 from dsmem.tokens import starting, workdir
+from dsmem.tokens.claim import Claim, inode_of, inode_of_stdin
 from dsmem.tokens.cutting import PART_BYTES, Separator
-from dsmem.tokens.inputs import Format, Source, Wanted
-from dsmem.tokens.layout import TokenDtype, shards_there, val_path
+from dsmem.tokens.inputs import STDIN, Format, Source, Wanted
+from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.manifest import Place
 from dsmem.tokens.options import (
     VERIFY_DOCUMENTS,
@@ -83,7 +84,7 @@ def tokenize(
     >>> dsmem.tokenize("corpus.jsonl", "train.bin", tokenizer="tokenizer.json")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    named = [inputs] if isinstance(inputs, str | os.PathLike) else list(inputs)
+    named = [os.fspath(one) for one in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
     options = Options(
         os.fspath(tokenizer), engine, text_field, split_on, encoding, bos, eos, bos_token, eos_token, parse_special,
         dtype, verify, on_error,
@@ -98,16 +99,20 @@ def tokenize(
     )
     arrangement.check()
     target = os.path.abspath(os.fspath(out))
-    _refuse_taken(
-        [target, *([val_path(target)] if val_fraction else [])], overwrite, sharded=bool(shards or shard_tokens)
-    )
-    sources = gathering.gather([os.fspath(one) for one in named], Wanted(format, split, subset))
+    claim = Claim(target, arrangement, overwrite=overwrite)
+    claim.refuse_reading(inode_of_stdin() if one == STDIN else inode_of(one) for one in (*named, options.tokenizer))
+    claim.refuse_taken()  # again once the output is ours: this is to wait for nothing
+    sources = gathering.gather(named, Wanted(format, split, subset))
     processes = _processes(sources, part_bytes, workers)
     with ExitStack() as stack:
         directory = stack.enter_context(workdir.locked(target))
         stack.callback(_remove_if_bare, directory)
+        claim.refuse_taken()
         nursery = stack.enter_context(starting.nursery()) if processes else None
         located = locate(options.tokenizer, lambda: directory)
+        claim.refuse_reading(inode_of(one.path) for one in sources)
+        if os.path.dirname(located.path) != directory:  # else ranks that were put there
+            claim.refuse_reading([inode_of(located.path)])
         if nursery is not None:
             nursery.expect(located, options.engine, parse_special=parse_special, processes=processes)
         # While it loads:
@@ -120,7 +125,7 @@ def tokenize(
         run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart, crew)
         try:
             records = run.make_parts(progress, tokens_progress)
-            outputs = run.put_together(records, arrangement, progress)
+            outputs = run.put_together(records, arrangement, claim, progress)
         except OSError as exc:
             if exc.errno in _FULL:
                 raise OutputFull(
@@ -162,19 +167,6 @@ def _most_processes() -> int:
     """A worker takes four descriptors of this process while it starts, and two after that."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (limit - len(os.listdir("/proc/self/fd")) - _OTHER_DESCRIPTORS) // 4)
-
-
-def _refuse_taken(paths: Sequence[str], overwrite: bool, *, sharded: bool) -> None:
-    for path in paths:
-        if os.path.isdir(path):
-            raise UsageError(f"{path} is a directory")
-        if not overwrite and os.path.lexists(path):
-            raise OutputExists(f"{path} is there already", path=path)
-        if sharded and not overwrite and (taken := shards_there(path)):
-            raise OutputExists(f"{taken[0]} is there already", path=taken[0])
-    parent = os.path.dirname(paths[0])
-    if not os.path.isdir(parent):
-        raise UsageError(f"there is no directory {parent}")
 
 
 def _remove_if_bare(directory: str) -> None:

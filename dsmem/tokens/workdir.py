@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from dsmem import files
 from dsmem.errors import OtherPlan, OutputBusy, UnsafeRoot
 
+PUBLISHED = "published.json"
+"""What a run has given its name, or was about to, when it was killed (`dsmem.tokens.claim`)."""
 _PLAN_BYTES = 1 << 30
 Plan = Mapping[str, object]
 
@@ -80,7 +82,7 @@ def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bo
         before = None
     if before is not None and can_resume and not restart:
         if before == plan:
-            _clear(directory, keep=("lock", "plan.json", "part-", "tokens.bin", "ranks-"))
+            _clear(directory, keep=("lock", "plan.json", PUBLISHED, "part-", "tokens.bin", "ranks-"))
             for spilled in glob.iglob("part-*.bin", root_dir=directory):  # ids that waited for their place
                 os.unlink(f"{directory}/{spilled}")
             return True
@@ -91,13 +93,15 @@ def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bo
                 f"an unfinished run for the same output was another one: {'; '.join(differences)}",
                 differences=differences,
             )
-    _clear(directory, keep=("lock", "ranks-"))
+    _clear(directory, keep=("lock", PUBLISHED, "ranks-"))
     files.write_atomic(path, json.dumps(plan).encode())
     return False
 
 
 def remove(directory: str) -> None:
-    """Remove all of it, by whoever holds the lock."""
+    """Remove all of it, by whoever holds the lock: word of what was published late, if it is killed meanwhile."""
+    _clear(directory, keep=("lock", PUBLISHED))
+    _clear(directory, keep=("lock",))
     shutil.rmtree(directory)
 
 
