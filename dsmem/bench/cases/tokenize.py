@@ -1,18 +1,21 @@
 """Text to a token file: against nanoGPT's way, and against the engine alone, which reads and writes nothing.
 
 Peers, where there are any, are whole processes; so dsmem stands here as one, too. It and the engine get all of the
-text, the recipe and peers a slice of it: what is compared are bytes a second.
+text, the recipe and peers a slice of it: what is compared are bytes a second. Other forms of input stand beside the
+engine on the same documents.
 """
 
 from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate, takewhile
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -33,6 +36,8 @@ _LEAST_PARTS, _MOST_BYTES = 8, 64 << 20
 A larger one would suit dsmem: they start sooner."""
 _WORTH_PROCESSES_BYTES = 4 << 20
 """Less is encoded sooner than `datasets` has started processes."""
+_FORM_BYTES = 256 << 20
+"""Of the text, in other forms: there are very many lines."""
 _BATCH_CHARACTERS = 1 << 20
 """At once, for the engine alone: it is slower on 8 MiB."""
 
@@ -46,7 +51,7 @@ class Encoded:
 
 
 def compare(bench: Workbench) -> Generator[Comparison]:
-    """One comparison; every turn has a directory of its own, which is removed after it."""
+    """All ways with a .jsonl, then other forms; every turn has a directory of its own, which is removed after it."""
     names = "text.jsonl", "slice.jsonl", "tokenizer.json", "parts"
     text, piece, tokenizer, parts = (bench.new_file(name) for name in names)
     documents = texts.documents(max(bench.size_bytes // _SHARE, 1))
@@ -101,15 +106,41 @@ def compare(bench: Workbench) -> Generator[Comparison]:
             right = digest(with_ends(encode(alone), end))
         title = f"{len(documents):,} documents of a .jsonl, a byte-level BPE"
         yield Comparison(title, size_bytes, [ours, process, recipe, *others, *limits], expected={of_slice: right})
+        some = documents[: len(list(takewhile(lambda seen: seen <= _FORM_BYTES, accumulate(map(len, documents)))))]
+        yield form(bench, "text.parquet", some, tokenizer, end)
+        yield form(bench, "text.txt", [line for one in some for line in one.split("\n")], tokenizer, end)
     finally:
-        for path in (text, piece, tokenizer):
-            path.unlink()
+        for path in (text, piece, tokenizer, *(bench.new_file(name) for name in _FORMS)):
+            path.unlink(missing_ok=True)
         shutil.rmtree(parts, ignore_errors=True)
 
 
-def as_process(text: Path, tokenizer: Path, out: Path) -> Path:
+def form(bench: Workbench, name: str, documents: list[str], tokenizer: Path, end: int) -> Comparison:
+    """One of the other forms beside the engine: what reading it costs."""
+    shown, write, options = _FORMS[name]
+    path = bench.new_file(name)
+    write(path, documents)
+    process = Contender(
+        "dsmem tokenize, as a process",
+        "dsmem",
+        lambda place: as_process(path, tokenizer, place / "out.bin", *options),
+        answer=lambda made: digest(read(str(made))),
+        around=partial(directory, bench.place.files),
+    )
+    limit = Contender(
+        "fastokens in memory, threads around it",
+        "limit",
+        encode_in_threads,
+        answer=lambda found: digest(with_ends(found, end)),
+        around=partial(engine, str(tokenizer), documents),
+    )
+    size_bytes = sum(len(one.encode()) for one in documents)
+    return Comparison(f"{len(documents):,} documents of {shown}", size_bytes, [process, limit])
+
+
+def as_process(text: Path, tokenizer: Path, out: Path, *options: str) -> Path:
     """The same on the command line."""
-    peer.run_dsmem("tokenize", str(text), "-o", str(out), "--tokenizer", str(tokenizer))
+    peer.run_dsmem("tokenize", str(text), "-o", str(out), "--tokenizer", str(tokenizer), *options)
     return out
 
 
@@ -138,6 +169,28 @@ def write_parts(place: Path, documents: list[str], files: int) -> None:
     each = -(-len(documents) // files)
     for number, first in enumerate(range(0, len(documents), each)):
         texts.write_jsonl(place / f"{number:05d}.jsonl", documents[first : first + each])
+
+
+def write_parquet(path: Path, documents: list[str]) -> None:
+    """As pyarrow writes it unless it is told otherwise, in row groups of a thousand, as `datasets` does."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    parquet.write_table(pa.table({"text": documents}), path, row_group_size=1000)
+
+
+def write_lines(path: Path, documents: list[str]) -> None:
+    """A document a line."""
+    path.write_bytes("\n".join([*documents, ""]).encode())
+
+
+_FORMS: Mapping[str, tuple[str, Callable[[Path, list[str]], None], tuple[str, ...]]] = MappingProxyType(
+    {
+        "text.parquet": ("a .parquet", write_parquet, ()),
+        "text.txt": ("a .txt, a line each", write_lines, ("--split-on", "LINE")),
+    }
+)
+"""How each is called, written and read."""
 
 
 @contextmanager
@@ -217,8 +270,8 @@ CASE = Case(
     "tokenize",
     "text becomes tokens as fast as the engine encodes",
     compare,
-    need=Need(memory=0.6, shared=0.01, files=0.5),
-    effort=Effort(md5=7, fill=0, copy=0.5, fixed_s=14.0),
+    need=Need(memory=1.0, shared=0.01, files=0.6),
+    effort=Effort(md5=9, fill=0, copy=0.5, fixed_s=14.0),
     takes_file=False,
     takes_peers=True,
 )
