@@ -38,7 +38,8 @@ def tokenize(
         typer.Argument(
             metavar="INPUT...",
             help="Files (.txt .jsonl .json .parquet .arrow, compressed or not), directories, globs, saved datasets, "
-            "names of datasets on the hub, - for standard input.",
+            "names of datasets on the hub, - for standard input. Of a directory: all of these below it, but hidden "
+            "ones and token files.",
         ),
     ],
     out: Annotated[str, typer.Option("-o", "--out", metavar="OUT.bin", help="The file to write.")],

@@ -2,12 +2,17 @@
 
 Files, directories, globs, `-`, datasets that Hugging Face `datasets` saved, names of datasets on the hub. The order is
 that of the arguments, and of names inside a directory or glob: it is the order of the documents.
+
+Of a directory all files below it are taken that have a known suffix (or all, where the format is said), but for what is
+hidden, files and directories whose names begin with a dot, for what runs have written there, and for what lies behind
+links to directories, which are named in a warning.
 """
 
 from __future__ import annotations
 
 import glob
 import json
+import logging
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +24,9 @@ from dsmem.errors import BadSource, SourceMissing, UsageError
 from dsmem.files import FileIdentity
 from dsmem.tokens import compressed, hub
 from dsmem.tokens.compressed import Compression
+from dsmem.tokens.layout import IDX_MAGIC, Beside
+
+_log = logging.getLogger(__name__)
 
 Format = Literal["txt", "jsonl", "json", "parquet", "arrow"]
 _SUFFIXES: dict[str, Format] = {
@@ -34,6 +42,8 @@ _BINARY = ("parquet", "arrow")
 STDIN = "-"
 _NO_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 """A pipe without a writer must not stop us."""
+_WRITTEN: dict[str, bytes] = {".json": b'{\n "dsmem_tokens": ', ".idx": IDX_MAGIC, ".docs.npy": b"\x93NUMPY"}
+"""How side files of token files begin, by their suffixes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +96,10 @@ def _expand(name: str, wanted: Wanted) -> Iterator[Source]:
     elif os.path.lexists(name):
         yield _file(name, wanted)
     elif matches := sorted(glob.glob(name, recursive=True)):
-        for match in matches:
+        found = [one for one in matches if os.path.isdir(one) or not _is_written(one)]
+        if not found:
+            raise BadSource(f"{name}: all that matches was written by dsmem tokenize")
+        for match in found:
             yield from _directory(match, wanted) if os.path.isdir(match) else [_file(match, wanted)]
     elif glob.has_magic(name) or name.startswith(("/", ".")) or format_of(name) is not None or name.count("/") > 1:
         raise SourceMissing(f"{name}: no such file")
@@ -141,15 +154,46 @@ def _directory(path: str, wanted: Wanted) -> Iterator[Source]:
         yield from _saved(path)
         return
     inside = [
-        os.path.join(directory, name)
-        for directory, _, names in sorted(os.walk(path))
-        for name in sorted(names)
-        if not name.startswith(".") and (format_of(name) is not None or wanted.format is not None)
+        one
+        for one in _files_below(path)
+        if (format_of(one) is not None or wanted.format is not None) and not _is_written(one)
     ]
     if not inside:
         raise BadSource(f"{path} is a directory without files to tokenize ({', '.join(_SUFFIXES)})")
     for name in inside:
         yield _file(name, wanted)
+
+
+def _files_below(path: str) -> Iterator[str]:
+    """All files that are not hidden, nor below a hidden directory, in order; raises OSError for one that is closed."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    found = []
+    for directory, below, names in os.walk(path, onerror=refuse):
+        below[:] = [one for one in below if not one.startswith(".")]
+        for one in sorted(below):
+            if os.path.islink(link := os.path.join(directory, one)):
+                _log.warning("%s is a link to a directory, which is not followed: name it to have it read", link)
+        found.append((directory, names))
+    for directory, names in sorted(found):
+        yield from (os.path.join(directory, name) for name in sorted(names) if not name.startswith("."))
+
+
+def _is_written(path: str) -> bool:
+    """Whether a file is one of those that make up a token file: none of them is text, whatever its name."""
+    stem = path.removesuffix(".bin")
+    if stem != path:
+        return _is_written(Beside.of(path).manifest)
+    for suffix, head in _WRITTEN.items():
+        if path.endswith(suffix):
+            try:
+                with os.fdopen(os.open(path, _NO_WAIT), "rb") as file:
+                    return stat.S_ISREG(os.fstat(file.fileno()).st_mode) and file.read(len(head)) == head
+            except OSError:
+                return False  # nor is it there, for whoever reads it will tell
+    return False
 
 
 def _chosen(path: str, splits: object, wanted: Wanted) -> str:
