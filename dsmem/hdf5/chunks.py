@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import threading
-from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -27,10 +26,6 @@ _LARGE_BYTES = 4 << 20
 """Of a larger chunk no buffer is kept for the next one."""
 
 
-class DamagedIndex(BadSource):
-    """A chunk index that can't be; the message does not say whose."""
-
-
 @dataclass(frozen=True, slots=True)
 class ChunkTable:
     """All chunks of a dataset by grid position in C order: int64 file offsets (-1 = never written) and sizes, masks."""
@@ -44,39 +39,6 @@ class ChunkTable:
     def missing(self) -> int:
         """How many were never written."""
         return int((self.offsets == MISSING).sum())
-
-
-def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> ChunkTable:
-    """The chunk index of an h5py DatasetID; raises DamagedIndex when it points outside the file or the dataset."""
-    grid = tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
-    numbers = array("q")  # not a list of tuples: those cost the garbage collector more than the walk costs HDF5
-    extend = numbers.extend
-
-    def keep(info: Any) -> None:
-        extend(info[0])  # h5py's StoreInfo: the corner, then filter mask, offset and size in bytes
-        extend(info[1:])
-
-    try:
-        dataset_id.chunk_iter(keep)
-    except OverflowError as exc:
-        raise DamagedIndex("its chunk index leads outside the file") from exc
-    total = math.prod(grid)
-    table = ChunkTable(grid, np.full(total, MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
-    if not numbers:
-        return table
-    infos = np.frombuffer(numbers, np.int64).reshape(-1, len(chunks) + 3)
-    starts, (masks, offsets, sizes) = infos[:, :-3], infos[:, -3:].T
-    positions, beside = np.divmod(starts, np.array(chunks, np.int64))
-    if (positions >= np.array(grid)).any() or (starts < 0).any():
-        raise DamagedIndex("its chunk index leads outside the dataset")
-    where = np.ravel_multi_index(tuple(positions.T), grid)
-    if beside.any() or (np.bincount(where, minlength=1) > 1).any():
-        raise DamagedIndex("its chunk index is damaged: a chunk lies between others, or there are two of one")
-    table.offsets[where], table.sizes[where], table.masks[where] = offsets, sizes, masks
-    first, length = table.offsets[where], table.sizes[where]
-    if (first < 0).any() or (length < 0).any() or (first > file_bytes - length).any():
-        raise DamagedIndex("its chunk index leads outside the file")
-    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,19 +90,21 @@ class ChunkedDataset:
         row_bytes = math.prod(self._shape[1:]) * self._item_bytes
         band_bytes = self._chunks[0] * row_bytes
         together = max(BAND_BYTES // max(band_bytes, 1), 1)
-        ends = np.maximum(self._table.offsets, 0) + self._table.sizes
         for row in range(0, self._table.grid[0], together):
             last_row = min(row + together, self._table.grid[0])
             start = row * band_bytes
             size = min(last_row * band_bytes, self._shape[0] * row_bytes) - start
             first, last = row * in_row, last_row * in_row
             if size <= LARGEST_BAND_BYTES:
-                yield Band(first, last, start, size, True, int(ends[first:last].max()))
+                yield Band(first, last, start, size, True, self._source_end(first, last))
                 continue
             step = max(BAND_BYTES // self._chunk_bytes, 1)
             for i in range(first, last, step):
                 j = min(i + step, last)
-                yield Band(i, j, start, size, last - first <= step, int(ends[i:j].max()))
+                yield Band(i, j, start, size, last - first <= step, self._source_end(i, j))
+
+    def _source_end(self, first: int, last: int) -> int:
+        return int((np.maximum(self._table.offsets[first:last], 0) + self._table.sizes[first:last]).max())
 
     def beside_bytes(self, band: Band) -> int:
         """What decoding a band takes beside its place, where that is much: large chunks as stored, and buffers."""
@@ -174,6 +138,9 @@ class ChunkedDataset:
         rows = band.size_bytes // (math.prod(self._shape[1:]) * self._item_bytes)
         target = out.reshape(rows, *self._shape[1:], self._item_bytes)
         first_row = band.start // (math.prod(self._shape[1:]) * self._item_bytes)
+        if band.whole and (self._table.offsets[band.first : band.last] == MISSING).all():
+            target[...] = self._fill
+            return band.size_bytes
         offsets = self._table.offsets[band.first : band.last].tolist()
         sizes = self._table.sizes[band.first : band.last].tolist()
         masks = self._table.masks[band.first : band.last].tolist()

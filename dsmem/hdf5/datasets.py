@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from dsmem.arrays import dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
 from dsmem.hdf5 import elsewhere, sizes
+from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
 from dsmem.hdf5.edges import may_be_unfiltered
 from dsmem.hdf5.filters import check_installed, filters_of
@@ -97,9 +99,11 @@ def inspect(
     if reach is not None:
         storage = reach.stored_bytes
     elif layout != h5d.CHUNKED or dtype.kind == "O" or size_bytes > sizes.LEAST_BYTES:
-        storage = int(dataset.id.get_storage_size())
+        storage = stored_bytes(dataset.id)
     if storage is not None:
         sizes.check(size_bytes, storage, allow)
+    if item.info.chunks is not None and not item.is_outside:
+        sizes.check_chunks(math.prod(map(operator.floordiv, shape, item.info.chunks)), file_bytes, allow)
     item = replace(item, storage_bytes=storage)
     why = _only_h5py(dataset, item)
     if why is not None:
@@ -167,9 +171,12 @@ def _chunked(item: Item, dataset_id: Any, plist: Any) -> Item:
 
 
 def _fill(plist: Any, dtype: np.dtype[Any]) -> bytes:
-    """What HDF5 gives for an item never written. A scalar of numpy's would have any bytes between its values."""
+    """What h5py reads where an item was never written: with a fill time of "never" HDF5 leaves its zeros alone.
+
+    As an array: a scalar of numpy's would have any bytes between its values.
+    """
     item = np.zeros((), dtype)
-    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED:
+    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and plist.get_fill_time() != h5d.FILL_TIME_NEVER:
         plist.get_fill_value(item)
     return item.tobytes()
 

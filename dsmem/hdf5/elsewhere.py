@@ -18,6 +18,7 @@ from h5py import h5d, h5f, h5g, h5i, h5l, h5o
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
 from dsmem.hdf5 import filters
+from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.places import place
 
 _MOST_LINKS = 16
@@ -90,7 +91,7 @@ class _Walk:
         else:
             if layout == h5d.CHUNKED:
                 filters.check_installed(filters.filters_of(plist))
-            self.stored_bytes += int(dataset.id.get_storage_size())
+            self.stored_bytes += stored_bytes(dataset.id)
 
     def _external_storage(self, plist: Any) -> None:
         parts = [plist.get_external(index) for index in range(plist.get_external_count())]

@@ -17,6 +17,7 @@ from dsmem.arrays.tree import Tree
 from dsmem.errors import Allow, BadSource, Refusal
 from dsmem.hdf5 import sizes
 from dsmem.hdf5.attrs import AttributeReader
+from dsmem.hdf5.chunkindex import DamagedIndex, stored_bytes
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.opening import reason, translated
@@ -119,7 +120,8 @@ class _Walk:
         def stored(item: Item) -> int:
             if item.storage_bytes is not None:
                 return item.storage_bytes
-            return int(file[tree.raw(item.path)].id.get_storage_size())
+            with translated(self._path, f"/{item.path}"):
+                return stored_bytes(file[tree.raw(item.path)].id)
 
         chosen, why = sizes.too_many(self.found.items, self._file_bytes, stored)
         for item in chosen:
@@ -259,7 +261,7 @@ class _Walk:
             item = inspect(dataset, path, self._file_bytes, allow=self._allow, in_other_file=in_other_file)
             fill = item.info.fillvalue
             record = tree.describe(item.info, None if fill is None else attributes.to_json(fill))
-        except UnsupportedType as exc:
+        except (UnsupportedType, DamagedIndex) as exc:
             self._refuse(path, str(exc), allow=exc.allow if isinstance(exc, NotAllowed) else None)
             return False
         if self._mappable and item.tier not in ("contiguous", "empty"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dsmem.hdf5.datasets import Item
 
 LEAST_BYTES = 4 << 30
+_LEAST_CHUNKS = 1 << 20
 _MOST_RATIO = 1000
 """Deflate, the usual filter, packs at most 1032 to 1."""
 
@@ -28,6 +29,16 @@ def check(size_bytes: int, stored_bytes: int, allow: Collection[Allow]) -> None:
     if is_oversized(size_bytes, stored_bytes) and "oversized" not in allow:
         declared, stored = units.format_bytes(size_bytes), units.format_bytes(stored_bytes)
         raise NotAllowed(f"{declared} declared, {stored} stored", allow="oversized")
+
+
+def check_chunks(chunks: int, file_bytes: int, allow: Collection[Allow]) -> None:
+    """Raise NotAllowed for so many chunks in a file of that size: each that was written takes some bytes of it.
+
+    Beside what they hold, HDF5 and dsmem take time and memory for each, whether it was written or not.
+    """
+    if chunks > max(_LEAST_CHUNKS, file_bytes) and "oversized" not in allow:
+        held = units.format_bytes(file_bytes)
+        raise NotAllowed(f"{chunks:,} chunks declared in a file of {held}", allow="oversized")
 
 
 def too_many(items: Sequence[Item], file_bytes: int, stored: Callable[[Item], int]) -> tuple[list[Item], str]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from dsmem import files
 from dsmem.errors import BadSource
-from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, ChunkedDataset, DamagedIndex, read_table
+from dsmem.hdf5.chunkindex import read_table
+from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, ChunkedDataset
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, pointers
 from dsmem.hdf5.reading import BLOCK_BYTES, Array
@@ -128,13 +129,9 @@ def _is_too_wide(stored: Item) -> bool:
 
 def _chunked_lengths(dataset: Any, stored: Item, fill: Any, fd: int, file_bytes: int, label: str) -> Iterator[Array]:
     shape, chunks, item_bytes = stored.info.shape or (), stored.info.chunks or (), stored.info.dtype.itemsize
-    try:
-        table = read_table(dataset.id, shape, chunks, file_bytes)
-    except DamagedIndex as exc:
-        raise BadSource(f"{label}: {exc}") from exc
     chunked = ChunkedDataset(
         fd,
-        table,
+        read_table(dataset.id, shape, chunks, file_bytes),
         shape=shape,
         chunks=chunks,
         item_bytes=item_bytes,

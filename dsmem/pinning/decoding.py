@@ -16,15 +16,13 @@ import numpy as np
 
 from dsmem import proc
 from dsmem.arrays import tree
-from dsmem.errors import BadSource
+from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import (
     BAND_BYTES,
     LARGEST_BAND_BYTES,
     Band,
     ChunkedDataset,
     ChunkTable,
-    DamagedIndex,
-    read_table,
 )
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item
@@ -155,11 +153,8 @@ def _pipeline(item: Item) -> Pipeline:
 def _table(item: Item, size_bytes: int, file: Any, path: str) -> ChunkTable:
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
-    try:
-        with translated(path, f"/{item.path}"):
-            return read_table(file[tree.raw(item.path)].id, shape, chunks, size_bytes)
-    except DamagedIndex as exc:
-        raise BadSource(f"{_label(item, path)}: {exc}") from exc
+    with translated(path, f"/{item.path}"):
+        return read_table(file[tree.raw(item.path)].id, shape, chunks, size_bytes)
 
 
 def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDataset:

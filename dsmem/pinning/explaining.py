@@ -91,12 +91,12 @@ def explain(
 
 
 def _explained(item: Item, file: Any, source: str, in_processes: bool) -> ExplainedDataset:
-    from dsmem.hdf5 import filters, opening
+    from dsmem.hdf5 import chunkindex, filters, opening
 
     info, size_bytes, stored_bytes = item.info, item.size_bytes, item.storage_bytes
     if stored_bytes is None:
         with opening.translated(source, f"/{item.path}"):
-            stored_bytes = int(file[tree.raw(item.path)].id.get_storage_size())
+            stored_bytes = chunkindex.stored_bytes(file[tree.raw(item.path)].id)
     origins = [(one.name, filters.origin(one.code)) for one in item.filters]
     return ExplainedDataset(
         path=item.path,

@@ -12,6 +12,7 @@ from dsmem import proc
 from dsmem.arrays import dtypes, tree
 from dsmem.errors import SourceChanged
 from dsmem.hdf5 import reading, variable
+from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.codecs import DEFLATE
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
@@ -66,8 +67,10 @@ def _readers(items: Sequence[Item], file: Any, path: str) -> int:
     largest = max(items, key=decoding.chunk_bytes, default=None)
     if largest is None or not (chunk_bytes := decoding.chunk_bytes(largest)):
         return cpus
-    stored_bytes = int(_dataset(file, path, largest).id.get_storage_size()) // math.prod(decoding.grid(largest))
-    into_bytes = chunk_bytes if len(largest.filters) > 1 else min(stored_bytes, chunk_bytes)
+    dataset = _dataset(file, path, largest)
+    with translated(path, f"/{largest.path}"):
+        held_bytes = stored_bytes(dataset.id) // math.prod(decoding.grid(largest))
+    into_bytes = chunk_bytes if len(largest.filters) > 1 else min(held_bytes, chunk_bytes)
     out_bytes = 2 * chunk_bytes if any(one.code == DEFLATE for one in largest.filters) else chunk_bytes
     return max(min((_BESIDE_BYTES + cpus * chunk_bytes) // (into_bytes + out_bytes), cpus), 1)
 

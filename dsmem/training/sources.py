@@ -21,7 +21,8 @@ from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import DamagedObject, NotPinned
 from dsmem.files import FileIdentity
 from dsmem.hdf5 import opening
-from dsmem.hdf5.chunks import Band, ChunkedDataset, ChunkTable, read_table
+from dsmem.hdf5.chunkindex import read_table
+from dsmem.hdf5.chunks import Band, ChunkedDataset, ChunkTable
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.pinning.opening import attach

@@ -17,6 +17,7 @@ from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import DsmemError, UsageError
 from dsmem.files import FileIdentity
 from dsmem.hdf5 import opening
+from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.shm import listing
 from dsmem.training import episodes, images, layouts
@@ -222,7 +223,7 @@ def _stored(file: EpisodeFile) -> Iterator[tuple[Item, _About]]:
                 except UnsupportedType as exc:
                     raise UsageError(f"{file.path}: /{about.stored.path}: {exc}") from exc
                 if item.storage_bytes is None:
-                    item = replace(item, storage_bytes=int(dataset.id.get_storage_size()))
+                    item = replace(item, storage_bytes=stored_bytes(dataset.id))
                 yield item, about
     finally:
         os.close(fd)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 import dsmem
 from dsmem.hdf5 import chunks as chunking
-from dsmem.hdf5.chunks import ChunkedDataset, read_table
+from dsmem.hdf5.chunkindex import read_table
+from dsmem.hdf5.chunks import ChunkedDataset
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline, Undecodable
 from dsmem.hdf5.datasets import inspect
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 import fuzzing
 import h5py
@@ -12,6 +13,7 @@ import pytest
 
 import dsmem
 from dsmem.arrays import dtypes
+from dsmem.hdf5.chunkindex import read_table
 
 CHUNK_BYTES = 16
 
@@ -29,7 +31,7 @@ def test_two_chunks_of_one_place_are_an_error(tmp_path: Path) -> None:
     content, key = chunked(path)
     struct.pack_into("<Q", content, key + 8, 0)
     path.write_bytes(content)
-    with pytest.raises(dsmem.BadSource, match="/x: its chunk index is damaged"):
+    with pytest.raises(dsmem.BadSource, match="/x can't be read as HDF5: its chunk index is damaged: there are two"):
         dsmem.pin(path)
 
 
@@ -50,6 +52,123 @@ def test_a_chunk_beyond_the_file_is_an_error(tmp_path: Path, address: int) -> No
     path.write_bytes(content)
     with pytest.raises(dsmem.BadSource):
         dsmem.pin(path)
+
+
+def many_chunks(path: Path) -> tuple[bytearray, int]:
+    """A file with 50 chunks of 4 items, and where the first key of its B-tree's one node lies."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset("x", data=np.arange(200, dtype="<i4"), chunks=(4,))
+    content = bytearray(path.read_bytes())
+    return content, content.index(struct.pack("<IIQQ", CHUNK_BYTES, 0, 0, 0))
+
+
+ENTRY_BYTES = 32
+"""Of a version 1 B-tree of chunks of one axis: size, mask, corner (of the item, too), address."""
+
+
+def test_keys_out_of_order_are_an_error(tmp_path: Path) -> None:
+    """HDF5 lists all these chunks, and finds some of them no more: what is between the two that changed places."""
+    path = tmp_path / "x.h5"
+    content, begin = many_chunks(path)
+    one, other = (slice(begin + n * ENTRY_BYTES, begin + (n + 1) * ENTRY_BYTES) for n in (20, 30))
+    content[one], content[other] = content[other], content[one]
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        assert (file["x"][()] != np.arange(200)).any()
+    with pytest.raises(dsmem.BadSource, match=r"/x can't be read as HDF5: .* does not find the chunk at \(\d+,\)"):
+        dsmem.pin(path)
+
+
+def test_chunks_told_in_any_order_are_read(tmp_path: Path) -> None:
+    """Where HDF5 finds each of them, an index may list them as it likes."""
+    path = tmp_path / "x.h5"
+    content, _ = many_chunks(path)
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        dataset = file["x"]
+        infos = [dataset.id.get_chunk_info(n) for n in range(dataset.id.get_num_chunks())]
+
+        class Reversed:
+            read_direct_chunk = dataset.id.read_direct_chunk
+
+            def chunk_iter(self, keep: Any) -> None:
+                for info in reversed(infos):
+                    keep(info)
+
+        there = read_table(dataset.id, (200,), (4,), len(content))
+        back = read_table(Reversed(), (200,), (4,), len(content))
+    assert back.offsets.tolist() == there.offsets.tolist()
+    assert back.sizes.tolist() == there.sizes.tolist() == [16] * 50
+
+
+def layered(path: Path, layers: int) -> int:
+    """A file whose chunk index has so many layers, each of 64 entries that all lead to the next; returns its size."""
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset("x", data=np.ones(64 * layers, np.uint8), chunks=(1,))
+    content = bytearray(path.read_bytes())
+    found = [place for place in range(len(content)) if content[place : place + 5] == b"TREE\x01"]
+    nodes = sorted(found, key=lambda place: -content[place + 5])
+    for level, (node, below) in enumerate(zip(nodes, [*nodes[1:], 0], strict=True)):
+        content[node + 5] = len(nodes) - 1 - level
+        for entry in range(struct.unpack_from("<H", content, node + 6)[0] if below else 0):
+            struct.pack_into("<Q", content, node + 24 + entry * ENTRY_BYTES + 24, below)
+    path.write_bytes(content)
+    return len(content)
+
+
+def test_a_chunk_index_in_layers_is_an_error(tmp_path: Path) -> None:
+    """Walking all ways through it would take years."""
+    path = tmp_path / "x.h5"
+    assert layered(path, 12) < 64 << 10
+    message = "its chunk index is damaged: it lists more than the 768 chunks that there can be"
+    with pytest.raises(dsmem.BadSource, match=f"/x can't be read as HDF5: {message}"):
+        dsmem.pin(path)
+    with pytest.raises(dsmem.BadSource, match=message):
+        dsmem.explain(path)
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_more_chunks_than_a_file_can_have_are_refused(tmp_path: Path, verify: bool) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", (1 << 29,), "u1", chunks=(1,))
+        file["y"] = np.arange(3)
+    with pytest.raises(dsmem.Unsupported) as caught:
+        dsmem.pin(path, verify=verify)
+    (refusal,) = caught.value.refusals
+    assert refusal.allow == "oversized"
+    assert refusal.reason.startswith("536,870,912 chunks declared in a file of ")
+    (explained,) = dsmem.explain(path).refused
+    assert explained == refusal
+
+
+def test_many_chunks_that_were_never_written(tmp_path: Path) -> None:
+    """A band of them is filled at once."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("x", (1 << 20, 2), "<i2", chunks=(1, 2), fillvalue=-7)
+        made[700_000] = 5
+    dsmem.pin(path)
+    with dsmem.attach(path) as found:
+        read = found["x"][()]
+    assert read[700_000].tolist() == [5, 5]
+    assert (read == -7).sum() == read.size - 2
+
+
+@pytest.mark.parametrize("options", [{"compression": "gzip"}, {"scaleoffset": 0}, {}])
+@pytest.mark.parametrize("dtype", ["<f4", [("a", "<i4"), ("b", "S3")]], ids=["numbers", "compounds"])
+def test_a_fill_value_that_is_never_written(tmp_path: Path, options: dict[str, Any], dtype: Any) -> None:
+    path = tmp_path / "x.h5"
+    fill = np.array((-1, b"abc") if isinstance(dtype, list) else -1, dtype)
+    options = {} if isinstance(dtype, list) and "scaleoffset" in options else options
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("x", (100, 64), dtype, chunks=(10, 64), fillvalue=fill, fill_time="never", **options)
+        made[:20] = np.ones((20, 64), dtype)
+        expected = made[()]
+    dsmem.pin(path, verify=True)
+    with dsmem.attach(path) as found:
+        assert found["x"][()].tobytes() == expected.tobytes() != b""
+        assert found["x"].fillvalue == fill
 
 
 def test_a_file_whose_root_is_a_dataset_is_an_error(tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_no_chunk_is_cut(shaped: Chunked, item_bytes: int, limit_bytes: int) -> 
 
 
 def test_blocks_are_long_along_the_last_axes_and_about_even() -> None:
-    deep = list(reading.blocks((64, 1024, 1024), 2, (64, 128, 128)))
+    deep = list(reading.blocks((64, 1024, 1024), 2, (64, 128, 128), 16 << 20))
     assert [block.selection for block in deep] == [
         (slice(0, 64), slice(start, start + 128), slice(0, 1024)) for start in range(0, 1024, 128)
     ]
@@ -72,7 +72,7 @@ def test_some_block_is_one_of_them(shaped: Chunked, limit_bytes: int) -> None:
 
 
 def test_a_large_array_in_blocks() -> None:
-    found = list(reading.blocks((1000, 1000, 3), 8, (10, 100, 3)))
+    found = list(reading.blocks((1000, 1000, 3), 8, (10, 100, 3), 16 << 20))
     assert sum(block.count for block in found) == 3_000_000
     assert max(block.count for block in found) * 8 <= 16 << 20
     assert len(found) == 2

@@ -1,0 +1,129 @@
+"""Where the chunks of a dataset lie, as HDF5 lists them: checked, for nothing of a file is believed."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from typing import Any
+
+import numpy as np
+from h5py import h5d
+
+from dsmem.hdf5.chunks import ChunkTable
+from dsmem.hdf5.stored import MISSING
+
+_AT_ONCE = 1 << 16
+"""Chunks that are put into a table together: each takes some 100 bytes until then, and 24 in the table."""
+
+
+class DamagedIndex(ValueError):
+    """A chunk index that can't be; the message does not say whose."""
+
+
+def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> ChunkTable:
+    """The chunk index of an h5py DatasetID; raises DamagedIndex when it can't be that of such a dataset and file."""
+    index = _Index(shape, chunks, file_bytes)
+    numbers = array("q")  # not a list of tuples: those cost the garbage collector more than the walk costs HDF5
+    extend, enough = numbers.extend, _AT_ONCE * (len(chunks) + 3)
+
+    def keep(info: Any) -> None:
+        extend(info[0])  # h5py's StoreInfo: the corner, then filter mask, offset and size in bytes
+        extend(info[1:])
+        if len(numbers) >= enough:
+            index.put(numbers)
+            del numbers[:]
+
+    try:
+        dataset_id.chunk_iter(keep)
+    except OverflowError as exc:
+        raise DamagedIndex("its chunk index leads outside the file") from exc
+    if numbers:
+        index.put(numbers)
+    index.finish()
+    if not index.is_ascending:
+        _check_found(dataset_id, index.table, chunks)
+    return index.table
+
+
+def stored_bytes(dataset_id: Any) -> int:
+    """What a dataset takes in its file; raises DamagedIndex for more chunks than it can have.
+
+    HDF5's own sum follows an index whose layers lead to each other many times for as long as that takes.
+    """
+    plist = dataset_id.get_create_plist()
+    if plist.get_layout() != h5d.CHUNKED:
+        return int(dataset_id.get_storage_size())
+    shape, chunks = dataset_id.shape, plist.get_chunk()
+    if len(shape) != len(chunks):
+        raise DamagedIndex(f"chunks {chunks} of another rank than its shape {shape}")
+    total = math.prod(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    size_bytes, left = 0, total
+
+    def add(info: Any) -> None:
+        nonlocal size_bytes, left
+        size_bytes += info.size
+        left -= 1
+        if left < 0:
+            raise _too_many(total)
+
+    dataset_id.chunk_iter(add)
+    return size_bytes
+
+
+class _Index:
+    """A table that is filled with chunks as HDF5 tells of them, many at a time."""
+
+    def __init__(self, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> None:
+        grid = tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+        total = math.prod(grid)
+        columns = (np.full(total, MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
+        self.table = ChunkTable(grid, *columns)
+        self.is_ascending = True
+        """Whether they came in the order of the dataset, as they do where HDF5 finds each by its place."""
+        self._chunks = np.array(chunks, np.int64)
+        self._file_bytes = file_bytes
+        self._told = 0
+        self._last = -1
+
+    def put(self, numbers: array[int]) -> None:
+        """Enter chunks, each its corner, mask, offset and size; raises DamagedIndex."""
+        infos = np.frombuffer(numbers, np.int64).reshape(-1, len(self._chunks) + 3)
+        self._told += len(infos)
+        if self._told > len(self.table.offsets):
+            raise _too_many(len(self.table.offsets))
+        starts, (masks, offsets, sizes) = infos[:, :-3], infos[:, -3:].T
+        positions, beside = np.divmod(starts, self._chunks)
+        if (positions >= np.array(self.table.grid)).any() or (starts < 0).any():
+            raise DamagedIndex("its chunk index leads outside the dataset")
+        if beside.any():
+            raise DamagedIndex("its chunk index is damaged: a chunk lies between others")
+        if (offsets < 0).any() or (sizes < 0).any() or (offsets > self._file_bytes - sizes).any():
+            raise DamagedIndex("its chunk index leads outside the file")
+        where = np.ravel_multi_index(tuple(positions.T), self.table.grid)
+        self.is_ascending &= self._last < int(where[0]) and bool((np.diff(where) > 0).all())
+        self._last = int(where[-1])
+        self.table.offsets[where], self.table.sizes[where], self.table.masks[where] = offsets, sizes, masks
+
+    def finish(self) -> None:
+        """Raises DamagedIndex."""
+        if self._told > len(self.table.offsets) - self.table.missing:
+            raise DamagedIndex("its chunk index is damaged: there are two of one chunk")
+
+
+def _too_many(total: int) -> DamagedIndex:
+    return DamagedIndex(f"its chunk index is damaged: it lists more than the {total:,} chunks that there can be")
+
+
+def _check_found(dataset_id: Any, table: ChunkTable, chunks: tuple[int, ...]) -> None:
+    """Raise DamagedIndex unless HDF5 finds every chunk by its place: where keys are out of order, some are hidden.
+
+    Only reading a chunk looks for it: h5py's `get_chunk_info_by_coord` walks over all.
+    """
+    for position in np.flatnonzero(table.offsets != MISSING).tolist():
+        corner = tuple(int(i) * chunk for i, chunk in zip(np.unravel_index(position, table.grid), chunks, strict=True))
+        try:
+            _, stored = dataset_id.read_direct_chunk(corner)
+        except (OSError, RuntimeError, ValueError) as exc:
+            raise DamagedIndex(f"its chunk index is damaged: HDF5 does not find the chunk at {corner}") from exc
+        if len(stored) != table.sizes[position]:
+            raise DamagedIndex(f"its chunk index is damaged: HDF5 finds another chunk at {corner}")
