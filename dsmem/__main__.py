@@ -11,6 +11,15 @@ from contextlib import ExitStack
 
 def main() -> None:
     """Runs the command that is typed, and exits with its code."""
+    try:
+        _run()
+    except KeyboardInterrupt:  # before, or after, the command line could tell it
+        if sys.stderr is not None:
+            sys.stderr.write("interrupted\n")
+        sys.exit(130)
+
+
+def _run() -> None:
     with ExitStack() as stack:
         if sys.argv[1:2] == ["tokenize"] and sys.platform == "linux":
             from dsmem.tokens import starting

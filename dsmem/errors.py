@@ -233,6 +233,15 @@ class BadDocument(BadSource):
         self.fields = tuple(fields)
 
 
+class NoDocuments(BadSource):
+    """No input has a document; `skipped` of them were bad and left out, the first at `places`."""
+
+    def __init__(self, message: str, *, skipped: int = 0, places: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+        self.places = tuple(places)
+
+
 class EngineDiffers(DsmemError, ValueError):
     """An engine and the reference disagree about a document (`path`, `place`)."""
 

@@ -7,11 +7,13 @@ Commands import what they need when they run; this module imports none of the li
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from importlib import import_module
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -112,6 +114,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if sys.platform != "linux":
         note(f"error: dsmem needs Linux's shared memory; this is {sys.platform}")
         sys.exit(errors.ERROR)
+    if sys.stderr is None:  # closed: nobody listens
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - it stays until the end
     typed = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):

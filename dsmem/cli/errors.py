@@ -31,6 +31,7 @@ from dsmem.errors import (
     EngineDiffers,
     InUse,
     LoadFailed,
+    NoDocuments,
     NoEndToken,
     NoServer,
     NoSpace,
@@ -157,6 +158,11 @@ def _hint_exists(error: OutputExists, typed: Typed) -> str:
     return f"replace it: {typed.again('--force')}"
 
 
+def _hint_changed(error: SourceChanged, typed: Typed) -> str:
+    anew = typed.command == "dsmem tokenize" and "--restart" not in typed.arguments  # its parts are of the older file
+    return f"once the file is at rest: {typed.again(*(['--restart'] if anew else []))}"
+
+
 def _hint_no_end(error: NoEndToken, typed: Typed) -> str:
     without = error.option.removesuffix("-token")
     return f"name it with {error.option} TOKEN, or leave it away: {typed.again(without, 'none')}"
@@ -199,8 +205,9 @@ TABLE: Mapping[type[BaseException], Rule] = {
     Ambiguous: Rule(USAGE, _hint_ambiguous),
     SourceMissing: Rule(NOT_FOUND),
     BadSource: Rule(ERROR),
+    NoDocuments: Rule(ERROR),
     BrokenEpisodes: Rule(ERROR, _hint_episodes),
-    SourceChanged: Rule(ERROR, lambda error, typed: f"once the file is at rest: {typed.again()}"),
+    SourceChanged: Rule(ERROR, _hint_changed),
     SourceBusy: Rule(IN_USE, _hint_busy),
     UntrustedPickle: Rule(ERROR, _hint_untrusted),
     CheckpointReadError: Rule(ERROR, _hint_checkpoint),
@@ -245,6 +252,8 @@ def explain(error: BaseException, typed: Typed) -> Explanation:
             particulars = [f"{refusal.path}: {refusal.reason}" for refusal in error.refusals]
         elif isinstance(error, Ambiguous):
             particulars = error.candidates
+        elif isinstance(error, NoDocuments):
+            particulars = error.places
         elif isinstance(error, CheckpointReadError):
             particulars = [_told(failure) for failure in error.failures]
         elif isinstance(error, BrokenEpisodes):

@@ -62,9 +62,9 @@ def quote(argument: str) -> str:
     return "$'" + "".join({"\\": "\\\\", "'": "\\'"}.get(char, char) for char in safe) + "'"
 
 
-def paint(text: str, style: str, stream: TextIO) -> str:
+def paint(text: str, style: str, stream: TextIO | None) -> str:
     """The text in a style of `_ANSI` where the stream is a terminal that wants colours."""
-    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+    if stream is None or not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
         return text
     return f"\x1b[{_ANSI[style]}m{text}\x1b[0m"
 
@@ -74,7 +74,7 @@ class Output:
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
-        self.terminal = not as_json and sys.stdout.isatty()
+        self.terminal = not as_json and sys.stdout is not None and sys.stdout.isatty()
 
     def json(self, value: object) -> None:
         """The value as JSON; dataclasses become objects, sizes stay integers."""
@@ -133,6 +133,8 @@ class Output:
             raise typer.Exit(1)
 
     def _write(self, data: str | bytes) -> None:
+        if sys.stdout is None:
+            raise DsmemError("the output can't be written: standard output is closed")
         try:
             if isinstance(data, bytes):
                 sys.stdout.flush()

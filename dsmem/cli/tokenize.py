@@ -118,6 +118,7 @@ def tokenize(
     nanoGPT and Megatron-LM read it as it is. A run that was killed goes on when it is started again.
     """
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's threads, which nothing here uses, spin when it begins
+    from dsmem.tokens import workdir
     from dsmem.tokens.options import VERIFY_DOCUMENTS
     from dsmem.tokens.tokenize import tokenize as run
 
@@ -154,7 +155,8 @@ def tokenize(
                 tokens_progress=lambda tokens: bar.tell(f"{tokens / 1e6:,.1f}M tokens"),
             )
         except KeyboardInterrupt:
-            note("the same command goes on where this one was; --restart begins anew")
+            if os.path.isdir(workdir.path_of(os.path.abspath(out))):  # else there is nothing to go on from
+                note("the same command goes on where this one was; --restart begins anew")
             raise
     _show(shown, done)
 

@@ -23,7 +23,7 @@ from dsmem.tokens import index, joining
 from dsmem.tokens.index import BLOCK, EndsWriter
 from dsmem.tokens.layout import ITEM_BYTES, LARGEST_IDX_ID, Beside, TokenDtype, val_path
 from dsmem.tokens.manifest import Manifest
-from dsmem.tokens.options import MOST_SHARDS, Arrangement
+from dsmem.tokens.options import MOST_SHARDS, Arrangement, TooFewDocuments
 from dsmem.tokens.parts import Part
 from dsmem.tokens.streams import Split, Stream, documents_of, for_val, scattered, streams_of
 
@@ -139,7 +139,7 @@ def even_cuts(ends: Array, shards: int) -> list[int]:
     """Where each shard ends, in documents: nearest to equal shares of the tokens, at least one document each."""
     documents, cuts = len(ends), [0]
     if shards > documents:
-        raise UsageError(f"{documents} documents can't be spread over {shards} shards")
+        raise TooFewDocuments(f"{documents} documents can't be spread over {shards} shards")
     tokens = int(ends[-1])
     for shard in range(1, shards):
         share = tokens * shard // shards
@@ -170,16 +170,24 @@ def _targets(stream: Stream, out: str, arrangement: Arrangement) -> list[_Target
     elif arrangement.shard_tokens is not None:
         cuts, named = cuts_by_size(ends, arrangement.shard_tokens), True
         if len(cuts) > MOST_SHARDS:
-            raise UsageError(f"{len(cuts)} shards are too many; {MOST_SHARDS} have names")
-    targets = []
+            raise UsageError(
+                f"{len(cuts)} shards are too many, {MOST_SHARDS} have names; all parts are kept for larger shards"
+            )
+    targets, longer = [], []
     for shard, (first, last) in enumerate(zip([0, *cuts], cuts, strict=False)):
         start, stop = (int(ends[at - 1]) if at else 0 for at in (first, last))
         name = shard_path(path, shard, len(cuts)) if named else path
         targets.append(_Target(name, stream.split, shard, len(cuts), first, last, start, stop))
         if arrangement.shard_tokens is not None and stop - start > arrangement.shard_tokens:
-            _log.warning(
-                "%s has %d tokens, more than %d: it is a single document", name, stop - start, arrangement.shard_tokens
-            )
+            longer.append(f"{name} of {stop - start}")
+    if longer:
+        _log.warning(
+            "%d of %d shards hold more than %d tokens, each a single document; the first: %s",
+            len(longer),
+            len(cuts),
+            arrangement.shard_tokens,
+            longer[0],
+        )
     return targets
 
 

@@ -20,6 +20,10 @@ MOST_SHARDS = 99_999
 """Five digits in a name."""
 
 
+class TooFewDocuments(UsageError):
+    """More shards are wanted than there are documents."""
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """One finished token file."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import dsmem
 from dsmem import digest
-from dsmem.errors import BadSource, SourceChanged
+from dsmem.errors import NoDocuments, SourceChanged
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import pieces as cutting_up
@@ -21,7 +21,7 @@ from dsmem.tokens import workdir
 from dsmem.tokens.claim import Claim
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.failures import translated
-from dsmem.tokens.inputs import Source
+from dsmem.tokens.inputs import STDIN, Source
 from dsmem.tokens.manifest import Input, Manifest
 from dsmem.tokens.manifest import Tokenizer as About
 from dsmem.tokens.options import Arrangement, Options, Output, dtype_of, frame_of
@@ -34,6 +34,10 @@ from dsmem.tokens.vocabularies import Located, describe
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName
+
+
+MOST_NAMED = 3
+"""Inputs in which no document was found."""
 
 
 class Run:
@@ -163,8 +167,17 @@ class Run:
         places.finish()
         report.finish()
         if not any(record.documents for record in records.values()):
-            raise BadSource(f"no documents in {', '.join(source.path for source in self._sources[:3])}")
+            raise self._no_documents([records[number] for number in sorted(records)])
         return [records[number] for number in sorted(records)]
+
+    def _no_documents(self, records: Sequence[Record]) -> NoDocuments:
+        named = ["standard input" if source.path == STDIN else source.path for source in self._sources[:MOST_NAMED]]
+        more = f" and {len(self._sources) - len(named)} more" if len(self._sources) > len(named) else ""
+        skipped = sum(record.skipped for record in records)
+        bad = f": {skipped} bad {'one was' if skipped == 1 else 'ones were'} left out" if skipped else ""
+        return NoDocuments(
+            f"no documents in {', '.join(named)}{more}{bad}", skipped=skipped, places=self.skipped_places(records)
+        )
 
     def _reference(self) -> Engine | None:
         """What was loaded to describe the tokenizer, as an engine."""

@@ -13,12 +13,12 @@ import errno
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Literal
 
 from dsmem import proc, units
-from dsmem.errors import OutputFull, UsageError
+from dsmem.errors import NoDocuments, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
 from dsmem.tokens import starting, workdir
@@ -33,6 +33,7 @@ from dsmem.tokens.options import (
     OnError,
     Options,
     Tokenized,
+    TooFewDocuments,
 )
 from dsmem.tokens.vocabularies import locate
 
@@ -103,6 +104,7 @@ def tokenize(
     claim.refuse_reading(inode_of_stdin() if one == STDIN else inode_of(one) for one in (*named, options.tokenizer))
     claim.refuse_taken()  # again once the output is ours: this is to wait for nothing
     sources = gathering.gather(named, Wanted(format, split, subset))
+    _check_countable(sources, arrangement, split_on)
     processes = _processes(sources, part_bytes, workers)
     with ExitStack() as stack:
         directory = stack.enter_context(workdir.locked(target))
@@ -126,6 +128,9 @@ def tokenize(
         try:
             records = run.make_parts(progress, tokens_progress)
             outputs = run.put_together(records, arrangement, claim, progress)
+        except (NoDocuments, TooFewDocuments):
+            workdir.remove(directory)  # its parts are of next to nothing
+            raise
         except OSError as exc:
             if exc.errno in _FULL:
                 raise OutputFull(
@@ -170,11 +175,19 @@ def _most_processes() -> int:
 
 
 def _remove_if_bare(directory: str) -> None:
-    """A work directory without a finished part serves no later run."""
-    if os.path.isdir(directory):
-        names: Mapping[str, None] = dict.fromkeys(os.listdir(directory))
-        if not any(name.startswith("part-") and name.endswith(".json") for name in names):
-            workdir.remove(directory)
+    """A work directory that serves no later run."""
+    if os.path.isdir(directory) and not workdir.serves(directory):
+        workdir.remove(directory)
+
+
+def _check_countable(sources: Sequence[Source], arrangement: Arrangement, split_on: Separator | None) -> None:
+    """Raise UsageError for what the inputs tell before any of them is read."""
+    texts = sum(source.format == "txt" for source in sources)
+    if split_on is not None and not texts:
+        found = ", ".join(sorted({source.format for source in sources}))
+        raise UsageError(f"text files are split on {split_on}, and there is none: all are {found}")
+    if split_on is None and texts == len(sources) and texts < (arrangement.shards or 0):
+        raise UsageError(f"{texts} documents can't be spread over {arrangement.shards} shards: each text file is one")
 
 
 def _free(directory: str) -> int:

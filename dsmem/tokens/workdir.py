@@ -74,28 +74,49 @@ def _check_own(path: str) -> None:
 
 def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bool:
     """Make the directory fit the plan; whether parts in it may be taken over. Raises OtherPlan."""
-    path = f"{directory}/plan.json"
     plan = json.loads(json.dumps(plan))
-    try:
-        before = json.loads(files.read_own(path, _PLAN_BYTES))
-    except (FileNotFoundError, ValueError):
-        before = None
-    if before is not None and can_resume and not restart:
-        if before == plan:
+    before = _plan_in(directory)
+    if before is not None and not restart:
+        if can_resume and before == plan:
             _clear(directory, keep=("lock", "plan.json", PUBLISHED, "part-", "tokens.bin", "ranks-"))
             for spilled in glob.iglob("part-*.bin", root_dir=directory):  # ids that waited for their place
                 os.unlink(f"{directory}/{spilled}")
             return True
         differences = _differences(before, plan)
-        has_parts = any(name.startswith("part-") and name.endswith(".json") for name in os.listdir(directory))
-        if has_parts:
+        if _has_parts(directory) and _can_go_on(before):
             raise OtherPlan(
                 f"an unfinished run for the same output was another one: {'; '.join(differences)}",
                 differences=differences,
             )
     _clear(directory, keep=("lock", PUBLISHED, "ranks-"))
-    files.write_atomic(path, json.dumps(plan).encode())
+    files.write_atomic(f"{directory}/plan.json", json.dumps(plan).encode())
     return False
+
+
+def serves(directory: str) -> bool:
+    """Whether a later run has a use for it: for finished parts, or for word of what was published."""
+    if os.path.exists(f"{directory}/{PUBLISHED}"):
+        return True
+    return _has_parts(directory) and _can_go_on(_plan_in(directory))
+
+
+def _plan_in(directory: str) -> object:
+    try:
+        return json.loads(files.read_own(f"{directory}/plan.json", _PLAN_BYTES))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
+def _has_parts(directory: str) -> bool:
+    return any(name.startswith("part-") and name.endswith(".json") for name in os.listdir(directory))
+
+
+def _can_go_on(plan: object) -> bool:
+    """Whether parts made by that plan may serve a later run: not those of a stream, which is read once."""
+    inputs = plan.get("inputs") if isinstance(plan, dict) else None
+    if not isinstance(inputs, list):
+        return True
+    return all(isinstance(one, list) and bool(one) and one[-1] is not None for one in inputs)
 
 
 def remove(directory: str) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from dsmem.errors import SourceChanged
 from dsmem.tokens import workdir
 
 from .conftest import Dsmem, Fake
@@ -95,14 +96,74 @@ def test_in_use_and_other_plans(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> N
     workdir.remove(directory)
 
 
-def test_an_interrupt_says_how_to_go_on(fake: Fake, dsmem: Dsmem) -> None:
+@pytest.mark.parametrize("kept", [False, True])
+def test_an_interrupt_says_how_to_go_on(kept: bool, tmp_path: Path, fake: Fake, dsmem: Dsmem) -> None:
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     fake("dsmem.tokens.tokenize", tokenize=interrupted)
-    ran = dsmem("tokenize", "x.jsonl", "-o", "out.bin")
+    if kept:
+        (tmp_path / ".out.bin.parts").mkdir()
+    ran = dsmem("tokenize", "x.jsonl", "-o", str(tmp_path / "out.bin"))
     assert ran.exit_code == 130
-    assert "the same command goes on" in ran.err
+    assert ("the same command goes on" in ran.err) == kept
+
+
+def test_an_interrupt_before_the_command_line_is_there(tmp_path: Path) -> None:
+    code = """if True:
+        import sys
+        from importlib.abc import MetaPathFinder
+        class Interrupted(MetaPathFinder):
+            def find_spec(self, name, *_):
+                if name == "dsmem.cli.app":
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Interrupted())
+        from dsmem.__main__ import main
+        main()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_no_documents_leaves_nothing_and_tells_what_was_left_out(tmp_path: Path, dsmem: Dsmem) -> None:
+    path, out = tmp_path / "x.jsonl", str(tmp_path / "out.bin")
+    path.write_text('{"text": 5}\nno\n')
+    ran = dsmem("tokenize", str(path), "-o", out, "--on-error", "skip")
+    assert ran.exit_code == 1
+    lines = ran.err.splitlines()
+    assert lines[0] == f"error: no documents in {path}: 2 bad ones were left out"
+    assert lines[1].startswith(f"  {path}:1: 'text' is ") and lines[2].startswith(f"  {path}:2: not JSON")
+    assert [one.name for one in tmp_path.iterdir()] == ["x.jsonl"]
+    path.write_text("[]")
+    (tmp_path / "y.jsonl").write_text('{"text": "a"}\n')
+    assert dsmem("tokenize", str(tmp_path / "y.jsonl"), "-o", out).exit_code == 0
+
+
+def test_an_input_that_changed_is_begun_anew(corpus: Path, tmp_path: Path, fake: Fake, dsmem: Dsmem) -> None:
+    def changed(*_: object, **__: object) -> None:
+        raise SourceChanged("x.jsonl changed while it was tokenized")
+
+    fake("dsmem.tokens.tokenize", tokenize=changed)
+    ran = dsmem("tokenize", "x.jsonl", "-o", "out.bin")
+    assert ran.err.splitlines()[1] == "hint: once the file is at rest: dsmem tokenize x.jsonl -o out.bin --restart"
+    ran = dsmem("tokenize", "x.jsonl", "--restart", "-o", "out.bin")
+    assert ran.err.splitlines()[1].endswith("dsmem tokenize x.jsonl --restart -o out.bin")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_standard_streams(closed: str, corpus: Path, tmp_path: Path) -> None:
+    """The work is done; that nobody gets the table is an error."""
+    command = f'"$0" -m dsmem tokenize x.jsonl -o out.bin {closed}'
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (tmp_path / "out.bin").stat().st_size == 8
+    if closed == "2>&-":
+        assert (done.returncode, done.stdout.count("\n")) == (0, 2)
+    else:
+        assert (done.returncode, done.stdout) == (1, "")
+    if closed == ">&-":
+        assert done.stderr == "error: the output can't be written: standard output is closed\n"
 
 
 def test_ctrl_c(tmp_path: Path) -> None:

@@ -307,10 +307,11 @@ def test_no_idx_where_megatron_has_no_form(
 
 def test_a_document_larger_than_a_shard_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "dsmem"):
-        made = make_tokens(tmp_path / "o.bin", [[1], [2] * 9, [3, 3]], arrangement=Arrangement(shard_tokens=4))
-    assert [one.manifest.tokens for one in made] == [1, 9, 2]
-    (told,) = caplog.messages
-    assert "o-00001-of-00003.bin has 9 tokens, more than 4" in told
+        made = make_tokens(tmp_path / "o.bin", [[1], [2] * 9, [3, 3], [4] * 8], arrangement=Arrangement(shard_tokens=4))
+    assert [one.manifest.tokens for one in made] == [1, 9, 2, 8]
+    (told,) = caplog.messages  # one for all of them
+    assert told.startswith("2 of 4 shards hold more than 4 tokens, each a single document")
+    assert told.endswith("o-00001-of-00004.bin of 9")
 
 
 def test_no_documents(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

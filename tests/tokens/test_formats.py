@@ -335,6 +335,15 @@ def test_a_bad_file_among_files_is_skipped(tmp_path: Path) -> None:
     assert done.skipped_places == (f"{tmp_path}/b.txt:1: not UTF-8: byte 0xff",)
 
 
+def test_only_text_is_split(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"text": "a"}\n')
+    with pytest.raises(dsmem.UsageError, match="text files are split on line, and there is none: all are jsonl"):
+        dsmem.tokenize(path, tmp_path / "out.bin", split_on="line")
+    (tmp_path / "y.txt").write_text("b\nc\n")
+    assert dsmem.tokenize([path, tmp_path / "y.txt"], tmp_path / "out.bin", split_on="line").documents == 3
+
+
 def test_what_can_not_be_meant(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("a")
     (tmp_path / "x.unknown").write_text("a")

@@ -225,6 +225,79 @@ def test_a_work_directory_that_is_not_ours_is_left_alone(corpus: Path, tmp_path:
     assert not out.exists() and not list(hidden.iterdir())
 
 
+def test_a_stream_does_not_take_the_place_of_an_unfinished_run(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.bin"
+    interrupt(corpus, out)
+    directory = Path(workdir.path_of(str(out)))
+    parts = sorted(one.name for one in directory.glob("part-*.json"))
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(dsmem.OtherPlan, match=r"input 1 was .*corpus\.jsonl and is .*fifo"):
+        dsmem.tokenize(fifo, out, part_bytes=PART, format="jsonl", workers=1)
+    assert parts and sorted(one.name for one in directory.glob("part-*.json")) == parts
+    assert run(corpus, out).resumed_parts == len(parts)
+
+
+def test_what_is_left_of_a_stream_is_in_nobodys_way(corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.bin"
+    directory = Path(workdir.path_of(str(out)))
+
+    def feed(path: Path, data: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(data)
+
+    def tokenize(progress: Any) -> None:
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        with children.started(lambda: feed(fifo, corpus.read_bytes())):
+            dsmem.tokenize(fifo, out, part_bytes=PART, format="jsonl", progress=progress)
+
+    def stop(done_bytes: int, total_bytes: int) -> None:
+        if list(directory.glob("part-*.json")):
+            raise Stop
+
+    with pytest.raises(Stop):
+        tokenize(stop)
+    assert not directory.exists()
+    # Killed, it leaves parts that no later run can use.
+    (tmp_path / "fifo").unlink()
+    interrupt(corpus, out)
+    plan = json.loads((directory / "plan.json").read_bytes())
+    plan["inputs"] = [["-", "jsonl", None]]
+    (directory / "plan.json").write_text(json.dumps(plan))
+    assert run(corpus, out).resumed_parts == 0
+
+
+@pytest.mark.parametrize(
+    "how", [{"shards": 5}, {"val_fraction": 0.999999, "shards": 2}, {"shards": 5, "shuffle_seed": 1}]
+)
+def test_too_few_documents_for_the_shards_leave_nothing(how: dict[str, Any], tmp_path: Path) -> None:
+    path = tokentexts.write_jsonl(tmp_path / "x.jsonl", ["a", "b", "c"])
+    with pytest.raises(dsmem.UsageError, match="documents can't be spread over"):
+        run(path, tmp_path / "out.bin", **how)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_text_files_are_counted_before_any_work(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("text")
+    worked: list[int] = []
+    with pytest.raises(dsmem.UsageError, match="2 documents can't be spread over 3 shards: each text file is one"):
+        dsmem.tokenize(tmp_path, tmp_path / "out.bin", shards=3, progress=lambda *_: worked.append(1))
+    assert not worked
+    assert len(dsmem.tokenize(tmp_path, tmp_path / "out.bin", shards=2).outputs) == 2
+
+
+def test_too_many_shards_keep_the_parts(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrange, "MOST_SHARDS", 3)
+    with pytest.raises(dsmem.UsageError, match="shards are too many, 3 have names; all parts are kept"):
+        run(corpus, tmp_path / "out.bin", shard_tokens=1000)
+    done = run(corpus, tmp_path / "out.bin", shard_tokens=10**6)
+    assert done.resumed_parts == done.parts and not list(tmp_path.glob(".*"))
+
+
 def test_shards_are_replaced_only_when_told(corpus: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.bin"
     first = dsmem.tokenize(corpus, out, shards=2)
