@@ -109,6 +109,7 @@ class Encoder:
         fed = feed(self._engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
         with translated(path):
             writer.add_long(fed, seen)
+        verifying.in_pieces += comparing is not None and comparing.in_pieces
 
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
         recipe = self._recipe
@@ -260,6 +261,8 @@ class _Verifying:
         self._asks = not self._all and not piece.is_spool  # whoever spools does not listen meanwhile
         self._share = max(1, -(-recipe.verify * BLOCK_BYTES // max(piece.weight_bytes, BLOCK_BYTES)))
         self.count = 0
+        self.in_pieces = 0
+        """Of them, documents too long for the reference to be given as a whole."""
 
     def look(
         self, texts: list[str], ids: Ids, lengths: Any, *, path: str, place: Callable[[int], str], begin: int
@@ -287,12 +290,12 @@ class _Verifying:
         self._compare(texts[index], ids[end - int(lengths[index]) : end], path, lambda _: "", 0)
 
     def long(self) -> Comparing | None:
-        """How the next long document is compared: all of it, or around its cuts, or not at all."""
+        """How the next long document is compared, or not at all."""
         if not self._all and self._left <= 0:
             return None
         self._left -= 1
         self.count += 1
-        return Comparing(self._encoder.reference(), whole=self._all)
+        return Comparing(self._encoder.reference(), all=self._all)
 
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
         with translated(path):

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from dsmem.tokens.seams import Seams
+
     Ids = NDArray[np.uint32]
     Lengths = NDArray[np.int64]
 
@@ -52,6 +54,10 @@ class Engine(Protocol):
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """The ids of all texts, one after the other, and how many each has."""
+        ...
+
+    def seams(self) -> Seams:
+        """Where no token of the vocabulary reaches across."""
         ...
 
 
@@ -129,6 +135,8 @@ class _Fastokens:
         import fastokens
 
         self._split_special = not parse_special
+        self._located = located
+        self._seams: Seams | None = None
         try:
             if located.kind == "tiktoken":
                 self._tokenizer = fastokens.Tokenizer.from_tiktoken(
@@ -154,6 +162,12 @@ class _Fastokens:
         ends = np.frombuffer(offsets, np.int64)  # it says uint64: the same below 2**63
         return np.frombuffer(ids, np.uint32), ends[1:] - ends[:-1]
 
+    def seams(self) -> Seams:
+        from dsmem.tokens import seams
+
+        self._seams = self._seams or seams.of_file(self._located)
+        return self._seams
+
 
 class _Tokenizers:
     name: EngineName = "tokenizers"
@@ -161,11 +175,18 @@ class _Tokenizers:
     def __init__(self, tokenizer: Any, parse_special: bool) -> None:
         self._tokenizer = tokenizer
         self._tokenizer.encode_special_tokens = not parse_special
+        self._seams: Seams | None = None
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         if len(texts) == 1:  # without the threads that a batch starts, and leaves
             return _flat([self._tokenizer.encode(texts[0], add_special_tokens=False).ids])
         return _flat([one.ids for one in self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)])
+
+    def seams(self) -> Seams:
+        from dsmem.tokens import seams
+
+        self._seams = self._seams or seams.of_tokenizer(self._tokenizer)
+        return self._seams
 
 
 class _Tiktoken:
@@ -175,6 +196,8 @@ class _Tiktoken:
         tiktoken = need("tiktoken")
         from tiktoken.load import load_tiktoken_bpe
 
+        self._located = located
+        self._seams: Seams | None = None
         self._allowed: Literal["all"] | set[str] = "all" if parse_special else set()
         self._encoding = tiktoken.Encoding(
             "dsmem",
@@ -192,6 +215,12 @@ class _Tiktoken:
         ids = np.concatenate(parts).astype(np.uint32, copy=False) if parts else np.empty(0, np.uint32)
         return ids, np.fromiter(map(len, parts), np.int64, len(parts))
 
+    def seams(self) -> Seams:
+        from dsmem.tokens import seams
+
+        self._seams = self._seams or seams.of_file(self._located)
+        return self._seams
+
 
 class _SentencePiece:
     name: EngineName = "sentencepiece"
@@ -200,9 +229,18 @@ class _SentencePiece:
         if parse_special:
             raise UsageError("--parse-special: SentencePiece never reads its control symbols from text")
         self._model = load_sentencepiece(path)
+        self._seams: Seams | None = None
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return _flat(self._model.encode(list(texts), out_type=int, add_bos=False, add_eos=False, num_threads=1))
+
+    def seams(self) -> Seams:
+        from dsmem.tokens import seams
+
+        if self._seams is None:
+            tokens = map(self._model.id_to_piece, range(self._model.get_piece_size()))
+            self._seams = seams.Seams(tokens, within_words=False, is_normalized=True)
+        return self._seams
 
 
 class _Bytes:
@@ -212,6 +250,7 @@ class _Bytes:
 
     def __init__(self, parse_special: bool) -> None:
         self._parse_special = parse_special
+        self._seams: Seams | None = None
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         import numpy as np
@@ -233,3 +272,9 @@ class _Bytes:
         for piece in text.split(END_OF_TEXT):
             pieces += [np.frombuffer(piece.encode(), np.uint8), end]
         return np.concatenate(pieces[:-1])
+
+    def seams(self) -> Seams:
+        from dsmem.tokens import seams
+
+        self._seams = self._seams or seams.Seams([END_OF_TEXT], within_words=True)
+        return self._seams

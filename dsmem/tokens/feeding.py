@@ -1,12 +1,12 @@
 """One long document to an engine in pieces, cut where that changes nothing.
 
-A cut is taken where encoding what is left and right of it apart gives what encoding both together gives, looked at in a
-window of text on both sides. Text that can't be cut is encoded whole, up to MOST_WHOLE_BYTES.
+A cut must be a seam (`dsmem.tokens.seams`: no token reaches across it, whatever comes later), and what is right of it,
+encoded by itself, must give the very ids that it gives behind all that is left of it, from the last cut on. Text that
+can't be cut is encoded whole, up to MOST_WHOLE_BYTES.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -22,26 +22,27 @@ if TYPE_CHECKING:
 LONG_BYTES = 8 << 20
 """A longer document is fed in pieces of about this size."""
 MOST_WHOLE_BYTES = 64 << 20
+MOST_COMPARED_BYTES = 16 << 20
+"""A document up to this is compared in one piece: the reference takes about 160 bytes of memory for each of its own."""
+_COMPARED_BYTES = 2 << 20
+"""A piece for the reference of one that is longer; not the engine's pieces, so a cut is looked at from both sides."""
 _READ_BYTES = 4 << 20
 _WINDOW_BYTES = 1 << 10
-_REACH_BYTES = 1 << 20
-"""How far back from the end of what is held a cut is looked for."""
+_REACHES = (64 << 10, 1 << 20)
+"""How far back from the end of what is held a cut is looked for, then, and then in steps of the last."""
 _TRIES = 24
-_CUTS = (
-    re.compile(rb"(?<=[^\s]\n)(?=[^\s])"),
-    re.compile(rb"(?<=[^\s\x80-\xff])(?= [^\s\x80-\xff])"),
-    re.compile(rb"(?<=[\x21-\x7f])(?=[\x21-\x7f])"),
-)
-"""Best first: after a line end between characters that are no spaces; before a single space; between two characters."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Comparing:
-    """How a long document is compared with the reference: around each cut and before its end, or every piece, too."""
+    """How a long document is compared with the reference: in one piece if it is not too long for that, else around
+    each cut and before its end, or all of it, in pieces of the reference's own."""
 
     reference: Engine
-    whole: bool
+    all: bool
     """At the speed of the reference."""
+    in_pieces: bool = False
+    """What became of it: it was too long for one piece."""
 
 
 def feed(
@@ -51,45 +52,155 @@ def feed(
 
     Raises BadDocument (not UTF-8), BadSource (more than MOST_WHOLE_BYTES without a place to cut), EngineDiffers.
     """
-    held = b""
-    done_bytes, line = 0, 1
+    pieces = _Pieces(engine, LONG_BYTES, path=path, place=place)
+    compared = None if comparing is None else _Compared(comparing, path=path, place=place)
     while True:
         data = read(_READ_BYTES)
-        held += data
-        if len(held) < LONG_BYTES and data:
-            continue
-        cut = len(held) if not data else find_cut(engine, held)
-        if cut is None:
-            if len(held) > MOST_WHOLE_BYTES:
-                raise BadSource(
-                    f"{path}{place and f':{place}'}: no place to cut this document in the "
-                    f"{units.format_bytes(len(held))} after {units.format_bytes(done_bytes)}: whatever was tried, "
-                    f"{engine.name} encodes the text otherwise in pieces; whole, at most "
-                    f"{units.format_bytes(MOST_WHOLE_BYTES)} are encoded"
-                )
-            continue
-        if cut:
-            text = decoded(held[:cut], path=path, place=place, line=line)
-            ids = engine.encode([text])[0]
-            if comparing is not None:
-                reference = comparing.reference
-                # Around the cut the engine gives together what it gives apart: so does the reference, if it agrees.
-                alike = _same(engine, reference, "".join(_around(held, cut) or ()))
-                if alike and comparing.whole:
-                    alike = bool(np.array_equal(ids, reference.encode([text])[0]))
-                if not alike:
-                    raise EngineDiffers(
-                        f"{path}{place and f':{place}'}: the engine and {reference.name}, the reference, "
-                        f"differ in bytes {done_bytes} to {done_bytes + cut} of this document, or right behind them",
-                        path=path,
-                        place=place,
-                    )
+        ids = pieces.push(data)
+        if compared is not None:
+            if pieces.seam is not None:
+                compared.look_around(engine, pieces.seam)
+            compared.push(data, ids)
+        if ids is not None:
             yield ids
-        line += held.count(b"\n", 0, cut)
-        done_bytes += cut
-        held = held[cut:]
         if not data:
             return
+
+
+class _Pieces:
+    """Text comes, and ids go out."""
+
+    def __init__(self, engine: Engine, piece_bytes: int, *, path: str, place: str) -> None:
+        self._engine = engine
+        self._piece_bytes = self._try_bytes = piece_bytes
+        self._path, self._place = path, place
+        self._held = b""
+        self._done_bytes, self._line = 0, 1
+        self.seam: str | None = None
+        """Of the last push: what lies around its cut; all that was left, at the end."""
+
+    def push(self, data: bytes) -> Ids | None:
+        """The ids of what is cut off, or at the end, b"", of all the rest."""
+        self._held += data
+        held, self.seam = self._held, None
+        if not data:
+            text = self._text(held)
+            self.seam = text[-2 * _WINDOW_BYTES :]
+            return self._engine.encode([text])[0]
+        if len(held) < self._try_bytes:
+            return None
+        found = self._cut()
+        if found is None:
+            if len(held) > MOST_WHOLE_BYTES:
+                raise BadSource(
+                    f"{self._path}{self._place and f':{self._place}'}: no place to cut this document in the "
+                    f"{units.format_bytes(len(held))} after {units.format_bytes(self._done_bytes)}: whatever was "
+                    f"tried, {self._engine.name} might encode the text otherwise in pieces; whole, at most "
+                    f"{units.format_bytes(MOST_WHOLE_BYTES)} are encoded"
+                )
+            self._try_bytes = min(2 * len(held), max(MOST_WHOLE_BYTES, len(held) + 1))
+            return None
+        cut, ids = found
+        self._try_bytes = self._piece_bytes
+        self.seam = "".join(_around(held, cut) or ())
+        self._line += held.count(b"\n", 0, cut)
+        self._done_bytes += cut
+        self._held = held[cut:]
+        return ids
+
+    def _text(self, data: bytes) -> str:
+        return decoded(data, path=self._path, place=self._place, line=self._line)
+
+    def _cut(self) -> tuple[int, Ids] | None:
+        """The last place where what is held may be cut, and the ids of what is left of it."""
+        held = self._held
+        ids: Ids | None = None
+        for cut in places(self._engine, held):
+            rest = _whole(held[cut:])
+            if ids is None:
+                ids = self._engine.encode([self._text(held[:cut] + rest)])[0]
+            behind = self._engine.encode([rest.decode()])[0]
+            if 0 < len(behind) <= len(ids) and np.array_equal(ids[len(ids) - len(behind) :], behind):
+                return cut, ids[: len(ids) - len(behind)]
+        return None
+
+
+class _Compared:
+    """The ids of an engine beside those of the reference."""
+
+    def __init__(self, comparing: Comparing, *, path: str, place: str) -> None:
+        self._comparing = comparing
+        self._path, self._place = path, place
+        self._text: list[bytes] = []
+        self._text_bytes = 0
+        self._mine: list[Ids] = []
+        self._theirs: list[Ids] = []
+        self._tokens = 0
+        self._pieces: _Pieces | None = None
+
+    def look_around(self, engine: Engine, text: str) -> None:
+        """Compare what lies around a cut: the engine gives together what it gives apart, and the reference the same."""
+        if not np.array_equal(engine.encode([text])[0], self._comparing.reference.encode([text])[0]):
+            raise self._differing("around a place where it was cut, or at its end")
+
+    def push(self, data: bytes, ids: Ids | None) -> None:
+        """More of the text (b"" at its end), and ids of the engine."""
+        comparing = self._comparing
+        self._text_bytes += len(data)
+        if not comparing.in_pieces and self._text_bytes > MOST_COMPARED_BYTES:
+            comparing.in_pieces = True
+            if comparing.all:
+                self._pieces = _Pieces(comparing.reference, _COMPARED_BYTES, path=self._path, place=self._place)
+            for held in self._text:
+                self._feed(held)
+            self._text.clear()
+        if comparing.in_pieces and self._pieces is None:
+            self._mine.clear()
+            return
+        if ids is not None:
+            self._mine.append(ids)
+        if self._pieces is not None:
+            self._feed(data)
+            self._settle()
+        else:
+            self._text.append(data)
+        if data:
+            return
+        if self._pieces is None:
+            self._theirs.append(comparing.reference.encode([b"".join(self._text).decode()])[0])
+            self._settle()
+        if self._mine or self._theirs:
+            raise self._differing(f"from token {self._tokens} of this document on")
+
+    def _feed(self, data: bytes) -> None:
+        if self._pieces is None:
+            return
+        for at in range(0, max(len(data), 1), _COMPARED_BYTES):
+            ids = self._pieces.push(data[at : at + _COMPARED_BYTES])
+            if ids is not None:
+                self._theirs.append(ids)
+
+    def _settle(self) -> None:
+        """Compare what both have given."""
+        mine, theirs = np.concatenate([_NONE, *self._mine]), np.concatenate([_NONE, *self._theirs])
+        both = min(len(mine), len(theirs))
+        differing = np.flatnonzero(mine[:both] != theirs[:both])
+        if len(differing):
+            raise self._differing(f"from token {self._tokens + int(differing[0])} of this document on")
+        self._tokens += both
+        self._mine = [mine[both:]] if len(mine) > both else []
+        self._theirs = [theirs[both:]] if len(theirs) > both else []
+
+    def _differing(self, where: str) -> EngineDiffers:
+        return EngineDiffers(
+            f"{self._path}{self._place and f':{self._place}'}: the engine and {self._comparing.reference.name}, "
+            f"the reference, differ {where}",
+            path=self._path,
+            place=self._place,
+        )
+
+
+_NONE = np.empty(0, np.uint32)
 
 
 def decoded(data: bytes, *, path: str, place: str = "", line: int = 1) -> str:
@@ -102,16 +213,20 @@ def decoded(data: bytes, *, path: str, place: str = "", line: int = 1) -> str:
         raise BadDocument(f"{path}:{where}: {reason}", path=path, place=where) from exc
 
 
-def find_cut(engine: Engine, held: bytes) -> int | None:
-    """The last place where this text may be cut, of those that are tried; None if there is none."""
-    begin = max(len(held) - _REACH_BYTES, 1)
-    end = max(len(held) - _WINDOW_BYTES, begin)
-    for pattern in _CUTS:
-        candidates = [match.start() for match in pattern.finditer(held, begin, end)][-_TRIES:]
-        for cut in reversed(candidates):
-            if _changes_nothing(engine, held, cut):
-                return cut
-    return None
+def places(engine: Engine, held: bytes) -> Iterator[int]:
+    """Seams where this text may be cut as far as a window on both sides tells, the last of the best kind first."""
+    seams = engine.seams()
+    end = len(held) - _WINDOW_BYTES
+    reaches = iter(_REACHES)
+    reach = 0
+    while end > 1:
+        reach = next(reaches, reach)
+        begin = max(end - reach, 1)
+        for found in seams.cuts(held, begin, end):
+            for cut in reversed(found[-_TRIES:]):
+                if _changes_nothing(engine, held, cut):
+                    yield cut
+        end = begin
 
 
 def _changes_nothing(engine: Engine, held: bytes, cut: int) -> bool:
@@ -120,10 +235,6 @@ def _changes_nothing(engine: Engine, held: bytes, cut: int) -> bool:
         return False  # what is not UTF-8 is told when it is encoded
     ids, lengths = engine.encode(["".join(texts), *texts])
     return bool(np.array_equal(ids[: lengths[0]], ids[lengths[0] :]))
-
-
-def _same(engine: Engine, reference: Engine, text: str) -> bool:
-    return bool(np.array_equal(engine.encode([text])[0], reference.encode([text])[0]))
 
 
 def _around(held: bytes, cut: int) -> tuple[str, str] | None:

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 import dsmem
 from dsmem.tokens import encoding, engines, feeding, vocabularies
+from dsmem.tokens.seams import Seams
 from dsmem.tokens.vocabularies import Vocabulary, describe
 
 
@@ -246,6 +247,9 @@ class Wrong:
         ids, lengths = self._right.encode([text.replace("wrong", "WRONG") for text in texts])
         return ids, lengths
 
+    def seams(self) -> Seams:
+        return self._right.seams()
+
 
 @pytest.mark.parametrize(("verify", "found"), [("all", True), (0, False), (8, False)])
 def test_the_first_difference_is_refused_by_name(
@@ -304,36 +308,44 @@ def test_a_long_document_is_fed_in_pieces_that_change_nothing(
 
 
 @pytest.mark.parametrize(
-    ("verify", "at", "found"),
+    ("verify", "at", "whole", "found"),
     [
-        *(("all", at, True) for at in ("start", "first cut", "end")),
-        *((16, at, at != "start") for at in ("start", "first cut", "end")),
-        (0, "end", False),
+        *(("all", at, whole, True) for at in ("start", "first cut", "end") for whole in (False, True)),
+        *((16, at, False, at != "start") for at in ("start", "first cut", "end")),
+        (16, "start", True, True),
+        (0, "end", True, False),
     ],
 )
 def test_a_long_document_is_compared(
-    verify: Any, at: str, found: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verify: Any, at: str, whole: bool, found: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it, or what lies around the cuts."""
+    """All of it where it fits, else around the cuts, or all of it in other pieces; which is told."""
     for module in (feeding, encoding):
         monkeypatch.setattr(module, "LONG_BYTES", 20_000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 10_000)
+    monkeypatch.setattr(feeding, "_COMPARED_BYTES", 7_000)
     monkeypatch.setattr(feeding, "_WINDOW_BYTES", 100)
-    monkeypatch.setattr(feeding, "_REACH_BYTES", 1000)
+    monkeypatch.setattr(feeding, "_REACHES", (500, 1000))
+    if not whole:
+        monkeypatch.setattr(feeding, "MOST_COMPARED_BYTES", 50_000)
     choose = engines.choose
     monkeypatch.setattr(engines, "choose", lambda *args, **options: Wrong(choose(*args, **options)))
     text = "right words\n" * 6000
     place = {"start": 1000, "first cut": 19_880, "end": len(text) - 20}[at]
     path = tmp_path / "x.txt"
-    path.write_text(f"{text[:place]} wrong {text[place:]}")
 
     def run() -> dsmem.Tokenized:
-        return dsmem.tokenize(path, tmp_path / "out.bin", tokenizer=trained, verify=verify)
+        return dsmem.tokenize(path, tmp_path / "out.bin", tokenizer=trained, verify=verify, overwrite=True)
 
+    path.write_text(text)
+    done = run()
+    assert done.verified == bool(verify)
+    path.write_text(f"{text[:place]} wrong {text[place:]}")
     if not found:
         assert run().verified == bool(verify)
         return
-    with pytest.raises(dsmem.EngineDiffers, match=r"x\.txt: .* the reference, differ in bytes"):
+    (tmp_path / "out.bin").unlink()
+    with pytest.raises(dsmem.EngineDiffers, match=r"x\.txt: .* the reference, differ (from token|around)"):
         run()
     assert not (tmp_path / "out.bin").exists()
 
@@ -347,6 +359,9 @@ def test_a_document_that_can_not_be_cut(tmp_path: Path, monkeypatch: pytest.Monk
 
         def encode(self, texts: Sequence[str]) -> tuple[engines.Ids, engines.Lengths]:
             return np.array([len(text) for text in texts], np.uint32), np.ones(len(texts), np.int64)
+
+        def seams(self) -> Seams:
+            return Seams([], within_words=True)
 
     monkeypatch.setattr(feeding, "LONG_BYTES", 5000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 1000)
