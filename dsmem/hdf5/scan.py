@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
-from h5py import h5l, h5o
+from h5py import h5f, h5l, h5o
 
 from dsmem.arrays import attributes, dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
@@ -189,7 +189,10 @@ class _Walk:
     def _external_link(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
         filename, target = group.links.get_val(name)
         where = f"{os.fsdecode(filename)}:{tree.text(target)}"
-        if "external" in self._allow:
+        if "external" in self._allow and (odd := _not_a_file(group, os.fsdecode(filename))) is not None:
+            if self._wanted(path):
+                self._refuse(path, f"an external link to {where}, and {odd} is not a file")
+        elif "external" in self._allow:
             try:
                 return self._object(group, name, path, below)
             except (KeyError, OSError, RuntimeError) as exc:
@@ -285,3 +288,15 @@ class _Walk:
                 self._refuse(f"{path}@{tree.text(name)}", f"an attribute that h5py can't read ({reason(exc)})", path)
         if encoded:
             self.found.attributes[path] = encoded
+
+
+def _not_a_file(group: Any, filename: str) -> str | None:
+    """What HDF5 would open for a link of that group, if it is no file: at a FIFO it would wait for a writer.
+
+    It looks beside the file that has the link, and for the path itself (H5Lcreate_external).
+    """
+    beside = os.path.dirname(os.fsdecode(h5f.get_name(group)))
+    for path in (os.path.join(beside, filename), os.path.join(beside, os.path.basename(filename)), filename):
+        if os.path.exists(path) and not os.path.isfile(path):
+            return path
+    return None

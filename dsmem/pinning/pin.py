@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from dsmem import digest, files, settings
 from dsmem.arrays.summary import DatasetSummary, summarize
 from dsmem.digest import cache
-from dsmem.errors import Allow, DamagedObject, Refusal, SourceChanged, Unsupported, UsageError
+from dsmem.errors import Allow, BadSource, DamagedObject, Refusal, SourceChanged, Unsupported, UsageError
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.store import names, objects, refs
@@ -235,18 +235,26 @@ def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tup
 
 @contextmanager
 def _opened(store: Store, request: PinRequest, fd: int) -> Iterator[tuple[Reader, FileIdentity]]:
-    """The file looked through, held against writers, and as it is now."""
+    """The file looked through, held against writers, and as it is now.
+
+    What goes wrong in the block because the file changed is SourceChanged, whatever HDF5 made of it.
+    """
     from dsmem.hdf5 import opening
     from dsmem.pinning import loading, untrusted
+    from dsmem.pinning.filling import ReadDifferently
 
     opening.lock_source(fd, request.path)
     identity = files.settled_identity(fd)
     opening.check_signature(fd, request.path)
     source = loading.Source(fd, request.path, identity.size_bytes, request.only, request.allow)
-    with untrusted.opened(source, store) if request.untrusted else loading.opened(source) as reader:
-        if reader.refusals and not request.skip_unsupported:
-            raise _unsupported(request.path, reader.refusals)
-        yield reader, identity
+    try:
+        with untrusted.opened(source, store) if request.untrusted else loading.opened(source) as reader:
+            if reader.refusals and not request.skip_unsupported:
+                raise _unsupported(request.path, reader.refusals)
+            yield reader, identity
+    except (BadSource, SourceChanged, ReadDifferently):
+        _check_unchanged(request.path, fd, identity)
+        raise
 
 
 def _compare_anew(store: Store, request: PinRequest, fd: int, found: Obtained, progress: Progress) -> None:

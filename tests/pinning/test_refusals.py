@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -185,6 +186,21 @@ def test_external_links_to_nothing_stay_refused(tmp_path: Path, filename: str, t
     found = refusals(path, "external")
     assert found.keys() == {"/broken"}
     assert f"{filename}:{target}, which can't be opened" in found["/broken"].reason
+    assert found["/broken"].allow is None
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory"])
+@pytest.mark.parametrize("absolute", [False, True])
+def test_external_links_to_no_file_are_not_opened(tmp_path: Path, kind: str, absolute: bool) -> None:
+    """HDF5 would wait at a FIFO until somebody writes to it."""
+    path = linked(tmp_path)
+    odd = tmp_path / "odd"
+    os.mkfifo(odd) if kind == "fifo" else odd.mkdir()
+    with h5py.File(path, "a") as file:
+        file["broken"] = h5py.ExternalLink(str(odd) if absolute else "odd", "/x")
+    found = refusals(path, "external")
+    assert found.keys() == {"/broken"}
+    assert found["/broken"].reason.endswith(f"odd:/x, and {odd} is not a file")
     assert found["/broken"].allow is None
 
 

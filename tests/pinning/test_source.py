@@ -20,7 +20,9 @@ from samples import MIB, assert_reads_as_h5py, settle, write_sample
 from stores import refuse
 
 import dsmem
-from dsmem import files
+from dsmem import files, proc
+from dsmem.hdf5 import opening, reading
+from dsmem.pinning import processes
 from dsmem.store import objects
 from dsmem.store.root import make_store
 
@@ -182,14 +184,54 @@ def test_changed_while_it_is_read(how: str, algo: str, path: Path, store_root: P
             changed.append(how)
             CHANGES[how](path)
 
-    with pytest.raises(dsmem.DsmemError) as caught:
+    with pytest.raises(dsmem.SourceChanged, match=f"{path} changed while it was read; nothing was published"):
         dsmem.pin(path, algo=algo, progress=change)
     assert changed
-    # What is torn out from under it may be noticed by h5py first, when samples are compared.
-    torn = how in ("rewritten", "shortened", "emptied", "mtime restored")
-    assert isinstance(caught.value, dsmem.SourceChanged | (dsmem.BadSource if torn else dsmem.SourceChanged))
     assert_nothing_published(store_root)
     assert not (store_root.parent / "cache").exists()
+
+
+@pytest.mark.parametrize("how", ["shortened", "emptied", "replaced", "deleted"])
+@pytest.mark.parametrize("untrusted", [False, True], ids=["here", "in a child"])
+def test_changed_before_hdf5_opens_it(
+    how: str, untrusted: bool, path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = opening.check_signature
+
+    def change(fd: int, name: str) -> None:
+        looked_at(fd, name)
+        CHANGES[how](path)
+
+    monkeypatch.setattr(opening, "check_signature", change)
+    with pytest.raises(dsmem.SourceChanged, match=f"{path} changed while it was read"):
+        dsmem.pin(path, untrusted=untrusted)
+    assert_nothing_published(store_root)
+
+
+@pytest.mark.parametrize("how", ["shortened", "emptied", "replaced", "deleted"])
+def test_changed_while_processes_read_it(
+    how: str, tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Before they open it, and while they read what only HDF5 decodes."""
+    monkeypatch.setattr(processes, "WORTH_BYTES", 1)
+    monkeypatch.setattr(proc, "usable_cpus", lambda: 3)
+    path = tmp_path / "scaled.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("x", data=np.arange(3 << 20), chunks=(1 << 17,), scaleoffset=0)
+    settle(path)
+    read_block = reading.read_block
+
+    def change(*what: Any) -> memoryview:
+        if os.path.exists(path):
+            CHANGES[how](path)
+        time.sleep(0.3)  # for others to start, and find what has become of it
+        return read_block(*what)
+
+    monkeypatch.setattr(reading, "read_block", change)
+    with pytest.raises(dsmem.SourceChanged, match=f"{path} changed while it was read"):
+        dsmem.pin(path)
+    assert_nothing_published(store_root)
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("how", CHANGES)
