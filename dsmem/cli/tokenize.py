@@ -189,6 +189,8 @@ def _show(out: Output, done: Tokenized) -> None:
     rate = done.text_bytes / max(done.elapsed_s, 1e-9) / 1e6
     resumed = f", {done.resumed_parts} of {done.parts} parts taken over" if done.resumed_parts else ""
     verified = f"{done.verified} documents compared" if done.verified else "none compared"
+    if done.verified_in_pieces:
+        verified += f", {done.verified_in_pieces} of them not as a whole: too long"
     out.result(
         f"{units.format_bytes(done.text_bytes)} of text to {done.tokens:,} {done.dtype} tokens by {done.engine} "
         f"in {units.format_duration(done.elapsed_s)}, {rate:.0f} MB/s{resumed}; {verified}"

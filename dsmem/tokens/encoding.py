@@ -81,7 +81,11 @@ class Encoder:
                     self._add(batch, writer, verifying)
                     report(batch.input_bytes)
             return writer.finish(
-                slices=slices, skipped=faults.count, skipped_places=faults.places, verified=verifying.count
+                slices=slices,
+                skipped=faults.count,
+                skipped_places=faults.places,
+                verified=verifying.count,
+                verified_in_pieces=verifying.in_pieces,
             )
 
     def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:

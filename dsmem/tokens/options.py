@@ -49,6 +49,8 @@ class Tokenized:
     engine: str
     verified: int
     """Documents compared with the reference."""
+    verified_in_pieces: int
+    """Of them, those too long to be compared whole: with `verify="all"` in pieces, else around their cuts only."""
     skipped: int
     skipped_places: tuple[str, ...]
     """The first of them, with file, place and reason."""

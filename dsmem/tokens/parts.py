@@ -68,6 +68,7 @@ class Record:
     skipped: int = 0
     skipped_places: list[str] = field(default_factory=list)
     verified: int = 0
+    verified_in_pieces: int = 0
 
     def part(self, directory: str) -> Part:
         """Where its files are."""

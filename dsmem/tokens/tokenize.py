@@ -149,6 +149,7 @@ def tokenize(
         tokenizer=options.tokenizer,
         engine=run.engine,
         verified=sum(record.verified for record in records),
+        verified_in_pieces=sum(record.verified_in_pieces for record in records),
         skipped=sum(record.skipped for record in records),
         skipped_places=run.skipped_places(records),
         parts=len(records),

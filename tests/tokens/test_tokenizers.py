@@ -339,7 +339,7 @@ def test_a_long_document_is_compared(
 
     path.write_text(text)
     done = run()
-    assert done.verified == bool(verify)
+    assert (done.verified, done.verified_in_pieces) == (bool(verify), bool(verify) and not whole)
     path.write_text(f"{text[:place]} wrong {text[place:]}")
     if not found:
         assert run().verified == bool(verify)
