@@ -31,9 +31,18 @@ def ends_of(file: TokenFile) -> Tokens:
 
 
 def bounds_of(ends: Tokens, documents: Indices) -> tuple[Indices, Indices]:
-    """First token of each of these documents, and the token after its last."""
+    """First token of each of these documents, and the token after its last; raises BadSource for ends that fall."""
     starts = np.where(documents > 0, ends[documents - 1].astype(np.int64), 0)
-    return starts, ends[documents].astype(np.int64)
+    stops = ends[documents].astype(np.int64)
+    if (stops < starts).any():
+        raise _falling(documents[stops < starts][0])
+    return starts, stops
+
+
+def _falling(document: int) -> BadSource:
+    return BadSource(
+        f"document {document} ends before the one in front of it; `dsmem tokens verify` tells of which file"
+    )
 
 
 class WithinDocuments:
@@ -106,6 +115,11 @@ def cuts_in(ends: Tokens, starts: Indices, rows: Indices, seq_len: int) -> Indic
     high = np.searchsorted(ends, (starts + seq_len).astype(ends.dtype), side="left")
     counts = high - low
     within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    found = ends[np.repeat(low, counts) + within].astype(np.int64)
+    documents = np.repeat(low, counts) + within
+    found = ends[documents].astype(np.int64)
+    # A search among ends that fall ends somewhere: what it shows is told, all of it would take a pass over the ends.
+    outside = (found <= np.repeat(starts, counts)) | (found >= np.repeat(starts + seq_len, counts))
+    if outside.any():
+        raise _falling(documents[outside][0] + 1)
     cuts: Indices = found - np.repeat(starts - rows * seq_len, counts)
     return cuts

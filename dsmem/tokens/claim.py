@@ -120,12 +120,15 @@ class Claim:
         record = {"arrangement": asdict(self._arrangement), "files": named}
         files.write_atomic(f"{self._directory}/{workdir.PUBLISHED}", json.dumps(record).encode())
         kept = {there.bin for _, there in pairs}
-        for unit in self._units():
-            if unit.files.bin not in kept and unit.is_ours():
-                found = list(unit.there())
-                _log.warning("removed, as it was of the output that is replaced: %s", ", ".join(found))
-                for path in found:
-                    os.unlink(path)
+        stale = [unit for unit in self._units() if unit.files.bin not in kept and unit.is_ours()]
+        for unit in stale:
+            for path in unit.there():
+                os.unlink(path)
+        if stale:
+            _log.warning(
+                "%d files of the output that is replaced had other names, and are gone: %s%s",
+                len(stale), stale[0].files.bin, ", …" if len(stale) > 1 else "",
+            )  # fmt: skip
 
     def _published(self) -> dict[str, list[int]]:
         """What a run that was killed had published of this same output when it was: it is not taken by others."""

@@ -254,7 +254,11 @@ def _checked(
 
 
 def need_column(path: str, names: Sequence[str], wanted: str) -> None:
-    """Raise BadDocument for a table without that column."""
+    """Raise BadDocument for a table without that column, or with several of that name."""
+    if list(names).count(wanted) > 1:
+        raise BadDocument(
+            f"{path}: {list(names).count(wanted)} columns {wanted!r}: which is meant can't be told", path=path
+        )
     if wanted not in names:
         fields = tuple(names)[:_MOST_FIELDS]
         raise BadDocument(f"{path}: no column {wanted!r}; there are: {_listed(fields)}", path=path, fields=fields)

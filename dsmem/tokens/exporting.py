@@ -24,7 +24,7 @@ from dsmem.progress import Progress, ignore
 from dsmem.tokens import joining, llmc
 from dsmem.tokens.boundaries import ends_of
 from dsmem.tokens.drafts import Drafts
-from dsmem.tokens.index import Ends, blocks_of
+from dsmem.tokens.index import Ends, blocks_of, check_rising
 from dsmem.tokens.inspecting import manifest_of
 from dsmem.tokens.joining import Stretch, counter
 from dsmem.tokens.layout import ITEM_BYTES
@@ -65,6 +65,7 @@ def export(
         raise UsageError(f"only llm.c's form begins documents with a token of its own; {form}'s holds what is there")
     file = open_tokens(path)
     ends = cast(Ends, ends_of(file))
+    check_rising(ends, file.path)
     stem = os.fspath(out).removesuffix(_SUFFIXES[form])
     target = f"{stem}{_SUFFIXES[form]}"
     if os.path.exists(target) and os.path.samefile(target, file.path):

@@ -18,6 +18,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.lib import format as npy
 
+from dsmem.errors import BadSource
 from dsmem.tokens.layout import IDX_CODES, IDX_MAGIC, IDX_VERSION, ITEM_BYTES, TokenDtype
 
 BLOCK = 1 << 17
@@ -71,6 +72,16 @@ def blocks_of(ends: Ends) -> Iterator[tuple[int, Ends]]:
         block = np.array(ends[start : start + BLOCK], np.uint64)
         yield before, block
         before = int(block[-1])
+
+
+def check_rising(ends: Ends, path: str) -> None:
+    """Raise BadSource where a document of `path` ends before the one in front of it: one pass over the ends."""
+    first = 0
+    for before, block in blocks_of(ends):
+        falls = np.flatnonzero(block < np.concatenate((np.array([before], np.uint64), block[:-1])))
+        if len(falls):
+            raise BadSource(f"{path}: document {first + int(falls[0])} ends before the one in front of it")
+        first += len(block)
 
 
 def lengths_of(before: int, ends: Ends) -> Ends:

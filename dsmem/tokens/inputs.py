@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from dsmem.errors import BadSource, SourceMissing, UsageError
+from dsmem.errors import BadSource, DsmemError, SourceMissing, UsageError
 from dsmem.files import FileIdentity
 from dsmem.tokens import compressed, hub
 from dsmem.tokens.compressed import Compression
@@ -231,6 +231,11 @@ def _read_json(path: str) -> dict[str, object]:
     return value
 
 
+def _first_line(error: Exception) -> str:
+    """What it says, or else its type."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _from_hub(name: str, wanted: Wanted) -> Iterable[Source]:
     """The Arrow files in which `datasets` keeps a dataset of the hub (it downloads what is not in its cache)."""
     if wanted.split is not None and not wanted.split.isidentifier():
@@ -240,11 +245,15 @@ def _from_hub(name: str, wanted: Wanted) -> Iterable[Source]:
     try:
         hub.require_answer(name, "README.md", "dataset")
         loaded = datasets.load_dataset(name, wanted.subset, split=wanted.split)
-    except SourceMissing:
+    except DsmemError:
         raise
     except (OSError, ValueError) as exc:
-        reason = (str(exc).strip() or type(exc).__name__).splitlines()[0]
-        raise SourceMissing(f"{name} is neither a file nor a dataset that can be loaded: {reason}") from exc
+        raise SourceMissing(f"{name} is neither a file nor a dataset that can be loaded: {_first_line(exc)}") from exc
+    except Exception as exc:
+        # `datasets` has errors of its own, and raises RuntimeError for what it supports no longer.
+        raise BadSource(f"{name} can't be loaded: {type(exc).__name__}: {_first_line(exc)}") from exc
     if isinstance(loaded, dict):
         loaded = loaded[_chosen(name, list(loaded), wanted)]
+    if loaded._indices is not None:
+        raise BadSource(f"{name} is a selection of rows, whose files hold others too: save it with save_to_disk")
     return [_file(one["filename"], Wanted("arrow")) for one in loaded.cache_files]

@@ -11,7 +11,7 @@ import numpy as np
 
 from dsmem.errors import UsageError
 from dsmem.tokens import manifest as manifests
-from dsmem.tokens.index import Ends, blocks_of, lengths_of
+from dsmem.tokens.index import Ends, blocks_of, check_rising, lengths_of
 from dsmem.tokens.layout import Beside, TokenDtype
 from dsmem.tokens.manifest import Manifest
 from dsmem.tokens.opening import Known, TokenFile, Tokens, open_tokens
@@ -72,13 +72,15 @@ class Excerpt:
 
 
 def inspect(path: str | os.PathLike[str], *, token_dtype: TokenDtype | None = None) -> Info:
-    """Look at a token file and what lies beside it; passes over the document ends once, reads no token.
+    """Look at a token file and what lies beside it; passes over the document ends twice, reads no token.
 
     Raises SourceMissing, and BadSource where a side file contradicts the `.bin`.
     """
     file = open_tokens(path, token_dtype=token_dtype)
     beside = Beside.of(file.path)
     ends = file.documents()
+    if ends is not None:
+        check_rising(cast(Ends, ends), file.path)
     return Info(
         path=file.path,
         size_bytes=os.stat(file.path).st_size,

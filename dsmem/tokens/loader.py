@@ -13,11 +13,11 @@ import torch
 
 from dsmem.errors import UsageError
 from dsmem.tokens.batches import Batch, PackReader, Reader, WindowReader
-from dsmem.tokens.dataset import Paths, check_rank, numpy_dtype
+from dsmem.tokens.dataset import Paths, check_rank, numpy_dtype, whole
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.mixture import Mixture
 from dsmem.tokens.opening import open_all
-from dsmem.tokens.order import InEpochs, Order, Share, Step
+from dsmem.tokens.order import InEpochs, Order, Share, Step, mapping_of
 from dsmem.tokens.packing import Packing
 from dsmem.tokens.windows import Windows
 
@@ -80,6 +80,7 @@ class TokenLoader:
         prefetch: int = 0,
         drop_last: bool = True,
     ) -> None:
+        whole(batch_size=batch_size, seq_len=seq_len, stride=stride, prefetch=prefetch, buffers=buffers)
         if batch_size < 1 or prefetch < 0 or (buffers is not None and buffers < 1):
             raise UsageError(f"batch_size={batch_size}, buffers={buffers}, prefetch={prefetch}: at least 1, 1 and 0")
         if documents not in ("ignore", "within", "mark", "pack"):
@@ -142,14 +143,14 @@ class TokenLoader:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Stand where the state was saved; raises UsageError where its samples are not the samples of this loader."""
-        if state.get("dsmem_token_loader") != _STATE:
+        if not isinstance(state, Mapping) or state.get("dsmem_token_loader") != _STATE:
             raise UsageError("not the state of a TokenLoader")
         told = {"order": self._order.kind, **self._about}
-        saved = {"order": state.get("order"), **dict(state.get("about", {}))}
+        saved = {"order": state.get("order"), **mapping_of(state, "about")}
         for name in dict.fromkeys((*told, *saved)):
             if told.get(name) != saved.get(name):
                 raise UsageError(f"the state is of {name}={saved.get(name)!r}, this loader has {told.get(name)!r}")
-        self._order.restore(dict(state.get("position", {})))
+        self._order.restore(mapping_of(state, "position"))
 
     def set_epoch(self, epoch: int) -> None:
         """Stand at the start of that epoch; a mixture has none."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dsmem.errors import DsmemError
-from dsmem.tokens.layout import ITEM_BYTES, TokenDtype
+from dsmem.tokens.layout import TokenDtype
 
 FORMAT = 1
 Place = Literal["append", "prepend", "none"]
@@ -93,7 +95,24 @@ def load(data: bytes) -> Manifest:
         found = Manifest(tokenizer=tokenizer, inputs=inputs, **raw)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as exc:
         raise BadManifest(f"not a manifest of a token file: {exc}") from exc
-    numbers = (found.tokens, found.documents, found.text_bytes, found.skipped, found.tokenizer.largest_id)
-    if found.dtype not in ITEM_BYTES or any(type(number) is not int or number < 0 for number in numbers):
-        raise BadManifest("a manifest with values that can't be")
+    kinds: dict[type, dict[str, Any]] = {of: get_type_hints(of) for of in (Manifest, Tokenizer, Input)}
+    for record in (found, found.tokenizer, *found.inputs):
+        for name, kind in kinds[type(record)].items():
+            if not _is(getattr(record, name), kind, least=None if name == "shuffle_seed" else 0):
+                raise BadManifest(f"a manifest with a value that can't be: {name} is {getattr(record, name)!r}")
+    if not found.shard < found.shards:
+        raise BadManifest(f"a manifest with values that can't be: shard {found.shard} of {found.shards}")
     return found
+
+
+def _is(value: object, kind: Any, *, least: int | None) -> bool:
+    """Whether a value from JSON is of the kind that a field is annotated with; numbers are at least `least`."""
+    origin = get_origin(kind)
+    if origin is Literal:
+        return any(type(value) is type(one) and value == one for one in get_args(kind))
+    if origin is UnionType:
+        return any(_is(value, one, least=least) for one in get_args(kind))
+    if kind is float or kind is int:
+        fitting = type(value) is int or (kind is float and type(value) is float and math.isfinite(value))
+        return fitting and (least is None or value >= least)  # type: ignore[operator] # a number, by now
+    return isinstance(value, origin or kind)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dsmem.errors import UsageError
-from dsmem.tokens.order import Share, Step, whole_numbers
+from dsmem.tokens.order import Share, Step, mapping_of, whole_numbers
 from dsmem.tokens.permutation import Indices, Permutation
 
 _log = logging.getLogger(__name__)
@@ -78,13 +78,14 @@ class Mixture:
     def restore(self, position: Mapping[str, Any]) -> None:
         """See Order. A file that the state does not know begins at its start."""
         consumed = whole_numbers(position, "consumed")["consumed"]
-        files = dict(position.get("files", {}))
+        files = mapping_of(position, "files")
         cursors = np.zeros_like(self._counts)
         for place, name in enumerate(self._names):
             if name not in files:
                 _log.warning("the state knows nothing of %s: it begins at its start", name)
                 continue
-            found = whole_numbers(files.pop(name), "consumed", "samples")
+            found = whole_numbers(mapping_of(files, name), "consumed", "samples")
+            del files[name]
             if found["samples"] != self._counts[place]:
                 raise UsageError(f"{name} has {self._counts[place]} samples, and had {found['samples']}")
             cursors[place] = found["consumed"]

@@ -156,6 +156,14 @@ class InEpochs:
             yield Step(permutation(indices) if permutation is not None else indices, Position(epoch, self._windows))
 
 
+def mapping_of(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """What a saved state has under a name, nothing where it has none; raises UsageError for what is no mapping."""
+    found = state.get(name, {})
+    if not isinstance(found, Mapping):
+        raise UsageError(f"no position: {name} is {found!r}")
+    return dict(found)
+
+
 def whole_numbers(position: Mapping[str, Any], *names: str) -> dict[str, int]:
     """These counts of a saved position; raises UsageError where one is missing or no count."""
     found = {name: position.get(name) for name in names}

@@ -16,11 +16,11 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from dsmem import parallel, proc
-from dsmem.digest import hash_file
+from dsmem.digest import ALGORITHMS, hash_file
 from dsmem.errors import BadSource
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import manifest as manifests
-from dsmem.tokens.index import Ends, blocks_of, pieces
+from dsmem.tokens.index import Ends, blocks_of, check_rising, pieces
 from dsmem.tokens.layout import LARGEST_ID, Beside
 from dsmem.tokens.manifest import BadManifest, Manifest
 from dsmem.tokens.opening import TokenFile, Tokens, open_tokens
@@ -75,9 +75,12 @@ def _manifest(beside: Beside, checks: list[Check]) -> Manifest | None:
     if not os.path.exists(beside.manifest):
         checks.append(Check("manifest", "absent", "there is none: nothing tells what the file should be"))
         return None
+    if not os.path.isfile(beside.manifest):
+        checks.append(Check("manifest", "bad", f"{beside.manifest} is no regular file"))
+        return None
     try:
         found = manifests.load(Path(beside.manifest).read_bytes())
-    except BadManifest as exc:
+    except (BadManifest, OSError) as exc:
         checks.append(Check("manifest", "bad", f"{beside.manifest}: {exc}"))
         return None
     made = f"{found.tokenizer.spec}, dsmem {found.dsmem}"
@@ -113,14 +116,11 @@ def _ends(beside: Beside, file: TokenFile, manifest: Manifest | None, checks: li
         detail = f"{beside.docs} has {len(ends)} ends, the manifest says {manifest.documents}"
         checks.append(Check("documents", "bad", detail))
         return ends
-    number = 0
-    for before, block in blocks_of(ends):
-        falling = np.flatnonzero(block < np.concatenate((np.array([before], np.uint64), block[:-1])))
-        if len(falling):
-            here = number + int(falling[0])
-            checks.append(Check("documents", "bad", f"document {here} ends before the one in front of it"))
-            return None
-        number += len(block)
+    try:
+        check_rising(ends, beside.bin)
+    except BadSource as exc:
+        checks.append(Check("documents", "bad", str(exc)))
+        return None
     checks.append(Check("documents", "ok", f"{len(ends)}, the last ends with the file"))
     return ends
 
@@ -184,6 +184,8 @@ def _digest(beside: Beside, manifest: Manifest | None) -> Check:
     if manifest is None or not manifest.digest:
         return Check("checksum", "absent", "the manifest has it, and there is none")
     algo, _, told = manifest.digest.partition(":")
+    if algo not in ALGORITHMS:
+        return Check("checksum", "bad", f"the manifest has {manifest.digest!r}, which is no checksum")
     found = hash_file(beside.bin, algo, cache=False).hex
     if found == told:
         return Check("checksum", "ok", manifest.digest)

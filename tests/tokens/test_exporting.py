@@ -17,7 +17,7 @@ from tokenfiles import EOT, Documents, make_manifest, make_tokens, of_bytes, ran
 
 from dsmem.errors import BadSource, UsageError
 from dsmem.tokens import index, llmc
-from dsmem.tokens.exporting import FORMS, Exported, _for_people, export
+from dsmem.tokens.exporting import FORMS, Exported, Form, _for_people, export
 from dsmem.tokens.layout import TokenDtype
 
 HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
@@ -187,6 +187,16 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, form: str, monkeypatch:
         export(tmp_path / "a.bin", tmp_path / "b", form)  # type: ignore[arg-type]
     assert Path(done).read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == names
+
+
+@pytest.mark.parametrize("form", ["llm.c", "datatrove", "olmo"])
+def test_ends_that_fall_are_not_exported(form: Form, tmp_path: Path) -> None:
+    make_tokens(tmp_path / "a.bin", [[1] * 5, [2] * 5, [3] * 5])
+    np.save(tmp_path / "a.docs.npy", np.array([5, 3, 15], np.uint64))
+    there = sorted(tmp_path.iterdir())
+    with pytest.raises(BadSource, match="document 1 ends before the one in front of it"):
+        export(tmp_path / "a.bin", tmp_path / "out", form)
+    assert sorted(tmp_path.iterdir()) == there
 
 
 def test_misuse(tmp_path: Path) -> None:

@@ -164,6 +164,48 @@ def test_a_dataset_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         inputs.gather(["someone/other"])
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("Dataset scripts are no longer supported"),
+        datasets.exceptions.DatasetGenerationError("no rows\nat all"),
+    ],
+)
+def test_errors_of_the_hubs_library_are_told(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    tokentexts.answering_hub(monkeypatch)
+    first = str(error).splitlines()[0]
+    with pytest.raises(dsmem.BadSource, match=f"^someone/other can't be loaded: {type(error).__name__}: {first}$"):
+        inputs.gather(["someone/other"])
+
+
+def test_a_selection_of_rows_is_not_read_from_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets.Dataset.from_dict({"text": ["a", "b", "c"]}).save_to_disk(tmp_path / "cache")
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.load_from_disk(tmp_path / "cache").select([2, 0])
+    )
+    tokentexts.answering_hub(monkeypatch)
+    with pytest.raises(dsmem.BadSource, match="someone/some is a selection of rows"):
+        inputs.gather(["someone/some"])
+
+
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_two_columns_of_the_same_name_are_refused(form: str, tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array([1])], names=["text", "text", "n"])
+    path = tmp_path / f"x.{form}"
+    if form == "parquet":
+        parquet.write_table(table, path)
+    else:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(dsmem.BadDocument, match=r"2 columns 'text': which is meant can't be told"):
+        dsmem.tokenize(path, tmp_path / "out.bin")
+    assert not list(tmp_path.glob("*out*"))
+
+
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_standard_input(compression: str, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = tokentexts.write_jsonl(tmp_path / "made", texts).read_bytes()

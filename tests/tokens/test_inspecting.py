@@ -95,6 +95,13 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         inspect(tmp_path / "a.bin")
 
 
+def test_ends_that_fall(tmp_path: Path) -> None:
+    make_tokens(tmp_path / "a.bin", [[1] * 5, [2] * 5, [3] * 5])
+    np.save(tmp_path / "a.docs.npy", np.array([5, 3, 15], np.uint64))
+    with pytest.raises(BadSource, match=r"a\.bin: document 1 ends before the one in front of it"):
+        inspect(tmp_path / "a.bin")
+
+
 def test_no_documents(tmp_path: Path) -> None:
     make_tokens(tmp_path / "a.bin", of_bytes())
     found = inspect(tmp_path / "a.bin")

@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenfiles import make_tokens
 
 import dsmem
 from dsmem.errors import BadSource, UsageError
@@ -151,6 +152,40 @@ def test_states_of_another_loader_are_refused(path: Path, tmp_path: Path) -> Non
             loader.load_state_dict({**state, "position": position})
     with pytest.raises(UsageError, match="not the state"):
         loader.load_state_dict({})
+    with pytest.raises(UsageError, match="not the state"):
+        loader.load_state_dict(None)  # type: ignore[arg-type]
+    for broken in ({"about": None}, {"position": None}, {"position": [1]}, {"about": "x"}):
+        with pytest.raises(UsageError, match="no position: "):
+            loader.load_state_dict({**state, **broken})
+    mixed = dsmem.TokenLoader(path, 10, T, weights=[1])
+    state = mixed.state_dict()
+    for files in (None, ["x"], {path.name: 5}, {path.name: None}):
+        with pytest.raises(UsageError, match="no position: "):
+            mixed.load_state_dict({**state, "position": {"consumed": 0, "files": files}})
+
+
+@pytest.mark.parametrize("documents", ["within", "pack", "mark"])
+def test_ends_that_fall_are_refused(documents: str, tmp_path: Path) -> None:
+    make_tokens(tmp_path / "a.bin", [[number] * 20 for number in range(40)])
+    ends = np.load(tmp_path / "a.docs.npy")
+    ends[7:20] = 100_000
+    np.save(tmp_path / "a.docs.npy", ends)
+    with pytest.raises(BadSource, match=r"document \d+ ends before the one in front of it"):
+        list(dsmem.TokenLoader(tmp_path / "a.bin", 1, 700, documents=documents))  # type: ignore[arg-type]
+    if documents == "within":
+        with pytest.raises(BadSource):
+            dsmem.TokenDataset(tmp_path / "a.bin", 4, within_documents=True)
+
+
+def test_numbers_are_whole(path: Path) -> None:
+    for seq_len, stride in ((2.5, 1), ("8", 1), (8, 1.0)):
+        with pytest.raises(UsageError, match="it is a whole number"):
+            dsmem.TokenDataset(path, seq_len, stride=stride)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="it is a whole number"):
+            dsmem.TokenLoader(path, 2, seq_len, stride=stride)  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"batch_size=2\.0"):
+        dsmem.TokenLoader(path, 2.0, 8)  # type: ignore[arg-type]
+    assert len(dsmem.TokenDataset(path, np.int64(8), stride=np.int32(8)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 5])

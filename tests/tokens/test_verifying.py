@@ -56,6 +56,11 @@ def _flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
+def _replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def _edit(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -79,6 +84,15 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     ),
     "fewer documents": (lambda at: _edit(at / "a.json", documents=3), {"documents": "has 4 ends, the manifest says 3"}),
     "another digest": (lambda at: _edit(at / "a.json", digest="sha256:00"), {"checksum": "instead of sha256:00"}),
+    "no digest": (lambda at: _edit(at / "a.json", digest="foo"), {"checksum": "'foo', which is no checksum"}),
+    "a digest that is a number": (
+        lambda at: _edit(at / "a.json", digest=5),
+        {"manifest": "digest is 5", "size": "digest is 5"},
+    ),
+    "a manifest that is a directory": (
+        lambda at: _replace_by_directory(at / "a.json"),
+        {"manifest": "a.json is no regular file", "size": "a.json is no regular file"},
+    ),
     "ends that fall": (
         lambda at: _set_ends(at / "a.docs.npy", lambda ends: ends.__setitem__(1, 2)),
         {"documents": "document 1 ends before"},
