@@ -93,7 +93,8 @@ class Unsupported(DsmemError, TypeError):
 class NoSpace(DsmemError, OSError):
     """Not enough room: `need_bytes`, `free_bytes`, what limits it (`limit`), what a clean would free.
 
-    Under a budget (`budget_bytes`) also the objects that could not be evicted: `held` by processes, and `kept`.
+    Under a budget (`budget_bytes`) also what others take of it that are being loaded (`loading_bytes`), and the objects
+    that could not be evicted: `held` by processes, and `kept`.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class NoSpace(DsmemError, OSError):
         limit: str = "",
         reclaimable_bytes: int = 0,
         budget_bytes: int | None = None,
+        loading_bytes: int = 0,
         held: Sequence[str] = (),
         kept: Sequence[str] = (),
     ) -> None:
@@ -114,6 +116,7 @@ class NoSpace(DsmemError, OSError):
         self.limit = limit
         self.reclaimable_bytes = reclaimable_bytes
         self.budget_bytes = budget_bytes
+        self.loading_bytes = loading_bytes
         self.held = tuple(held)
         self.kept = tuple(kept)
 

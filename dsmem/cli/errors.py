@@ -41,6 +41,7 @@ from dsmem.errors import (
     OutputExists,
     OutputFull,
     ReadFailure,
+    Refusal,
     ServerTimeout,
     SourceBusy,
     SourceChanged,
@@ -55,6 +56,7 @@ from dsmem.errors import (
 
 T = TypeVar("T")
 
+_MIB = 1 << 20
 ERROR, USAGE, NOT_FOUND, NO_SPACE, IN_USE, INTERRUPTED = 1, 2, 3, 4, 5, 130
 
 
@@ -70,6 +72,17 @@ class Typed:
     def again(self, *more: str) -> str:
         """The same command line, with more."""
         return " ".join(["dsmem", *(quote(word) for word in (*self.arguments, *more))])
+
+    def instead(self, option: str, value: str) -> str:
+        """The same command line with that option, in the place of what it was given."""
+        words = iter(self.arguments)
+        kept: list[str] = []
+        for word in words:
+            if word == option:
+                next(words, None)
+            elif not word.startswith(f"{option}="):
+                kept.append(word)
+        return Typed(self.command, tuple(kept)).again(option, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,12 +117,21 @@ def _hint_busy(error: SourceBusy, typed: Typed) -> str | None:
     return f"see who writes it: lsof -- {quote(error.path)}"
 
 
+def because(refusal: Refusal) -> str:
+    """Why something is refused, and the flag that lets it through, if one does."""
+    return f"{refusal.reason} (--allow {refusal.allow})" if refusal.allow else refusal.reason
+
+
 def _hint_no_space(error: NoSpace, typed: Typed) -> str:
     if typed.command == "dsmem ckpt read":
         return f"read a part, the tensors of these names: {typed.again('--only', 'GLOB')}"
+    if error.loading_bytes:
+        return f"when the others are loaded, try again: {typed.again()}"
+    if error.budget_bytes is not None and error.need_bytes > error.budget_bytes:
+        return f"give it as much: {typed.instead('--budget', f'{-(-error.need_bytes // _MIB)}MiB')}"
     if error.budget_bytes is not None:
         return "see what is in use, and what is kept: dsmem shm ls"
-    if error.reclaimable_bytes > 0:
+    if error.reclaimable_bytes > 0 and error.free_bytes + error.reclaimable_bytes >= error.need_bytes:
         return f"frees {units.format_bytes(error.reclaimable_bytes)}: dsmem shm clean --unused"
     return "see what limits it and how to raise it: dsmem shm doctor"
 
@@ -249,7 +271,7 @@ def explain(error: BaseException, typed: Typed) -> Explanation:
     if isinstance(error, DsmemError):
         message = str(error)
         if isinstance(error, Unsupported):
-            particulars = [f"{refusal.path}: {refusal.reason}" for refusal in error.refusals]
+            particulars = [f"{refusal.path}: {because(refusal)}" for refusal in error.refusals]
         elif isinstance(error, Ambiguous):
             particulars = error.candidates
         elif isinstance(error, NoDocuments):

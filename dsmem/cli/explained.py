@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dsmem import units
 from dsmem.cli import rows
-from dsmem.cli.errors import Failures
+from dsmem.cli.errors import Failures, because
 from dsmem.cli.output import Column, Output
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _cells(one: Explanation) -> list[list[object]]:
         why = _why(dataset) if dataset.tier in ("h5py", "empty") else f"; {dataset.note}" if dataset.note else ""
         how = "decoded in processes" if dataset.in_processes else _HOW[dataset.tier]
         shown.append([*rows.dataset(dataset), dataset.ratio, " ".join(filter(None, parts)), how + why])
-    return shown + [[_path(refusal), *[None] * 5, f"refused: {_reason(refusal)}"] for refusal in one.refused]
+    return shown + [[_path(refusal), *[None] * 5, f"refused: {because(refusal)}"] for refusal in one.refused]
 
 
 def _fields(one: Explanation) -> list[list[object]]:
@@ -92,7 +92,7 @@ def _fields(one: Explanation) -> list[list[object]]:
         chunks = None if dataset.chunks is None else str(dataset.chunks)
         stored = [dataset.layout, chunks, " + ".join(dataset.filters) or None, dataset.ratio]
         listed.append([*rows.dataset(dataset), *stored, dataset.tier, _why(dataset)])
-    return listed + [[_path(refusal), *[None] * 7, "refused", _reason(refusal)] for refusal in one.refused]
+    return listed + [[_path(refusal), *[None] * 7, "refused", because(refusal)] for refusal in one.refused]
 
 
 def _why(dataset: ExplainedDataset) -> str:
@@ -101,7 +101,3 @@ def _why(dataset: ExplainedDataset) -> str:
 
 def _path(refusal: Refusal) -> str:
     return refusal.path.removeprefix("/")
-
-
-def _reason(refusal: Refusal) -> str:
-    return f"{refusal.reason} (--allow {refusal.allow})" if refusal.allow else refusal.reason

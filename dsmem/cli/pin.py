@@ -11,7 +11,7 @@ import typer
 from dsmem import units
 from dsmem.cli import explained, progress, rows
 from dsmem.cli.commands import Algo, Budget, Json, Keep
-from dsmem.cli.errors import Failures
+from dsmem.cli.errors import Failures, because
 from dsmem.cli.output import Column, Output
 from dsmem.cli.pinned import sum_up, tell_evicted
 from dsmem.errors import UsageError
@@ -163,5 +163,5 @@ def _show_rows(out: Output, pinned: Sequence[Pinned]) -> None:
 
 def _end(out: Output, pinned: Pinned) -> None:
     for refusal in pinned.refused:
-        out.warning(f"left out: {refusal.path}: {refusal.reason}")
+        out.warning(f"left out: {refusal.path}: {because(refusal)}")
     sum_up(out, pinned)

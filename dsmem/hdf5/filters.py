@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import logging
 import sys
+from functools import cache
 from typing import Any
 
 from h5py import h5z
@@ -38,8 +39,15 @@ def check_installed(filters: tuple[Filter, ...]) -> None:
     """Raise UnsupportedType for the first filter that HDF5 can't decode here, with the package that has it."""
     for one in filters:
         if not _is_available(one.code):
-            helps = f"pip install {_PACKAGE}" if one.code in _IN_PACKAGE else f"{_PACKAGE} has it not either"
-            raise UnsupportedType(f"filter {one.code} ({one.name}) is not installed: {helps}")
+            raise UnsupportedType(f"filter {one.code} ({one.name}) is not installed: {_help(one.code)}")
+
+
+def _help(code: int) -> str:
+    if code not in _IN_PACKAGE:
+        return f"{_PACKAGE} lacks it, too; HDF5 takes a plugin of its own from HDF5_PLUGIN_PATH"
+    if importlib.util.find_spec(_PACKAGE) is None:
+        return f"pip install {_PACKAGE}"
+    return f"{_PACKAGE} is there, but can't be imported, or is too old"
 
 
 def origin(code: int) -> str | None:
@@ -66,9 +74,15 @@ def load_package() -> bool:
     try:
         importlib.import_module(_PACKAGE)
     except (ImportError, OSError, RuntimeError) as exc:
-        _log.warning("%s is installed but can't be imported: %s", _PACKAGE, exc)
+        _warn(str(exc))
         return False
     return True
+
+
+@cache
+def _warn(error: str) -> None:
+    """Once, however many datasets need it."""
+    _log.warning("%s is installed but can't be imported: %s", _PACKAGE, error)
 
 
 def _is_available(code: int) -> bool:

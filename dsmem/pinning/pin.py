@@ -93,6 +93,8 @@ def pin(
     digest.check_algorithm(algo)
     if name is not None:
         names.check_name(name)
+    if only is not None and not all(only):
+        raise UsageError("only takes globs of dataset paths, and one of these is empty")
     request = PinRequest(
         os.path.realpath(path), tuple(sorted(only or ())), name, algo, verify, skip_unsupported, hash_cache
     )

@@ -306,6 +306,7 @@ def _refusal(store: Store, wish: _Wish, state: _State, evicted: Evicted, *, beca
         free_bytes=state.room.free_bytes,
         limit="budget" if state.over_budget_bytes > 0 else state.room.limit,
         budget_bytes=wish.budget_bytes,
+        loading_bytes=state.loading_bytes,
         held=[one.name for one in held],
         kept=[one.name for one in kept],
     )

@@ -216,10 +216,11 @@ def test_a_budget_that_is_no_size(size: str, dsmem: Dsmem, monkeypatch: pytest.M
 
 def test_no_room_under_a_budget(dsmem: Dsmem, tmp_path: Path) -> None:
     path = settle(write_sample(tmp_path / "train.h5"))
-    ran = dsmem("pin", str(path), "--budget", "10k")
-    assert (ran.exit_code, ran.out) == (4, "")
-    assert "needed, which is more than the whole budget of 9.8 KiB; nothing was evicted\n" in ran.err
-    assert ran.err.endswith("hint: see what is in use, and what is kept: dsmem shm ls\n")
+    for budget in (["--budget", "10k"], ["--budget=10k"]):
+        ran = dsmem("pin", *budget, str(path))
+        assert (ran.exit_code, ran.out) == (4, "")
+        assert "needed, which is more than the whole budget of 9.8 KiB; nothing was evicted\n" in ran.err
+        assert ran.err.endswith(f"hint: give it as much: dsmem pin {path} --budget 1MiB\n")
 
 
 def test_verbose_names_who_is_charged(dsmem: Dsmem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,6 +301,13 @@ def test_unsupported_lists_each_and_says_how_to_go_on(dsmem: Dsmem, fake: Fake) 
         "  /b: is y\n"
         "hint: pin the rest (or choose with --only GLOB): dsmem pin 'my t.h5' --skip-unsupported\n"
     )
+
+
+def test_an_empty_glob_is_a_mistake(dsmem: Dsmem, tmp_path: Path) -> None:
+    path = settle(write_sample(tmp_path / "train.h5"))
+    ran = dsmem("pin", str(path), "--only", "")
+    assert (ran.exit_code, ran.out) == (2, "")
+    assert ran.err.startswith(f"error: {path}: only takes globs of dataset paths, and one of these is empty\n")
 
 
 def test_a_name_is_for_one_file(dsmem: Dsmem, fake: Fake) -> None:
