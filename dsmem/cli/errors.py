@@ -14,6 +14,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import typer
@@ -167,11 +168,14 @@ def _hint_unsupported(error: Unsupported, typed: Typed) -> str | None:
     return f"pin the rest (or choose with --only GLOB{trusting}): {typed.again('--skip-unsupported')}"
 
 
-def _hint_bad_document(error: BadDocument, typed: Typed) -> str:
+def _hint_bad_document(error: BadDocument, typed: Typed) -> str | None:
     if error.fields:
-        skip = ", or leave such documents out with --on-error skip" if error.place else ""
+        skips = error.place and not any(word.startswith("--on-error") for word in typed.arguments)
+        skip = ", or leave such documents out with --on-error skip" if skips else ""
         return f"name the field that holds text{skip}: {typed.again('--text-field', error.fields[0])}"
-    return f"leave such documents out: {typed.again('--on-error', 'skip')}"
+    if "--on-error=skip" in typed.arguments or ("--on-error", "skip") in pairwise(typed.arguments):
+        return None  # they are left out already: this is more than one of them
+    return f"leave such documents out: {typed.instead('--on-error', 'skip')}"
 
 
 def _hint_exists(error: OutputExists, typed: Typed) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Literal
 
 from dsmem import units
-from dsmem.errors import BadSource
+from dsmem.errors import BadDocument, BadSource
 
 Separator = Literal["line", "blank"]
 """What ends a document: the end of its line, or blank lines after it."""
@@ -24,6 +24,11 @@ MOST_DOCUMENT_BYTES = 128 << 20
 """Of a document in a file with others: its bytes and its text (up to four times that) must fit into memory together."""
 _SCAN_BYTES = 1 << 20
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
+_SPACE = b" \t\r\n"
+"""What JSON takes for white space."""
+_NO_VALUE = b","
+"""For an element that is none: no parser takes it, and whoever parses it tells where it is."""
+_BOM = b"\xef\xbb\xbf"
 _MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
 
 
@@ -77,7 +82,7 @@ def _next_line(fd: int, position: int, size_bytes: int) -> int:
 def _too_long(offset: int) -> TooLong:
     limit = units.format_bytes(MOST_DOCUMENT_BYTES)
     return TooLong(
-        f"a document is longer than {limit}, the most for one among others in a file; "
+        f"a document is longer than {limit}, the most for one among others in a file, and can't be left out; "
         "a .txt file that is one document may be of any size",
         offset=offset,
     )
@@ -143,12 +148,18 @@ def pieces(read: Callable[[int], bytes], separator: Separator, piece_bytes: int)
         yield rest
 
 
-def elements(stream: IO[bytes], *, path: str) -> Iterator[bytes]:
-    """The elements of a JSON array, one after the other, as they stand there; raises BadSource, TooLong.
+def is_array(head: bytes) -> bool:
+    """Whether a JSON file that begins so is an array."""
+    return head.removeprefix(_BOM).lstrip(_SPACE).startswith(b"[")
 
-    Only brackets and strings are looked at: whoever parses an element finds what is wrong inside it.
+
+def elements(stream: IO[bytes], *, path: str, skip_bad: bool = False) -> Iterator[bytes]:
+    """The elements of a JSON array, one after the other, as they stand there; raises BadSource, BadDocument, TooLong.
+
+    Only brackets and strings are looked at: whoever parses an element finds what is wrong inside it, also that there is
+    none between two commas. `skip_bad`: an array that is cut off ends with an element that is none.
     """
-    held, at, depth, offset = b"", 0, 0, 0
+    held, at, depth, offset, number = b"", 0, 0, 0, 1
     start: int | None = None
     done = False
     while True:
@@ -166,7 +177,7 @@ def elements(stream: IO[bytes], *, path: str) -> Iterator[bytes]:
             if mark in b"[{":
                 depth += 1
                 if depth == 1:
-                    if mark != b"[" or held[: match.start()].strip(b" \t\r\n\xef\xbb\xbf"):
+                    if mark != b"[" or held[: match.start()].removeprefix(_BOM).strip(_SPACE):
                         raise BadSource(f"{path} does not begin as a JSON array")
                     start = at
                 continue
@@ -175,16 +186,31 @@ def elements(stream: IO[bytes], *, path: str) -> Iterator[bytes]:
             if depth < 0 or start is None:
                 raise BadSource(f"{path} does not begin as a JSON array")
             if (depth == 1 and mark == b",") or depth == 0:
-                element = held[start : match.start()].strip()
-                if element or mark == b",":
-                    yield element
+                if depth == 0 and mark != b"]":
+                    raise BadSource(f"{path}:element {number}: its JSON array is closed by {mark.decode()}")
+                element = held[start : match.start()].strip(_SPACE)
+                if element or mark == b"," or number > 1:
+                    yield element if element.strip() else _NO_VALUE
+                number += 1
                 start, done = at, depth == 0
         if done:
-            if held[at:].strip() or stream.read(1).strip():
+            if held[at:].strip(_SPACE):
                 raise BadSource(f"{path} goes on after its JSON array")
-            return
+            if not data:
+                return
+            held, at = b"", 0
+            continue
         if not data:
-            raise BadSource(f"{path} ends inside its JSON array")
+            if not skip_bad or start is None:
+                raise BadDocument(
+                    f"{path} ends inside its JSON array, in element {number}", path=path, place=f"element {number}"
+                )
+            element = held[start:].strip(_SPACE)
+            if element:
+                yield element
+            if depth == 1 and b'"' not in held[at:]:
+                yield _NO_VALUE
+            return
         if held.find(b'"', at) < 0:
             at = len(held)
         cut = at if start is None else start

@@ -20,6 +20,7 @@ from dsmem.errors import BadDocument
 from dsmem.tokens.cutting import BLOCK_BYTES
 
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
+_BLANK_LINES = re.compile(rb"(?:\r?\n)+")
 _ROWS = re.compile(rb"[^\n]*\n|[^\n]+")
 _ARROW_ROWS = 128
 """At once, of columns that don't tell how long their texts are."""
@@ -36,6 +37,8 @@ class Faults:
     skip: bool
     count: int = 0
     places: list[str] = field(default_factory=list)
+    encoding: str = "utf-8"
+    """Of the input, of which they were made UTF-8: what was no text in it is none here, either."""
 
     def add(self, path: str, place: Callable[[], str], reason: str, fields: Sequence[str] = ()) -> None:
         """One bad document, whose place is found if it will be shown; raises BadDocument unless they are skipped."""
@@ -43,6 +46,8 @@ class Faults:
             self.count += 1
             return
         where = place()
+        if self.encoding != "utf-8" and reason.startswith("not UTF-8"):
+            reason = f"not {self.encoding}"
         message = f"{path}:{where}: {reason}" if where else f"{path}: {reason}"
         if not self.skip:
             raise BadDocument(message, path=path, place=where, fields=fields)
@@ -160,7 +165,14 @@ def _slowly(row: bytes, text_field: str) -> object:
 
 
 def _kind(value: object) -> str:
-    names = {dict: "an object", list: "an array", bool: "a boolean", type(None): "null", bytes: "bytes"}
+    names = {
+        str: "a string",
+        dict: "an object",
+        list: "an array",
+        bool: "a boolean",
+        type(None): "null",
+        bytes: "bytes",
+    }
     return names.get(type(value), "a number")
 
 
@@ -228,7 +240,8 @@ def paragraphs(
     for view in blocks:
         block = bytes(view)
         found: list[tuple[int, bytes]] = []
-        at = len(block) - len(block.lstrip(b"\r\n"))
+        leading = _BLANK_LINES.match(block)
+        at = leading.end() if leading else 0
         for match in _BLANK.finditer(block, at):
             found.append((at, block[at : match.start()]))
             at = match.end()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsmem.errors import BadDocument, EngineDiffers
+from dsmem.errors import BadDocument, BadSource, EngineDiffers
 from dsmem.tokens import compressed, cutting, documents, engines, pieces
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
@@ -62,7 +62,7 @@ class Encoder:
         """Make the part but for its place; after BadSource, EngineDiffers or OSError it has no record."""
         recipe = self._recipe
         verifying = _Verifying(self, piece, recipe)
-        faults = Faults(recipe.skip_bad)
+        faults = Faults(recipe.skip_bad, encoding=recipe.encoding if piece.is_spool else "utf-8")
         slices: dict[str, list[str]] = {}
         with PartWriter(
             recipe.directory,
@@ -155,7 +155,7 @@ class Encoder:
                 else:
                     yield from documents.paragraphs(blocks, start, path=piece.shown, lines=lines, faults=faults)
             except cutting.TooLong as exc:
-                raise BadDocument(f"{piece.shown}: {exc}", path=piece.shown) from exc
+                raise BadSource(f"{piece.shown}: {exc}") from exc
             if hashing:
                 slices[str(piece.source)] = read.digests()
 

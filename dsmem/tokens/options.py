@@ -13,6 +13,7 @@ from dsmem.tokens.manifest import Place
 from dsmem.tokens.vocabularies import Vocabulary
 
 OnError = Literal["raise", "skip"]
+_NO_ENCODINGS_OF_FILES = ("punycode", "idna")
 VERIFY_DOCUMENTS = 16
 """Of every 16th part (512 MiB of input): what the reference needs for them is a few percent of the time."""
 
@@ -93,9 +94,15 @@ class Options:
         if self.verify != "all" and (type(self.verify) is not int or self.verify < 0):
             raise UsageError(f"verify is a number of documents or all, not {self.verify!r}")
         try:
-            codecs.lookup(self.encoding)
-        except LookupError as exc:
+            name = codecs.lookup(self.encoding).name
+        except (LookupError, ValueError) as exc:
             raise UsageError(f"no encoding {self.encoding!r}") from exc
+        try:
+            b"a".decode(name, "ignore")  # of nothing any codec makes nothing
+        except (LookupError, UnicodeError) as exc:
+            raise UsageError(f"{self.encoding!r} is no encoding of text") from exc
+        if name in _NO_ENCODINGS_OF_FILES:
+            raise UsageError(f"{self.encoding!r} encodes names, not files")
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,11 +78,13 @@ class Cutting:
     encoding: str
     """As `codecs` names it."""
     text_field: str
+    skip_bad: bool = False
+    """What can't be decoded becomes bytes that are no UTF-8, for whoever reads the documents."""
 
     @property
     def is_utf8(self) -> bool:
         """Whether bytes can be cut and read as they lie."""
-        return self.encoding in ("utf-8", "ascii")
+        return self.encoding == "utf-8"
 
 
 def plan(sources: Sequence[Source], how: Cutting, spools: str, is_done: Callable[[int], bool]) -> Iterator[Piece]:
@@ -241,7 +243,7 @@ def _spooled(
     kind = _kind(source, how)
     separator: Separator = "blank" if kind == "blank" else "line"
     with _raw(source) as (raw, compression), compressed.opened(raw, compression, path=source.path) as plain:
-        text = as_utf8(plain, how.encoding, path=source.path)
+        text = as_utf8(plain, how.encoding, path=source.path, skip_bad=how.skip_bad)
         if kind == "files":
             yield _whole(next(numbers), index, source, text, spools, is_done)
             return
@@ -300,14 +302,19 @@ def _pieces(text: IO[bytes], source: Source, how: Cutting, separator: Separator)
         return cutting.pieces(text.read, separator, how.part_bytes), ""
     peeked = text.read(1 << 16)
     rest = cast("IO[bytes]", Joined(peeked, text))
-    if not peeked.lstrip(b" \t\r\n\xef\xbb\xbf").startswith(b"["):
+    if not cutting.is_array(peeked):
+        if peeked.split(b"\n", 1)[0].strip() == b"{":
+            raise BadSource(
+                f"{source.path} is a JSON object over several lines, neither an array nor one object a line"
+            )
         return cutting.pieces(rest.read, separator, how.part_bytes), ""
-    lines = _Lines(cutting.elements(rest, path=source.path))
+    lines = _Lines(cutting.elements(rest, path=source.path, skip_bad=how.skip_bad))
     return cutting.pieces(lines.read, "line", how.part_bytes), "element"
 
 
 class _Lines:
-    """Elements of a JSON array as lines: a line end inside one, where JSON allows it, becomes a space."""
+    """Elements of a JSON array as lines: a line end inside one becomes a carriage return, which JSON allows and forbids
+    in the same places."""
 
     def __init__(self, elements: Iterator[bytes]) -> None:
         self._elements = elements
@@ -316,7 +323,7 @@ class _Lines:
         held: list[bytes] = []
         held_bytes = 0
         for element in self._elements:
-            held.append(element.replace(b"\n", b" ") if b"\n" in element else element)
+            held.append(element.replace(b"\n", b"\r") if b"\n" in element else element)
             held_bytes += len(element) + 1
             if held_bytes >= size:
                 break
@@ -338,15 +345,30 @@ def _raw(source: Source) -> Iterator[tuple[IO[bytes], Compression | None]]:
         yield file, source.compression
 
 
-def as_utf8(stream: IO[bytes], encoding: str, *, path: str) -> IO[bytes]:
-    """The stream with its text in UTF-8 instead of another encoding."""
-    return stream if encoding in ("utf-8", "ascii") else cast("IO[bytes]", _Recoded(stream, encoding, path))
+def as_utf8(stream: IO[bytes], encoding: str, *, path: str, skip_bad: bool = False) -> IO[bytes]:
+    """The stream with its text in UTF-8 instead of another encoding; reading it raises BadDocument.
+
+    `skip_bad`: what can't be decoded becomes a byte that is no UTF-8.
+    """
+    return stream if encoding == "utf-8" else cast("IO[bytes]", _Recoded(stream, encoding, path, skip_bad))
+
+
+def _no_utf8(error: UnicodeError) -> tuple[str | bytes, int]:
+    """For `codecs`: what can't be decoded is half of a surrogate pair, and that a byte which is nowhere in UTF-8."""
+    if isinstance(error, UnicodeEncodeError):
+        return b"\xff" * (error.end - error.start), error.end
+    assert isinstance(error, UnicodeDecodeError)
+    return "\udcff", error.end
 
 
 class _Recoded:
-    def __init__(self, stream: IO[bytes], encoding: str, path: str) -> None:
+    def __init__(self, stream: IO[bytes], encoding: str, path: str, skip_bad: bool) -> None:
         self._stream = stream
-        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._errors = "strict"
+        if skip_bad:
+            self._errors = "dsmem.no_utf8"
+            codecs.register_error(self._errors, _no_utf8)
+        self._decoder = codecs.getincrementaldecoder(encoding)(self._errors)
         self._encoding = encoding
         self._path = path
         self._line = 1
@@ -360,12 +382,22 @@ class _Recoded:
             try:
                 text = self._decoder.decode(data, final=self._ended)
             except UnicodeDecodeError as exc:
-                line = self._line + exc.object[: exc.start].decode(self._encoding, "ignore").count("\n")
-                raise BadDocument(
-                    f"{self._path}:{line}: not {self._encoding}: {exc.reason}", path=self._path, place=str(line)
-                ) from exc
+                before = exc.object[: exc.start].decode(self._encoding, "ignore").count("\n")
+                raise self._bad(before, exc.reason) from exc
+            except UnicodeError as exc:
+                # What `codecs` says of it before it looks at any byte.
+                both = f"{self._encoding}-le or {self._encoding}-be"
+                raise self._bad(0, f"it begins without a byte order mark; the encoding {both} needs none") from exc
+            try:
+                self._held += text.encode("utf-8", self._errors)
+            except UnicodeEncodeError as exc:
+                before = text.count("\n", 0, exc.start)
+                raise self._bad(before, "it holds half of a surrogate pair, which is no text") from exc
             self._line += text.count("\n")
-            self._held += text.encode()
         size = len(self._held) if size < 0 else size
         data, self._held = self._held[:size], self._held[size:]
         return data
+
+    def _bad(self, lines_before: int, reason: str) -> BadDocument:
+        line = str(self._line + lines_before)
+        return BadDocument(f"{self._path}:{line}: not {self._encoding}: {reason}", path=self._path, place=line)

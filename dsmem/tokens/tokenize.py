@@ -123,7 +123,7 @@ def tokenize(
         from dsmem.tokens.run import Run
 
         crew = None if nursery is None else stack.enter_context(Crew(nursery))
-        cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field)
+        cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field, on_error == "skip")
         run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart, crew)
         try:
             records = run.make_parts(progress, tokens_progress)

@@ -49,6 +49,15 @@ def test_json(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
     assert said["skipped_places"][0] in ran.err
 
 
+def test_no_hint_names_what_was_given(corpus: Path, tmp_path: Path, dsmem: Dsmem) -> None:
+    corpus.with_suffix(".txt").write_bytes("ab".encode("utf-16-le"))
+    words = ("tokenize", str(corpus.with_suffix(".txt")), "-o", str(tmp_path / "out.bin"), "--encoding", "utf-16")
+    said = dsmem(*words, "--split-on", "LINE", "--on-error", "skip")
+    assert said.exit_code == 1 and "needs none" in said.err and "hint:" not in said.err
+    raised = dsmem(*words, "--on-error", "raise")
+    assert raised.err.splitlines()[-1] == f"hint: leave such documents out: dsmem {' '.join(words)} --on-error skip"
+
+
 def test_options_reach_the_library(tmp_path: Path, dsmem: Dsmem) -> None:
     (tmp_path / "x.txt").write_text("\n".join(f"line {number}" for number in range(100)))
     options = ("--split-on", "LINE", "--shard-tokens", "1k", "--val-fraction", "0.3", "--shuffle-docs", "1")

@@ -96,6 +96,8 @@ def test_line_ends(line_end: str, last: str, tmp_path: Path) -> None:
     path.write_bytes((line_end.join(["a", "", " b ", "", "", "c\rd"]) + last + line_end).encode())
     check(path, ["a", "", " b ", "", "", f"c\rd{last}"], tmp_path, split_on="line")
     check(path, ["a", " b ", f"c\rd{last}"], tmp_path, split_on="blank", overwrite=True)
+    path.write_bytes(b"\r\n\n\rfoo\n\n\r\n\rbar\r" + line_end.encode())
+    check(path, ["\rfoo", "\rbar" + ("\r" if line_end == "\r\n" else "")], tmp_path, split_on="blank", overwrite=True)
     path.write_bytes(b"a\r\nb\r")
     check(path, ["a", "b\r"], tmp_path, split_on="line", overwrite=True)
     path.write_bytes(b"a\r\nb\xff\nc\r")
@@ -245,6 +247,71 @@ def test_other_encodings(encoding: str, tmp_path: Path) -> None:
     check(tmp_path / "x.txt", ["\n".join(texts)], tmp_path, encoding=encoding, overwrite=True)
 
 
+@pytest.mark.parametrize(
+    "encoding", ["hex", "base64", "rot13", "zlib", "punycode", "idna", "undefined", "no such", "a\0"]
+)
+def test_what_is_no_encoding_of_text_is_refused_before_work(encoding: str, tmp_path: Path) -> None:
+    with pytest.raises(dsmem.UsageError, match="encod"):
+        dsmem.tokenize(tmp_path / "none.txt", tmp_path / "out.bin", encoding=encoding)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "data", "words"),
+    [
+        (
+            "utf-16",
+            "ab".encode("utf-16-le"),
+            r"x\.txt:1: not utf-16: .* the encoding utf-16-le or utf-16-be needs none",
+        ),
+        ("utf-32", "ab".encode("utf-32-le"), r"x\.txt:1: not utf-32: it begins without a byte order mark"),
+        ("unicode_escape", b"a\nb\\ud800", r"x\.txt:2: not unicode-?_?escape: it holds half of a surrogate pair"),
+        ("utf-7", b"a\n+2AA-", r"x\.txt:2: not utf-7: .*surrogate"),
+        ("ascii", b"a\n\xc3\xa9", r"x\.txt:2: not ascii: ordinal not in range"),
+    ],
+)
+def test_text_that_is_not_in_its_encoding(encoding: str, data: bytes, words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(data)
+    for split_on in (None, "line"):
+        with pytest.raises(dsmem.BadDocument, match=words):
+            dsmem.tokenize(tmp_path / "x.txt", tmp_path / "out.bin", encoding=encoding, split_on=split_on)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
+def test_bad_lines_in_other_encodings_are_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes('{"text":"あ"}\n'.encode("shift_jis") + b'{"text":"\x81\x20"}\n{"text":"ok2"}\n')
+    done = check(path, ["あ", "ok2"], tmp_path, on_error="skip", encoding="shift_jis")
+    assert done.skipped_places == (f"{path}:2: not shift_jis",)
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"a\n\xc3\xa9\n\nb\n")
+    for split_on, texts in (("line", ["a", "", "b"]), ("blank", ["b"])):
+        done = check(path, texts, tmp_path, on_error="skip", encoding="ascii", split_on=split_on, overwrite=True)
+        assert done.skipped_places == (f"{path}:2: not ascii",)
+    path.write_bytes(b"a\nb\\ud800\nc")
+    done = check(
+        path, ["a", "c"], tmp_path, on_error="skip", encoding="unicode_escape", split_on="line", overwrite=True
+    )
+    assert done.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("rest", "texts", "place"),
+    [
+        (b', {"text": "b"}', ["a", "b"], "element 3"),
+        (b', {"text": "b", "c": "d', ["a"], "element 2"),
+        (b', {"text": "b"', ["a"], "element 2"),
+        (b",", ["a"], "element 2"),
+        (b", {},, 5, {\n'b'}]", ["a"], "element 2"),
+    ],
+)
+def test_what_is_bad_in_an_array_is_skipped(rest: bytes, texts: list[str], place: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b'[{"text": "a"}' + rest)
+    done = check(path, texts, tmp_path, on_error="skip")
+    assert done.skipped == (4 if b"," * 2 in rest else 1)
+    assert done.skipped_places[0].startswith(f"{path}:{place}: ")
+
+
 def test_json_that_is_lines_and_json_that_is_odd(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     path.write_text('{"text": "one"}\n\n  \n{"text": "two", "score": NaN}\n')
@@ -264,6 +331,26 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "text": ("x.txt", b"one\ntwo\nthr\xffee", r"x\.txt:3: not UTF-8: byte 0xff"),
     "array": ("x.json", b'[{"text": "a"}, {"text": 1}]', r"x\.json:element 2: 'text' is a number"),
     "array without end": ("x.json", b'[{"text": "a"}, {"text": "b"}', r"x\.json ends inside its JSON array"),
+    "array with a line end in a string": (
+        "x.json",
+        b'[{"text": "a"}, {"text":\n"b\nc"}]',
+        r"x\.json:element 2: not JSON: Inv",
+    ),
+    "array with a tab in a string": ("x.json", b'[{"text": "a\tb"}]', r"x\.json:element 1: not JSON: Invalid control"),
+    "array with a gap": ("x.json", b'[{"text": "a"},, {"text": "b"}]', r"x\.json:element 2: not JSON: Expecting value"),
+    "array with a comma at its end": ("x.json", b'[{"text": "a"},\n]', r"x\.json:element 2: not JSON: Expecting value"),
+    "array with a comma only": ("x.json", b"[,]", r"x\.json:element 1: not JSON: Expecting value"),
+    "array with an odd space": ("x.json", b'[{"text": "a"}, \x0c]', r"x\.json:element 2: not JSON: Expecting value"),
+    "array without a comma": ("x.json", b'[{"text": "a"} {"text": "b"}]', r"x\.json:element 1: not JSON: Extra data"),
+    "array closed as an object": ("x.json", b'[{"text": "a"}}', r"x\.json:element 1: its JSON array is closed by }"),
+    "array closed as an object inside": ("x.json", b'[{"text": "a", "b": [}]', r"x\.json ends inside its JSON array"),
+    "array of strings": ("x.json", b'["a"]', r"x\.json:element 1: a string, not an object"),
+    "array with more far behind": (
+        "x.json",
+        b'[{"text": "a"}]' + b" " * (3 << 20) + b"5",
+        r"goes on after its JSON array",
+    ),
+    "an object over lines": ("x.json", b'{\n "text": "a"\n}', r"x\.json is a JSON object over several lines"),
     "array with more": ("x.json", b'[{"text": "a"}] 5', r"x\.json goes on after its JSON array"),
     "gz cut off": ("x.jsonl", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], r"x\.jsonl: the gz data is truncated"),
     "gz damaged": ("x.jsonl", gzip.compress(b'{"text": "a"}\n')[:-8] + b"01234567", r"the gz data is damaged"),
