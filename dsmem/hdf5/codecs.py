@@ -16,12 +16,18 @@ import deflate
 import imagecodecs
 import numpy as np
 
+from dsmem.hdf5 import blosc2
+
 Array = np.ndarray[Any, np.dtype[Any]]
 _codecs: Any = imagecodecs
 """Its stubs know neither memoryviews in nor arrays out; both work, and copy nothing."""
 
 DEFLATE, _SHUFFLE, _FLETCHER32, _SZIP = 1, 2, 3, 4
-_LZF, _BLOSC, _LZ4, _BITSHUFFLE, _ZSTD = 32000, 32001, 32004, 32008, 32015
+_LZF, _BLOSC, _LZ4, _BITSHUFFLE, _ZSTD, _BLOSC2 = 32000, 32001, 32004, 32008, 32015, 32026
+_BLOSC2_FILTERS, _BLOSC2_CODECS = range(5), range(6)
+"""Those that are part of Blosc2 itself; others are plugins of it."""
+_BLOSC2_MOST_ITEM_BYTES = 255
+"""Larger ones hdf5plugin 7.1.0 writes, and can't read."""
 _BITSHUFFLE_PLAIN, _BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD = 0, 2, 3
 _BITSHUFFLE_HEADER = struct.Struct(">QI")
 _BITSHUFFLE_TARGET_BYTES, _BITSHUFFLE_MULTIPLE, _BITSHUFFLE_LEAST = 8192, 8, 128
@@ -65,13 +71,15 @@ class Pipeline:
         self._filters = tuple(filters)
         self._chunk_bytes = chunk_bytes
         self._by_mask: dict[int, tuple[_Stage, ...]] = {0: self._stages(0)}
+        self._rearranges = any(one.code == _BLOSC2 for one in filters)
         self.is_small_deflate = [one.code for one in filters] == [DEFLATE] and chunk_bytes <= _SMALL_BYTES
         """Whether deflate is all there is to undo, in chunks so small that `StoredChunks.inflated` does it best."""
 
     @property
     def passed_on_bytes(self) -> int:
         """At most so much memory is taken for what one stage leaves to the next."""
-        return min(len(self._by_mask[0]) - 1, 2) * self._chunk_bytes
+        between = min(len(self._by_mask[0]) - 1, 2)
+        return (between + self._rearranges) * self._chunk_bytes
 
     def decode(self, data: memoryview, out: Array, mask: int) -> None:
         """Decode a chunk into `out` (uint8, as long as a whole chunk); bit i of `mask`: filter i was left out.
@@ -134,6 +142,14 @@ def _undo(one: Filter) -> tuple[Callable[[Any, Array], Any], int | None]:
         and one.values[4] in (_BITSHUFFLE_PLAIN, _BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD)
     ):
         return partial(_undo_bitshuffle, one.values[2], one.values[3], one.values[4]), None
+    if (
+        one.code == _BLOSC2
+        and len(one.values) >= 7
+        and one.values[2] <= _BLOSC2_MOST_ITEM_BYTES
+        and one.values[5] in _BLOSC2_FILTERS
+        and one.values[6] in _BLOSC2_CODECS
+    ):
+        return blosc2.decode, None
     raise NotKnown(f"only HDF5 decodes {one.name or one.code}")
 
 
