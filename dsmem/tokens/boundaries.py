@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from dsmem.errors import BadSource
 from dsmem.tokens.layout import Beside
@@ -49,14 +50,21 @@ class WithinDocuments:
     """Windows of seq_len + 1 tokens that cross no end: in each document from its start, every `stride` tokens.
 
     What is left at the end of a document, and documents that are too short, are in no window. Costs one pass over the
-    ends and 8 bytes for every 64 documents.
+    ends and 8 bytes for every 64 documents; again where this is unpickled, if a file is given: only its path travels.
     """
 
-    def __init__(self, ends: Tokens, seq_len: int, stride: int) -> None:
-        self._ends = ends
+    def __init__(self, ends: Tokens, seq_len: int, stride: int, *, file: TokenFile | None = None) -> None:
+        self._file = file
         self._seq_len, self._stride = seq_len, stride
+        self._look(ends)
+        self.count = int(self._sums[-1])
+
+    def _look(self, ends: Tokens) -> None:
+        self._ends = ends
+        hasher = xxhash.xxh3_128()
         sums = [np.zeros(1, np.int64)]
         for start in range(0, len(ends), _AT_ONCE):
+            hasher.update(np.ascontiguousarray(ends[start : start + _AT_ONCE]).data)
             _, counts = self._of(np.arange(start, min(start + _AT_ONCE, len(ends))))
             total = sums[-1][-1] + np.cumsum(counts)
             sums.append(total[_EVERY - 1 :: _EVERY])
@@ -64,7 +72,19 @@ class WithinDocuments:
                 sums.append(total[-1:])
         self._sums = np.concatenate(sums)
         """Windows before document 0, 64, 128, …, and in all."""
-        self.count = int(self._sums[-1])
+        self._digest = hasher.hexdigest()
+
+    def __getstate__(self) -> dict[str, Any]:
+        left_behind = () if self._file is None else ("_ends", "_sums")
+        return {name: value for name, value in self.__dict__.items() if name not in left_behind}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._file is not None:
+            digest = self._digest
+            self._look(ends_of(self._file))
+            if self._digest != digest:
+                raise BadSource(f"the document ends of {self._file.path} have changed since this was pickled")
 
     def starts(self, indices: Indices) -> Indices:
         """The first token of each of these windows."""

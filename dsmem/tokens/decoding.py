@@ -21,8 +21,24 @@ def decoder(tokenizer: Tokenizer) -> Decode:
     """A function from ids to text, special tokens by their names.
 
     Bytes that are no UTF-8 (an excerpt may end within a character) become U+FFFD. Raises SourceMissing, BadSource (the
-    file has changed, or is none), UsageError (a package is needed that is not installed).
+    file has changed, or is none), UsageError (a package is needed that is not installed); the function raises BadSource
+    for ids that the tokenizer does not have.
     """
+    decode = _decoder(tokenizer)
+
+    def checked(ids: Sequence[int]) -> str:
+        largest = max(ids, default=0)
+        if largest > tokenizer.largest_id:
+            raise BadSource(f"id {largest} is beyond {tokenizer.largest_id}, the largest of {tokenizer.spec}")
+        try:
+            return decode(ids)
+        except (KeyError, IndexError, OverflowError) as exc:
+            raise BadSource(f"{tokenizer.spec} lacks an id that stands there: {exc}") from exc
+
+    return checked
+
+
+def _decoder(tokenizer: Tokenizer) -> Decode:
     if tokenizer.kind == "bytes":
         return _bytes
     with tempfile.TemporaryDirectory(prefix="dsmem-") as scratch:

@@ -81,7 +81,9 @@ class Manifest:
 
     def dump(self) -> bytes:
         """As JSON."""
-        return json.dumps({"dsmem_tokens": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False).encode() + b"\n"
+        text = json.dumps({"dsmem_tokens": FORMAT, **asdict(self)}, indent=1, ensure_ascii=False)
+        # Of a path that is not UTF-8 its bytes are halves of surrogate pairs, which become the escapes of JSON.
+        return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def load(data: bytes) -> Manifest:

@@ -69,7 +69,9 @@ class Windows:
         self.seq_len = seq_len
         self._in_threads = in_threads
         self._layout: list[Starts] = [
-            WithinDocuments(ends_of(file), seq_len, stride) if within_documents else Even(file.tokens, seq_len, stride)
+            WithinDocuments(ends_of(file), seq_len, stride, file=file)
+            if within_documents
+            else Even(file.tokens, seq_len, stride)
             for file in files
         ]
         self.offsets = np.cumsum([0, *(one.count for one in self._layout)], dtype=np.int64)

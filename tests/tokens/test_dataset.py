@@ -236,6 +236,27 @@ def test_dataset_within_documents(path: Path) -> None:
     assert same(dataset[484 - T], Plain(path)[500])
 
 
+def test_documents_travel_as_a_path(tmp_path: Path) -> None:
+    """However many they are; those who get it look whether they are the same."""
+    path = tmp_path / "many.bin"
+    np.zeros(800_000, np.uint16).tofile(path)
+    ends = np.arange(8, 800_001, 8, dtype=np.uint64)
+    np.save(tmp_path / "many.docs.npy", ends)
+    dataset = dsmem.TokenDataset(path, 5, within_documents=True)
+    data = pickle.dumps(dataset)
+    assert len(data) < 2000
+    again = pickle.loads(data)
+    assert len(again) == len(dataset) == 300_000
+    indices = np.arange(0, 300_000, 997)
+    found, wanted = (next(one.windows.locate(indices))[2].tolist() for one in (again, dataset))
+    assert found == wanted
+    loader = DataLoader(dataset, batch_size=4, num_workers=1, multiprocessing_context="spawn", sampler=range(8))
+    assert sum(len(x) for x, _ in loader) == 8
+    np.save(tmp_path / "many.docs.npy", np.append(ends[:5] - np.uint64(1), ends[5:]))
+    with pytest.raises(BadSource, match=r"the document ends of .*many\.bin have changed"):
+        pickle.loads(data)
+
+
 def test_misuse(path: Path) -> None:
     with pytest.raises(UsageError, match="1000 tokens"):
         dsmem.TokenDataset(path, 1000)

@@ -109,3 +109,16 @@ def test_another_tokenizer_of_that_name_is_refused(json_file: tuple[str, Any], t
         decoder(tokenizer)
     with pytest.raises(SourceMissing):
         decoder(replace(tokenizer, spec=f"{path}.gone.json"))
+
+
+def test_ids_that_a_tokenizer_does_not_have(json_file: tuple[str, Any], tmp_path: Path) -> None:
+    """Damaged files hold such; a library raises whatever it likes, or leaves them out in silence."""
+    path = tmp_path / "cl100k_base.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)))
+    for spec, largest in ((json_file[0], None), ("bytes", 256), (str(path), 100_257)):
+        tokenizer = made_by(spec, tmp_path)
+        largest = largest or tokenizer.largest_id
+        with pytest.raises(BadSource, match=rf"id {largest + 1} is beyond {largest}, the largest of"):
+            decoder(tokenizer)([97, largest + 1])
+    with pytest.raises(BadSource, match="lacks an id that stands there"):
+        decoder(made_by(str(path), tmp_path))([97, 300])

@@ -22,6 +22,7 @@ from pyarrow import parquet
 import dsmem
 from dsmem.tokens import documents, encoding, inputs
 from dsmem.tokens.inputs import Wanted
+from dsmem.tokens.verifying import verify
 
 PART = 4096
 """Bytes of a part: many, so that every cut is met."""
@@ -102,6 +103,19 @@ def test_line_ends(line_end: str, last: str, tmp_path: Path) -> None:
     check(path, ["a", "b\r"], tmp_path, split_on="line", overwrite=True)
     path.write_bytes(b"a\r\nb\xff\nc\r")
     check(path, ["a", "c\r"], tmp_path, split_on="line", overwrite=True, on_error="skip")
+
+
+def test_a_file_name_that_is_not_utf8(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xc3\xa9.jsonl"))
+    path.write_text('{"text": "a"}')
+    check(path, ["a"], tmp_path)
+    (found,) = json.loads((tmp_path / "out.json").read_text("utf-8"))["inputs"]
+    assert found["path"] == str(path)
+    assert Path(found["path"]).read_bytes() == b'{"text": "a"}'
+    assert verify(tmp_path / "out.bin").ok
+    path.write_text("no")
+    with pytest.raises(dsmem.BadDocument, match="not JSON"):
+        dsmem.tokenize(path, tmp_path / "no.bin", workers=1)
 
 
 def test_a_directory_in_order_of_names(tmp_path: Path) -> None:
