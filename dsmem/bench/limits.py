@@ -190,6 +190,23 @@ TAKEN: tuple[Way, ...] = (
 """The same where they can be taken."""
 
 
+def ways(directory: Path) -> tuple[Way, ...]:
+    """The plain ways to fill memory as fast as its mount allows."""
+    mount = proc.mount_of(directory)
+    if proc.huge_pages(mount) != "never":
+        return MAPPED
+    return TAKEN if hugepages.can_be_taken(mount) else WRITTEN
+
+
+def fill_once(directory: Path, fill: Fill, path: str) -> None:
+    """Fill memory with a file's bytes, and free it: it is at hand then for whoever takes it next.
+
+    A virtual machine gives back to its host what was free for a while, and whoever comes next would pay for that.
+    """
+    with new_file(directory) as memory:
+        fill(path, memory)
+
+
 def new_file(directory: Path) -> BinaryIO:
     """A file without a name in that directory; its memory is given back when it is closed."""
     return tempfile.TemporaryFile(dir=directory, buffering=0)

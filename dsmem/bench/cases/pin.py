@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import dsmem
-from dsmem import proc
 from dsmem.bench import limits, mounted, recipes, scratch, sources
 from dsmem.bench.harness import Comparison, Contender
 from dsmem.bench.limits import Fill, Way
@@ -21,7 +20,6 @@ from dsmem.bench.sizes import Need
 from dsmem.bench.sources import Array, Source
 from dsmem.bench.workbench import Case, Effort, Workbench
 from dsmem.digest import DEFAULT_ALGORITHM, hash_descriptor, hash_file
-from dsmem.store import hugepages
 
 Segments = dict[str, tuple[SharedMemory, Array]]
 T = TypeVar("T")
@@ -37,10 +35,7 @@ def compare(bench: Workbench) -> Generator[Comparison | Compared]:
 
     The recipe has a comparison of its own: it takes as long as thirty fills, and leaves memory as none of them does.
     """
-    mount = proc.mount_of(bench.place.shared)
-    ways = limits.MAPPED
-    if proc.huge_pages(mount) == "never":
-        ways = limits.TAKEN if hugepages.can_be_taken(mount) else limits.WRITTEN
+    ways = limits.ways(bench.place.shared)
     yield comparison(bench, "a warm file into shared memory, digest included", ways, [_recipe])
     yield beside_fills(bench, "the same, and the same memory filled by plain means", ways)
     if ways is not limits.WRITTEN:
@@ -66,8 +61,7 @@ def comparison(bench: Workbench, title: str, ways: Sequence[Way], others: Sequen
     """Pinning, and others beside it.
 
     Every turn has a store, or a file, of its own, which is removed after it. Before it the same memory was filled once
-    by the first of the ways, and freed: a virtual machine gives back to its host what was free for a while, and whoever
-    comes next would pay for that.
+    by the first of the ways (`limits.fill_once`).
     """
     source = bench.source
     limits.read_cached(source.path)
@@ -117,8 +111,7 @@ def _filler(way: Way, bench: Workbench, warm: Warm) -> Contender:
 def _filled_once(
     directory: Path, fill: Fill, path: str, around: Callable[[], AbstractContextManager[T]]
 ) -> Iterator[T]:
-    with limits.new_file(directory) as memory:
-        fill(path, memory)
+    limits.fill_once(directory, fill, path)
     with around() as subject:
         yield subject
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import dsmem
 from dsmem import units
-from dsmem.bench import mounted, peer, recipes, sources
+from dsmem.bench import limits, mounted, peer, recipes, sources
 from dsmem.bench.harness import Comparison, Contender
 from dsmem.bench.mounted import NotMeasured
 from dsmem.bench.results import Compared, Role
@@ -60,6 +60,7 @@ def on_huge_pages(bench: Workbench) -> Iterator[Comparison]:
 
 def _passes(bench: Workbench, orders: Sequence[str], where: str = "") -> Iterator[Comparison]:
     path, name = bench.source.path, _chosen(bench.source)
+    limits.fill_once(bench.place.shared, limits.ways(bench.place.shared)[0][1], path)
     with bench.place.store():
         peer.run_dsmem("pin", path)  # what this process maps is another's
         ram = recipes.preload(path, [name])[name]
