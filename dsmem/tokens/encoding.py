@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsmem.errors import BadDocument, BadSource, EngineDiffers
-from dsmem.tokens import compressed, cutting, documents, engines, pieces
+from dsmem.tokens import compressed, cutting, documents, engines, feeding, pieces
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.failures import translated
-from dsmem.tokens.feeding import LONG_BYTES, Comparing, decoded, feed
+from dsmem.tokens.feeding import Comparing, Read, decoded, feed, is_longer, long_bytes, reading
 from dsmem.tokens.holding import Room
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
@@ -35,7 +35,6 @@ _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
 _MOST_ROWS, _MOST_STORED_BYTES = 4096, 64 << 20
 """Of a Parquet file: rows decoded at once, and bytes of a row group read at once."""
-Read = Callable[[int], bytes]
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
 
@@ -53,7 +52,7 @@ class Encoder:
     ) -> None:
         """With an engine and a reference where they are loaded; `ask` encodes as the reference, in another process."""
         self._recipe = recipe
-        self._engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
+        self.engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
         self._reference = reference
         self._ask = ask if recipe.can_ask else None
         self._room = Room()
@@ -91,29 +90,29 @@ class Encoder:
     def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:
         """Encode the texts of a batch, long ones by themselves, in their order."""
         begin = 0
-        is_long = batch.most_bytes > LONG_BYTES and max(map(len, batch.texts), default=0) > LONG_BYTES
-        for index, text in enumerate(batch.texts if is_long else ()):
-            if len(text) <= LONG_BYTES:
+        longest = long_bytes(self.engine)
+        has_long = batch.most_bytes > longest and 4 * max(map(len, batch.texts), default=0) > longest
+        for index, text in enumerate(batch.texts if has_long else ()):
+            if not is_longer(text, longest):
                 continue
             self._add_short(batch, begin, batch.texts[begin:index], writer, verifying)
-            self._add_long(_read_text(text), writer, verifying, path=batch.path, place=batch.place(index))
+            self._add_long(reading(text), writer, verifying, path=batch.path, place=batch.place(index))
             begin = index + 1
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
 
     def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
         for some in _portions(texts, batch.most_bytes):
             with translated(batch.path):
-                ids, lengths = self._engine.encode(some)
+                ids, lengths = self.engine.encode(some)
             verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
             writer.add(some, ids, lengths, batch.text_bytes if some is batch.texts else None)
             begin += len(some)
 
     def _add_long(self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: str) -> None:
         seen, comparing = LongDocument(), verifying.long()
-        fed = feed(self._engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
+        fed = feed(self.engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
         with translated(path):
             writer.add_long(fed, seen)
-        verifying.in_pieces += comparing is not None and comparing.in_pieces
 
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
         recipe = self._recipe
@@ -172,11 +171,12 @@ class Encoder:
         texts: list[str] = []
         paths: list[str] = []
         held_bytes = 0
+        longest = long_bytes(self.engine)
 
         def flush() -> None:
             nonlocal held_bytes
             with translated(" or ".join(paths if len(paths) <= 3 else [*paths[:3], "another"])):
-                ids, lengths = self._engine.encode(texts)
+                ids, lengths = self.engine.encode(texts)
             for number, path in enumerate(paths):
                 verifying.look_at(texts, ids, lengths, number, path=path)
             writer.add(texts, ids, lengths)
@@ -189,8 +189,8 @@ class Encoder:
             shown = piece.shown if piece.is_spool else path
             try:
                 with self._document(path, compression, piece) as read:
-                    head = _exactly(read, LONG_BYTES + 1)
-                    if len(head) <= LONG_BYTES:
+                    head = _exactly(read, longest + 1)
+                    if len(head) <= longest:
                         texts.append(decoded(head, path=shown))
                         paths.append(shown)
                         held_bytes += len(head)
@@ -238,17 +238,17 @@ class Encoder:
 
 
 def _portions(texts: list[str], most_bytes: int) -> Iterator[list[str]]:
-    """Texts of up to twice BLOCK_BYTES together; they have `most_bytes` at most."""
+    """Texts of up to twice BLOCK_BYTES together, or one that is longer; they have `most_bytes` at most."""
     if most_bytes <= 2 * BLOCK_BYTES or sum(map(len, texts)) <= 2 * BLOCK_BYTES:
         if texts:
             yield texts
         return
     begin = size = 0
     for index, text in enumerate(texts):
+        if size and size + len(text) > 2 * BLOCK_BYTES:
+            yield texts[begin:index]
+            begin, size = index, 0
         size += len(text)
-        if size >= 2 * BLOCK_BYTES:
-            yield texts[begin : index + 1]
-            begin, size = index + 1, 0
     if begin < len(texts):
         yield texts[begin:] if begin else texts
 
@@ -299,12 +299,19 @@ class _Verifying:
             return None
         self._left -= 1
         self.count += 1
+        self.in_pieces += 1
         return Comparing(self._encoder.reference(), all=self._all)
 
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
+        self.count += 1
+        if is_longer(text, feeding.MOST_COMPARED_BYTES):
+            self.in_pieces += 1
+            comparing = Comparing(self._encoder.reference(), all=self._all)
+            with translated(path):
+                feeding.compare(self._encoder.engine, text, ids, path=path, place=place(index), comparing=comparing)
+            return
         with translated(path):
             theirs = self._encoder.expected(text, now=self._asks)
-        self.count += 1
         if np.array_equal(ids, theirs):
             return
         shorter = min(len(ids), len(theirs))
@@ -363,19 +370,6 @@ def _from(ahead: bytes, read: Read) -> Read:
         return read(size)
 
     return then
-
-
-def _read_text(text: str) -> Read:
-    """`read(size)` over the UTF-8 of a text; what it gives is up to four times the size."""
-    at = 0
-
-    def read(size: int) -> bytes:
-        nonlocal at
-        data = text[at : at + size].encode()
-        at += size
-        return data
-
-    return read
 
 
 def _check_utf8(read: Read, *, path: str) -> None:

@@ -2,12 +2,14 @@
 
 A cut must be a seam (`dsmem.tokens.seams`: no token reaches across it, whatever comes later), and what is right of it,
 encoded by itself, must give the very ids that it gives behind all that is left of it, from the last cut on. Text that
-can't be cut is encoded whole, up to MOST_WHOLE_BYTES.
+can't be cut is encoded whole, up to MOST_WHOLE_BYTES. What is given to an engine at once is bounded by the memory that
+this takes: up to 50 bytes for a byte of text, and up to 280 by Hugging Face's tokenizers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,14 +21,17 @@ from dsmem.errors import BadDocument, BadSource, EngineDiffers
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, Ids
 
-LONG_BYTES = 8 << 20
+Read = Callable[[int], bytes]
+LONG_BYTES = 4 << 20
 """A longer document is fed in pieces of about this size."""
-MOST_WHOLE_BYTES = 64 << 20
-MOST_COMPARED_BYTES = 16 << 20
-"""A document up to this is compared in one piece: the reference takes about 160 bytes of memory for each of its own."""
-_COMPARED_BYTES = 2 << 20
+MOST_WHOLE_BYTES = 8 << 20
+_REFERENCE_BYTES, _MOST_REFERENCE_BYTES = 1 << 20, 2 << 20
+"""The same for Hugging Face's tokenizers."""
+MOST_COMPARED_BYTES = 1 << 20
+"""A document up to this is compared in one piece."""
+_COMPARED_BYTES = 900 << 10
 """A piece for the reference of one that is longer; not the engine's pieces, so a cut is looked at from both sides."""
-_READ_BYTES = 4 << 20
+_READ_BYTES = 1 << 20
 _WINDOW_BYTES = 1 << 10
 _REACHES = (64 << 10, 1 << 20)
 """How far back from the end of what is held a cut is looked for, then, and then in steps of the last."""
@@ -35,27 +40,38 @@ _TRIES = 24
 
 @dataclass(slots=True)
 class Comparing:
-    """How a long document is compared with the reference: in one piece if it is not too long for that, else around
-    each cut and before its end, or all of it, in pieces of the reference's own."""
+    """How a long document is compared with the reference: around each cut and before its end, or all of it, in pieces
+    of the reference's own."""
 
     reference: Engine
     all: bool
     """At the speed of the reference."""
-    in_pieces: bool = False
-    """What became of it: it was too long for one piece."""
 
 
-def feed(
-    engine: Engine, read: Callable[[int], bytes], *, path: str, place: str, comparing: Comparing | None = None
-) -> Iterator[Ids]:
+class _NoCut(BadSource):
+    """More text than is encoded whole, and no place to cut it."""
+
+
+def long_bytes(engine: Engine) -> int:
+    """Longer text is fed to this engine in pieces."""
+    return min(LONG_BYTES, _REFERENCE_BYTES) if engine.name == "tokenizers" else LONG_BYTES
+
+
+def is_longer(text: str, size: int) -> bool:
+    """Whether the UTF-8 of a text has more bytes than that."""
+    return len(text) > size or (4 * len(text) > size and not text.isascii() and len(text.encode()) > size)
+
+
+def feed(engine: Engine, read: Read, *, path: str, place: str, comparing: Comparing | None = None) -> Iterator[Ids]:
     """The ids of one document, whose UTF-8 `read(size)` gives piece by piece and b"" at the end.
 
     Raises BadDocument (not UTF-8), BadSource (more than MOST_WHOLE_BYTES without a place to cut), EngineDiffers.
     """
-    pieces = _Pieces(engine, LONG_BYTES, path=path, place=place)
+    piece_bytes = long_bytes(engine)
+    pieces = _Pieces(engine, piece_bytes, path=path, place=place, advice="; make more than one document of it")
     compared = None if comparing is None else _Compared(comparing, path=path, place=place)
     while True:
-        data = read(_READ_BYTES)
+        data = read(min(_READ_BYTES, piece_bytes // 4))
         ids = pieces.push(data)
         if compared is not None:
             if pieces.seam is not None:
@@ -67,13 +83,55 @@ def feed(
             return
 
 
+def compare(engine: Engine, text: str, ids: Ids, *, path: str, place: str, comparing: Comparing) -> None:
+    """Compare a document that the engine has encoded whole, and that is too long for the reference to: all of it in
+    pieces, or the first piece and what lies before the end.
+
+    Raises EngineDiffers, BadSource (all of it, and no place to cut).
+    """
+    read = reading(text)
+    compared = _Compared(comparing, path=path, place=place)
+    if comparing.all:
+        mine: Ids | None = ids
+        while data := read(_COMPARED_BYTES):
+            compared.push(data, mine)
+            mine = None
+        compared.push(b"", None)
+        return
+    pieces = _Pieces(comparing.reference, _COMPARED_BYTES, path=path, place=place)
+    theirs: Ids | None = None
+    with suppress(_NoCut):  # then what lies before the end is all that is compared
+        while theirs is None and (data := read(_COMPARED_BYTES)):
+            theirs = pieces.push(data)
+    if theirs is not None:
+        compared.settle(ids[: len(theirs)], theirs)
+    compared.look_around(engine, text[-2 * _WINDOW_BYTES :])
+
+
+def reading(text: str) -> Read:
+    """`read(size)` over the UTF-8 of a text: a character for each byte, or four, so less than `size` or all of it."""
+    at = 0
+    is_ascii = text.isascii()
+
+    def read(size: int) -> bytes:
+        nonlocal at
+        count = size if is_ascii else max(size // 4, 1)
+        data = text[at : at + count].encode()
+        at += count
+        return data
+
+    return read
+
+
 class _Pieces:
     """Text comes, and ids go out."""
 
-    def __init__(self, engine: Engine, piece_bytes: int, *, path: str, place: str) -> None:
+    def __init__(self, engine: Engine, piece_bytes: int, *, path: str, place: str, advice: str = "") -> None:
         self._engine = engine
         self._piece_bytes = self._try_bytes = piece_bytes
-        self._path, self._place = path, place
+        is_reference = engine.name == "tokenizers"
+        self._most_bytes = min(MOST_WHOLE_BYTES, _MOST_REFERENCE_BYTES) if is_reference else MOST_WHOLE_BYTES
+        self._path, self._place, self._advice = path, place, advice
         self._held = b""
         self._done_bytes, self._line = 0, 1
         self.seam: str | None = None
@@ -91,14 +149,14 @@ class _Pieces:
             return None
         found = self._cut()
         if found is None:
-            if len(held) > MOST_WHOLE_BYTES:
-                raise BadSource(
+            if len(held) > self._most_bytes:
+                raise _NoCut(
                     f"{self._path}{self._place and f':{self._place}'}: no place to cut this document in the "
                     f"{units.format_bytes(len(held))} after {units.format_bytes(self._done_bytes)}: whatever was "
-                    f"tried, {self._engine.name} might encode the text otherwise in pieces; whole, at most "
-                    f"{units.format_bytes(MOST_WHOLE_BYTES)} are encoded"
+                    f"tried, {self._engine.name} might encode the text otherwise in pieces; whole, it is given "
+                    f"{units.format_bytes(self._most_bytes)} at most{self._advice}"
                 )
-            self._try_bytes = min(2 * len(held), max(MOST_WHOLE_BYTES, len(held) + 1))
+            self._try_bytes = min(2 * len(held), max(self._most_bytes, len(held) + 1))
             return None
         cut, ids = found
         self._try_bytes = self._piece_bytes
@@ -131,12 +189,13 @@ class _Compared:
     def __init__(self, comparing: Comparing, *, path: str, place: str) -> None:
         self._comparing = comparing
         self._path, self._place = path, place
-        self._text: list[bytes] = []
-        self._text_bytes = 0
         self._mine: list[Ids] = []
         self._theirs: list[Ids] = []
         self._tokens = 0
         self._pieces: _Pieces | None = None
+        if comparing.all:
+            advice = "; --verify 16 compares what lies around cuts and before the end"
+            self._pieces = _Pieces(comparing.reference, _COMPARED_BYTES, path=path, place=place, advice=advice)
 
     def look_around(self, engine: Engine, text: str) -> None:
         """Compare what lies around a cut: the engine gives together what it gives apart, and the reference the same."""
@@ -145,44 +204,18 @@ class _Compared:
 
     def push(self, data: bytes, ids: Ids | None) -> None:
         """More of the text (b"" at its end), and ids of the engine."""
-        comparing = self._comparing
-        self._text_bytes += len(data)
-        if not comparing.in_pieces and self._text_bytes > MOST_COMPARED_BYTES:
-            comparing.in_pieces = True
-            if comparing.all:
-                self._pieces = _Pieces(comparing.reference, _COMPARED_BYTES, path=self._path, place=self._place)
-            for held in self._text:
-                self._feed(held)
-            self._text.clear()
-        if comparing.in_pieces and self._pieces is None:
-            self._mine.clear()
-            return
-        if ids is not None:
-            self._mine.append(ids)
-        if self._pieces is not None:
-            self._feed(data)
-            self._settle()
-        else:
-            self._text.append(data)
-        if data:
-            return
-        if self._pieces is None:
-            self._theirs.append(comparing.reference.encode([b"".join(self._text).decode()])[0])
-            self._settle()
-        if self._mine or self._theirs:
-            raise self._differing(f"from token {self._tokens} of this document on")
-
-    def _feed(self, data: bytes) -> None:
         if self._pieces is None:
             return
         for at in range(0, max(len(data), 1), _COMPARED_BYTES):
-            ids = self._pieces.push(data[at : at + _COMPARED_BYTES])
-            if ids is not None:
-                self._theirs.append(ids)
+            theirs = self._pieces.push(data[at : at + _COMPARED_BYTES])
+            self.settle(_NONE if ids is None else ids, _NONE if theirs is None else theirs)
+            ids = None
+        if not data and (self._mine or self._theirs):
+            raise self._differing(f"from token {self._tokens} of this document on")
 
-    def _settle(self) -> None:
-        """Compare what both have given."""
-        mine, theirs = np.concatenate([_NONE, *self._mine]), np.concatenate([_NONE, *self._theirs])
+    def settle(self, ids: Ids, expected: Ids) -> None:
+        """Compare what both have given, with more of either."""
+        mine, theirs = np.concatenate([*self._mine, ids]), np.concatenate([*self._theirs, expected])
         both = min(len(mine), len(theirs))
         differing = np.flatnonzero(mine[:both] != theirs[:both])
         if len(differing):

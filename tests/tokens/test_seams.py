@@ -14,7 +14,7 @@ import tokentexts
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import dsmem
-from dsmem.tokens import encoding, engines, feeding, seams, vocabularies
+from dsmem.tokens import engines, feeding, seams, vocabularies
 from dsmem.tokens.seams import Seams
 from dsmem.tokens.vocabularies import Located
 
@@ -106,8 +106,7 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (feeding, encoding):
-        monkeypatch.setattr(module, "LONG_BYTES", 2000)
+    monkeypatch.setattr(feeding, "LONG_BYTES", 2000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 600)
     monkeypatch.setattr(feeding, "_WINDOW_BYTES", 100)
     monkeypatch.setattr(feeding, "_REACHES", (300, 1000))
@@ -127,7 +126,7 @@ def test_pieces_have_the_ids_of_the_whole(kind: str, small: None, tmp_path: Path
     for _ in range(25):
         text = some_text(rng, 12_000)
         for engine in found:
-            pieces = list(feeding.feed(engine, encoding._read_text(text), path="x", place=""))
+            pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place=""))
             assert np.concatenate(pieces).tolist() == reference.encode(text, add_special_tokens=False).ids
             cuts += len(pieces) - 1
     assert cuts > 20
@@ -152,20 +151,20 @@ def test_pieces_of_sentencepiece(small: None, tmp_path: Path) -> None:
         # good as each other it chooses by the rounding.
         odd = [some_text(rng, 9000) for _ in range(15)] if kind == "bpe" else []
         for text in (*odd, "\n".join(tokentexts.sources()[5:9])):
-            pieces = list(feeding.feed(engine, encoding._read_text(text), path="x", place=""))
+            pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place=""))
             assert np.concatenate(pieces).tolist() == theirs.encode(text)
             cuts += len(pieces) - 1
         assert cuts > 5
 
 
 def test_a_run_longer_than_a_piece_is_one_word(tmp_path: Path) -> None:
-    """At the real sizes: 9 MiB of zeros, which no place may cut."""
+    """At the real sizes: 7 MiB of zeros, which no place may cut."""
     runs().save(str(tmp_path / "tokenizer.json"))
-    text = "abc" + "0" * (9 << 20) + " end"
+    text = "abc" + "0" * (7 << 20) + " end"
     (tmp_path / "x.txt").write_text(text)
     done = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "x.bin", tokenizer=tmp_path / "tokenizer.json", verify=0)
     ids = np.fromfile(tmp_path / "x.bin", np.uint16)
-    assert done.tokens == len(ids) == 3 + (9 << 20) // 64 + 4 + 1
+    assert done.tokens == len(ids) == 3 + (7 << 20) // 64 + 4 + 1
     assert np.unique(ids[3:-5]).size == 1
 
 

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import dsmem
-from dsmem.tokens import encoding, engines, feeding, vocabularies
+from dsmem.tokens import engines, feeding, vocabularies
 from dsmem.tokens.seams import Seams
 from dsmem.tokens.vocabularies import Vocabulary, describe
 
@@ -276,14 +276,13 @@ def test_the_first_difference_is_refused_by_name(
 def test_a_long_document_is_fed_in_pieces_that_change_nothing(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (feeding, encoding):
-        monkeypatch.setattr(module, "LONG_BYTES", 5000)
+    monkeypatch.setattr(feeding, "LONG_BYTES", 5000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 1000)
     text = "\n".join(tokentexts.sources()[:10]) + "Größe 東京 🙂" * 900
     vocabulary = known(trained, tmp_path)
     engine = engines.choose(vocabulary, "auto", parse_special=False)
     data = memoryview(text.encode())
-    pieces = list(feeding.feed(engine, encoding._read_text(text), path="x", place=""))
+    pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place=""))
     assert len(pieces) > 20
     assert np.concatenate(pieces).tolist() == tokentexts.expected([text], eos=False)[0]
     for name, content in (("x.txt", bytes(data)), ("x.jsonl", json.dumps({"text": text}).encode() + b'\n{"text":"b"}')):
@@ -307,25 +306,31 @@ def test_a_long_document_is_fed_in_pieces_that_change_nothing(
     assert f"x.txt:{line}: not UTF-8" in done.skipped_places[0]
 
 
+PLACES = ("start", "first cut", "end")
+
+
 @pytest.mark.parametrize(
-    ("verify", "at", "whole", "found"),
+    ("verify", "at", "encoded", "found"),
     [
-        *(("all", at, whole, True) for at in ("start", "first cut", "end") for whole in (False, True)),
-        *((16, at, False, at != "start") for at in ("start", "first cut", "end")),
-        (16, "start", True, True),
-        (0, "end", True, False),
+        *(("all", at, encoded, True) for at in PLACES for encoded in ("in pieces", "whole", "compared whole")),
+        *((16, at, "in pieces", at != "start") for at in PLACES),
+        *((16, at, "whole", True) for at in PLACES),
+        (16, "start", "compared whole", True),
+        (0, "end", "compared whole", False),
     ],
 )
 def test_a_long_document_is_compared(
-    verify: Any, at: str, whole: bool, found: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verify: Any, at: str, encoded: str, found: bool, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All of it where it fits, else around the cuts, or all of it in other pieces; which is told."""
-    for module in (feeding, encoding):
-        monkeypatch.setattr(module, "LONG_BYTES", 20_000)
+    """All of it where it fits, else its first piece and its end, or around the cuts; or all of it in other pieces.
+    Which is told."""
+    if encoded == "in pieces":
+        monkeypatch.setattr(feeding, "LONG_BYTES", 20_000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 10_000)
-    monkeypatch.setattr(feeding, "_COMPARED_BYTES", 7_000)
+    monkeypatch.setattr(feeding, "_COMPARED_BYTES", 7_000 if encoded == "in pieces" else 30_000)
     monkeypatch.setattr(feeding, "_WINDOW_BYTES", 100)
     monkeypatch.setattr(feeding, "_REACHES", (500, 1000))
+    whole = encoded == "compared whole"
     if not whole:
         monkeypatch.setattr(feeding, "MOST_COMPARED_BYTES", 50_000)
     choose = engines.choose
@@ -366,8 +371,8 @@ def test_a_document_that_can_not_be_cut(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(feeding, "LONG_BYTES", 5000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 1000)
     text = "some words " * 3000
-    fed = list(feeding.feed(Uncuttable(), encoding._read_text(text), path="x", place="7"))
+    fed = list(feeding.feed(Uncuttable(), feeding.reading(text), path="x", place="7"))
     assert [ids.tolist() for ids in fed] == [[len(text)]]
     monkeypatch.setattr(feeding, "MOST_WHOLE_BYTES", 20_000)
     with pytest.raises(dsmem.BadSource, match=r"x:7: no place to cut this document in the 20\.\d KiB after 0 B"):
-        list(feeding.feed(Uncuttable(), encoding._read_text(text), path="x", place="7"))
+        list(feeding.feed(Uncuttable(), feeding.reading(text), path="x", place="7"))
