@@ -10,6 +10,7 @@ import numpy as np
 from dsmem.arrays import dtypes
 from dsmem.arrays.dtypes import UnsupportedType
 
+_LEAST_OBJECT = len('{"str":""},')
 _X87_MANTISSA_BITS, _X87_BYTES = 63, 10
 
 
@@ -32,7 +33,7 @@ def text_length(value: object) -> int:
     if not isinstance(value, dict):
         return 0
     if "objects" in value:
-        return sum(map(text_length, value["objects"]))
+        return sum(_LEAST_OBJECT + text_length(one) for one in value["objects"])
     return max(len(value.get(kind, "")) for kind in ("str", "bytes", "data"))
 
 

@@ -33,9 +33,11 @@ _LEAST_POINTER_BYTES = 10
 class AttributeReader:
     """Reads attributes; its children, one for each file that needs one, live until it is closed."""
 
-    def __init__(self, allow: Collection[Allow]) -> None:
+    def __init__(self, allow: Collection[Allow], *, of_all: bool = True) -> None:
+        """`of_all`: whether all that is read is kept, and has to fit together."""
         self._is_allowed = "oversized" in allow
         self._children: dict[int, _Child] = {}
+        self._of_all = of_all
         self._read_bytes = 0
 
     def __enter__(self) -> AttributeReader:
@@ -57,9 +59,10 @@ class AttributeReader:
             value = attributes.to_json(node.attrs[name])
         together_bytes = self._read_bytes + attributes.text_length(value)
         if together_bytes > MAX_HEADER_BYTES:
-            own_bytes = together_bytes - self._read_bytes
-            raise UnsupportedType(f"values of {own_bytes:,} bytes: {MAX_HEADER_BYTES:,} are there for all attributes")
-        self._read_bytes = together_bytes
+            own_bytes, left_bytes = together_bytes - self._read_bytes, MAX_HEADER_BYTES - self._read_bytes
+            left = f"{left_bytes:,} are left of the {MAX_HEADER_BYTES:,} for all"
+            raise UnsupportedType(f"values of {own_bytes:,} bytes as JSON, where {left}")
+        self._read_bytes = together_bytes if self._of_all else 0
         return value
 
     def may_be_much(self, node: Any, name: str | bytes) -> bool:

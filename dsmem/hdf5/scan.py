@@ -58,7 +58,7 @@ def scan(
     or dataset. `seen` is called for every link. Raises BadSource when h5py can't read the structure, NotMappable (see
     there) when asked.
     """
-    with AttributeReader(allow) as attrs, translated(path):
+    with AttributeReader(allow, of_all=not only) as attrs, translated(path):
         walk = _Walk(path, [pattern.strip("/") for pattern in only], allow, mappable, file_bytes, seen, attrs)
         root = file["/"]
         if not isinstance(root, h5py.Group):

@@ -6,6 +6,7 @@ the file (HDF5 File Format Specification, "Variable-length Datatypes" and "Globa
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from collections.abc import Iterable, Iterator
@@ -19,33 +20,61 @@ from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, ChunkedDataset
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, pointers
-from dsmem.hdf5.reading import BLOCK_BYTES, Array
+from dsmem.hdf5.reading import Array
 
+BLOCK_BYTES = 16 << 20
+"""Of items that are read at once: HDF5, Python and what is written each have them once."""
 _LENGTH = np.dtype("<u4")
 _INDEX_BYTES = 4
 _MOST_ITEMS = 1 << 17
 """Of a read: each costs about 100 bytes of Python's beside its own."""
+_FIRST_ITEMS = 64
+_MOST_POINTERS_BYTES = 64 << 20
 _UNKNOWN_BYTES = 256 << 20
-"""What a read may come to, if every item is as long as the whole file, where lengths are not known before."""
-_UNKNOWN_ITEMS = 64
-"""Of a read where items lie in other files, of any size."""
+"""What a read of compact data may come to if every item is as long as the whole file: they are few (64 KiB)."""
 
 
-def counts(dataset: Any, item: Item, base: np.dtype[Any], fd: int, file_bytes: int, label: str) -> Iterator[int]:
-    """How many items of a variable-length dataset to read at once, again and again, until there are no more.
+class Counts:
+    """How many items of a variable-length dataset to read at once, again and again, until there are no more."""
 
-    `base`: of the elements; `fd`: the open file. Raises BadSource, with `label`, for pointers that can't be read.
-    """
-    stored = pointers(dataset, item, _pointer_bytes(dataset), file_bytes)
-    if stored is not None and stored.offset is not None:
-        return _fitting(_contiguous_lengths(stored, stored.offset, fd, label), base.itemsize)
-    if stored is not None and not _is_too_wide(stored):
-        return _fitting(_chunked_lengths(dataset, stored, item.info.fillvalue, fd, file_bytes, label), base.itemsize)
-    at_once = _UNKNOWN_ITEMS if item.is_outside else max(_UNKNOWN_BYTES // max(file_bytes, 1), 1)
-    return _equal(math.prod(item.info.shape or ()), min(at_once, _MOST_ITEMS))
+    def __init__(self, dataset: Any, item: Item, base: np.dtype[Any], fd: int, file_bytes: int, label: str) -> None:
+        """`base`: of the elements; `fd`: the open file. Raises BadSource, with `label`, for unreadable pointers."""
+        self._total = math.prod(item.info.shape or ())
+        self._longest_bytes = 1
+        self._next: Iterator[int] = self._growing()
+        fill = item.info.fillvalue
+        stored = pointers(dataset, item, _pointer_bytes(dataset), file_bytes)
+        if stored is not None and stored.offset is not None:
+            self._next = _fitting(_contiguous_lengths(stored, stored.offset, fd, label), base.itemsize)
+        elif stored is not None and not _is_too_wide(stored):
+            self._next = _fitting(_chunked_lengths(dataset, stored, fill, fd, file_bytes, label), base.itemsize)
+        elif item.storage_bytes == 0 and not item.is_outside:
+            self._next = self._equal(BLOCK_BYTES // max(0 if fill is None else len(fill) * base.itemsize, 1))
+        elif item.layout == "compact":
+            self._next = self._equal(_UNKNOWN_BYTES // max(file_bytes, 1))
+
+    def __iter__(self) -> Iterator[int]:
+        return self._next
+
+    def saw(self, lengths: Array, element_bytes: int) -> None:
+        """Learn from what was read, where nothing could be known before."""
+        self._longest_bytes = max(self._longest_bytes, int(lengths.max(initial=0)) * element_bytes)
+
+    def _equal(self, at_once: int) -> Iterator[int]:
+        at_once = max(min(at_once, _MOST_ITEMS), 1)
+        for start in range(0, self._total, at_once):
+            yield min(at_once, self._total - start)
+
+    def _growing(self) -> Iterator[int]:
+        """As many as fit if they are like the longest so far, at most four times as many as the time before."""
+        done, count = 0, _FIRST_ITEMS
+        while done < self._total:
+            yield min(count, self._total - done)
+            done += count
+            count = max(min(BLOCK_BYTES // self._longest_bytes, 4 * count, _MOST_ITEMS), 1)
 
 
-def read(dataset: Any, base: np.dtype[Any], counts: Iterable[int]) -> Iterator[tuple[memoryview, Array]]:
+def read(dataset: Any, base: np.dtype[Any], counts: Counts) -> Iterator[tuple[memoryview, Array]]:
     """(the items' bytes end to end, their lengths in elements of `base`) in C order, so many items at a time."""
     done = 0
     for count in counts:
@@ -56,6 +85,7 @@ def read(dataset: Any, base: np.dtype[Any], counts: Iterable[int]) -> Iterator[t
             items = np.asarray(dataset[selection], object).ravel() if selection else [dataset[()]]
             encoded = [_item_bytes(item, base) for item in items]
             lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // base.itemsize
+            counts.saw(lengths, base.itemsize)
             yield memoryview(b"".join(encoded)), lengths
 
 
@@ -93,11 +123,6 @@ def _fitting(lengths: Iterable[Array], element_bytes: int) -> Iterator[int]:
             done = end
 
 
-def _equal(total: int, at_once: int) -> Iterator[int]:
-    for start in range(0, total, at_once):
-        yield min(at_once, total - start)
-
-
 def _pointer_bytes(dataset: Any) -> int:
     from h5py import h5i
 
@@ -122,9 +147,10 @@ def _contiguous_lengths(stored: Item, begin: int, fd: int, label: str) -> Iterat
 
 
 def _is_too_wide(stored: Item) -> bool:
-    """Whether a row of chunks, which is decoded at once, takes more than a block."""
+    """Whether a row of several chunks, which are decoded together, takes too much memory."""
     shape, chunks = stored.info.shape or (), stored.info.chunks or ()
-    return math.prod((*chunks[:1], *shape[1:])) * stored.info.dtype.itemsize > LARGEST_BAND_BYTES
+    row_bytes = math.prod((*chunks[:1], *shape[1:])) * stored.info.dtype.itemsize
+    return chunks[1:] != shape[1:] and row_bytes > _MOST_POINTERS_BYTES
 
 
 def _chunked_lengths(dataset: Any, stored: Item, fill: Any, fd: int, file_bytes: int, label: str) -> Iterator[Array]:
@@ -139,7 +165,9 @@ def _chunked_lengths(dataset: Any, stored: Item, fill: Any, fd: int, file_bytes:
         fill=struct.pack("<I", 0 if fill is None else len(fill)).ljust(item_bytes, b"\0"),
         label=label,
     )
-    for band in chunked.bands():
-        decoded = np.empty(band.size_bytes, np.uint8)
-        chunked.decode(band, decoded)
+    for _, row in itertools.groupby(chunked.bands(), lambda band: band.start):  # a long one is several bands
+        decoded = np.empty(0, np.uint8)
+        for band in row:
+            decoded = decoded if len(decoded) else np.empty(band.size_bytes, np.uint8)
+            chunked.decode(band, decoded)
         yield _lengths(decoded.reshape(-1, item_bytes))

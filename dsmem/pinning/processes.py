@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import signal
 import subprocess
 import sys
 from collections import deque
@@ -133,12 +134,13 @@ class _Worker:
 
 def _work(arguments: Sequence[str]) -> None:
     """A worker: slabs on standard input; on standard output a line when the file is open, and one for each slab."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    parent, fd, draft_fd, with_plugins = (int(argument) for argument in arguments)
+    helpers.end_with_parent(parent)
     import h5py
 
     from dsmem.hdf5.opening import reason
 
-    parent, fd, draft_fd, with_plugins = (int(argument) for argument in arguments)
-    helpers.end_with_parent(parent)
     if with_plugins:
         filters.load_package()
     with ExitStack() as stack:

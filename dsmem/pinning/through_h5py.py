@@ -111,5 +111,5 @@ def variable_pieces(item: Item, file: Any, fd: int, size_bytes: int, path: str) 
         return iter(())
     dataset = _dataset(file, path, item)
     with translated(path, f"/{item.path}"):
-        counts = variable.counts(dataset, item, base, fd, size_bytes, f"{path}: /{item.path}")
+        counts = variable.Counts(dataset, item, base, fd, size_bytes, f"{path}: /{item.path}")
     return _translated(variable.read(dataset, base, counts), path, item)

@@ -139,7 +139,7 @@ def test_all_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path = settle(tmp_path / "x.h5")
     with pytest.raises(dsmem.Unsupported) as caught:
         dsmem.pin(path)
-    reason = "an attribute with values of 400 bytes: 1,000 are there for all attributes"
+    reason = "an attribute with values of 400 bytes as JSON, where 200 are left of the 1,000 for all"
     assert list(caught.value.refusals) == [Refusal("/@c", reason)]
     pinned = dsmem.pin(path, skip_unsupported=True)
     with dsmem.attach(pinned.name) as found:

@@ -14,7 +14,7 @@ import pytest
 
 from dsmem.arrays import dtypes
 from dsmem.errors import BadSource
-from dsmem.hdf5 import datasets, variable
+from dsmem.hdf5 import chunks, datasets, variable
 
 SHAPES = [(), (1,), (70,), (5, 7), (100, 2), (2, 300), (3, 4, 5), (1, 1, 130), (4, 1, 3)]
 STORED: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ def read(made: Any, largest: list[int] | None = None) -> tuple[bytes, list[int]]
     with open(made.file.filename, "rb") as source:
         size = os.path.getsize(made.file.filename)
         for piece, some in variable.read(
-            made, base, variable.counts(made, item, base, source.fileno(), size, "a file")
+            made, base, variable.Counts(made, item, base, source.fileno(), size, "a file")
         ):
             data.append(bytes(piece))
             lengths += some.tolist()
@@ -165,6 +165,36 @@ def test_pointers_that_end_with_the_file(file: Any) -> None:
     with open(file.filename, "rb") as source, open(f"{file.filename}.cut", "w+b") as cut:
         cut.write(source.read()[: made.id.get_offset() + 100])
         cut.flush()
-        counts = variable.counts(made, item, np.dtype("u1"), cut.fileno(), size, "a file")
+        counts = variable.Counts(made, item, np.dtype("u1"), cut.fileno(), size, "a file")
         with pytest.raises(BadSource, match="a file: the file ends within it"):
             list(counts)
+
+
+def test_of_what_was_never_written_many_are_read_at_once(file: Any) -> None:
+    made = file.create_dataset("x", (300_000,), h5py.string_dtype())
+    file["much"] = np.zeros(1 << 20)
+    pieces: list[int] = []
+    assert read(made, pieces) == (b"", [0] * 300_000)
+    assert len(pieces) == 3
+
+
+def test_where_lengths_are_not_known_reads_grow(file: Any) -> None:
+    words = np.array([f"{i:04}" for i in range(3000)], object)
+    source = file.create_dataset("source", data=words, dtype=h5py.string_dtype())
+    layout = h5py.VirtualLayout((3000,), h5py.string_dtype())
+    layout[:] = h5py.VirtualSource(source)
+    pieces: list[int] = []
+    data, lengths = read(file.create_virtual_dataset("x", layout), pieces)
+    assert data == "".join(words).encode()
+    assert lengths == [4] * 3000
+    assert pieces == [4 * 64, 4 * 256, 4 * 1024, 4 * 1656]
+
+
+def test_a_row_of_several_chunks_that_is_decoded_in_parts(file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunks, "LARGEST_BAND_BYTES", 1000)
+    monkeypatch.setattr(chunks, "BAND_BYTES", 500)
+    words = np.array([b"w" * (i % 7) for i in range(40 * 90)], object).reshape(40, 90)
+    made = file.create_dataset("x", data=words, dtype=h5py.string_dtype(), chunks=(3, 10), compression="gzip")
+    data, lengths = read(made)
+    assert data == b"".join(words.ravel())
+    assert lengths == [len(word) for word in words.ravel()]

@@ -392,7 +392,8 @@ def test_more_attributes_than_a_header_holds(tmp_path: Path, store_root: Path) -
         dsmem.pin(path)
     (refusal,) = caught.value.refusals
     assert refusal.path == "/@1"
-    assert refusal.reason == "an attribute with values of 53,333,336 bytes: 100,000,000 are there for all attributes"
+    left = "46,666,664 are left of the 100,000,000 for all"
+    assert refusal.reason == f"an attribute with values of 53,333,336 bytes as JSON, where {left}"
     assert not list((store_root / "objects").iterdir())
 
 
