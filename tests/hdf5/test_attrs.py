@@ -153,3 +153,13 @@ def test_an_unpinned_file_is_not_read_for_them(tmp_path: Path) -> None:
     with dsmem.File(path, pin="never") as found:
         assert found.attrs["beside"] == 5
         assert found["data"].source == "mapped"
+
+
+def test_what_is_not_selected_takes_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attrs, "MAX_HEADER_BYTES", 1000)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in "ab":
+            file.create_dataset(f"{name}/data", data=np.arange(10)).parent.attrs["text"] = name * 800
+    pinned = dsmem.pin(settle(tmp_path / "x.h5"), only=["b/*"])
+    with dsmem.attach(pinned.name) as found:
+        assert found["b"].attrs["text"] == "b" * 800
