@@ -25,7 +25,7 @@ Read = Callable[[int], bytes]
 LONG_BYTES = 4 << 20
 """A longer document is fed in pieces of about this size."""
 MOST_WHOLE_BYTES = 8 << 20
-_REFERENCE_BYTES, _MOST_REFERENCE_BYTES = 1 << 20, 2 << 20
+_REFERENCE_BYTES, _MOST_REFERENCE_BYTES = 512 << 10, 2 << 20
 """The same for Hugging Face's tokenizers."""
 MOST_COMPARED_BYTES = 1 << 20
 """A document up to this is compared in one piece."""
