@@ -17,7 +17,7 @@ from h5py import h5d, h5f, h5g, h5i, h5l, h5o
 
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
-from dsmem.hdf5 import filters
+from dsmem.hdf5 import filters, links
 from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.places import place
 
@@ -146,6 +146,8 @@ class _Walk:
                 return None
             opened = stack.enter_context(found)
         try:
+            if links.endless(opened.id, b"/" + path) is not None:
+                return None
             source = opened[b"/" + path]
         except (KeyError, OSError, RuntimeError):
             return None

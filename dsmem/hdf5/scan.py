@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
-from h5py import h5f, h5l, h5o
+from h5py import h5l, h5o
 
 from dsmem.arrays import attributes, dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.tree import Tree
 from dsmem.errors import Allow, BadSource, Refusal
-from dsmem.hdf5 import sizes
+from dsmem.hdf5 import links, sizes
 from dsmem.hdf5.attrs import AttributeReader
 from dsmem.hdf5.chunkindex import DamagedIndex, stored_bytes
 from dsmem.hdf5.datasets import Item, inspect
@@ -189,12 +189,9 @@ class _Walk:
     def _external_link(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
         filename, target = group.links.get_val(name)
         where = f"{os.fsdecode(filename)}:{tree.text(target)}"
-        if "external" in self._allow and (odd := _not_a_file(group, os.fsdecode(filename))) is not None:
-            if self._wanted(path):
-                self._refuse(path, f"an external link to {where}, and {odd} is not a file")
-        elif "external" in self._allow:
+        if "external" in self._allow:
             try:
-                return self._object(group, name, path, below)
+                return self._object_elsewhere(group, name, path, below)
             except (KeyError, OSError, RuntimeError) as exc:
                 if self._wanted(path):
                     self._refuse(path, f"an external link to {where}, which can't be opened ({reason(exc)})")
@@ -205,12 +202,19 @@ class _Walk:
     def _soft_link_elsewhere(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
         """A soft link of another file, whose paths mean nothing here: recorded as what it leads to."""
         try:
-            return self._object(group, name, path, below)
+            return self._object_elsewhere(group, name, path, below)
         except (KeyError, OSError, RuntimeError) as exc:
             if self._wanted(path):
                 target = group.links.get_val(name).decode("utf-8", "surrogateescape")
                 self._refuse(path, f"a soft link of another file to {target}, which can't be opened ({reason(exc)})")
         return False
+
+    def _object_elsewhere(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
+        """`_object`, where HDF5 may open other files on the way."""
+        endless = links.endless(group, name)
+        if endless is not None:
+            raise OSError(f"{endless} is not a file")
+        return self._object(group, name, path, below)
 
     def _object(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
         """Record what a link leads to; raises KeyError, OSError or RuntimeError where it leads nowhere."""
@@ -288,15 +292,3 @@ class _Walk:
                 self._refuse(f"{path}@{tree.text(name)}", f"an attribute that h5py can't read ({reason(exc)})", path)
         if encoded:
             self.found.attributes[path] = encoded
-
-
-def _not_a_file(group: Any, filename: str) -> str | None:
-    """What HDF5 would open for a link of that group, if it is no file: at a FIFO it would wait for a writer.
-
-    It looks beside the file that has the link, and for the path itself (H5Lcreate_external).
-    """
-    beside = os.path.dirname(os.fsdecode(h5f.get_name(group)))
-    for path in (os.path.join(beside, filename), os.path.join(beside, os.path.basename(filename)), filename):
-        if os.path.exists(path) and not os.path.isfile(path):
-            return path
-    return None

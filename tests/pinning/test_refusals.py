@@ -189,19 +189,39 @@ def test_external_links_to_nothing_stay_refused(tmp_path: Path, filename: str, t
     assert found["/broken"].allow is None
 
 
-@pytest.mark.parametrize("kind", ["fifo", "directory"])
 @pytest.mark.parametrize("absolute", [False, True])
-def test_external_links_to_no_file_are_not_opened(tmp_path: Path, kind: str, absolute: bool) -> None:
-    """HDF5 would wait at a FIFO until somebody writes to it."""
+def test_external_links_to_a_fifo_are_not_opened(tmp_path: Path, absolute: bool) -> None:
+    """HDF5 would wait there until somebody writes to it."""
     path = linked(tmp_path)
     odd = tmp_path / "odd"
-    os.mkfifo(odd) if kind == "fifo" else odd.mkdir()
+    os.mkfifo(odd)
     with h5py.File(path, "a") as file:
         file["broken"] = h5py.ExternalLink(str(odd) if absolute else "odd", "/x")
     found = refusals(path, "external")
     assert found.keys() == {"/broken"}
-    assert found["/broken"].reason.endswith(f"odd:/x, and {odd} is not a file")
+    assert found["/broken"].reason.endswith(f"odd:/x, which can't be opened ({odd} is not a file)")
     assert found["/broken"].allow is None
+
+
+def test_links_that_lead_to_a_fifo_in_steps_are_not_followed(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with h5py.File(tmp_path / "between.h5", "w") as file:
+        file["out"] = h5py.ExternalLink("pipe", "/y")
+        file["g/soft"] = h5py.SoftLink("/out/x")
+        file["g/fine"] = np.arange(3)
+        file["round"] = h5py.SoftLink("/round")
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["group"] = h5py.ExternalLink("between.h5", "/g")
+        file["deep"] = h5py.ExternalLink("between.h5", "/out/x")
+        file["round"] = h5py.ExternalLink("between.h5", "/round")
+        layout = h5py.VirtualLayout((3,), "f4")
+        layout[:] = h5py.VirtualSource(".", "/deep/q", (3,))
+        file.create_virtual_dataset("virtual", layout)
+    found = refusals(path, "external")
+    assert found.keys() == {"/group/soft", "/deep", "/round", "/virtual"}
+    assert all("pipe is not a file" in found[name].reason for name in ("/group/soft", "/deep"))
+    assert "missing" in found["/virtual"].reason
 
 
 def test_dangling_soft_links_of_other_files_are_refused(tmp_path: Path) -> None:
