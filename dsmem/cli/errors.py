@@ -172,7 +172,7 @@ def _hint_bad_document(error: BadDocument, typed: Typed) -> str | None:
     if error.fields:
         skips = error.place and not any(word.startswith("--on-error") for word in typed.arguments)
         skip = ", or leave such documents out with --on-error skip" if skips else ""
-        return f"name the field that holds text{skip}: {typed.again('--text-field', error.fields[0])}"
+        return f"name the field that holds text{skip}: {typed.instead('--text-field', error.fields[0])}"
     if "--on-error=skip" in typed.arguments or ("--on-error", "skip") in pairwise(typed.arguments):
         return None  # they are left out already: this is more than one of them
     return f"leave such documents out: {typed.instead('--on-error', 'skip')}"
@@ -191,7 +191,7 @@ def _hint_changed(error: SourceChanged, typed: Typed) -> str:
 
 def _hint_no_end(error: NoEndToken, typed: Typed) -> str:
     without = error.option.removesuffix("-token")
-    return f"name it with {error.option} TOKEN, or leave it away: {typed.again(without, 'none')}"
+    return f"name it with {error.option} TOKEN, or leave it away: {typed.instead(without, 'none')}"
 
 
 def _hint_checkpoint(error: CheckpointReadError, typed: Typed) -> str | None:
@@ -246,9 +246,9 @@ TABLE: Mapping[type[BaseException], Rule] = {
     ServerTimeout: Rule(ERROR, lambda error, typed: "see what it does: dsmem server status"),
     LoadFailed: Rule(ERROR, lambda error, typed: "what it said meanwhile: dsmem server logs"),
     BadDocument: Rule(ERROR, _hint_bad_document),
-    EngineDiffers: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
-    WrongIds: Rule(ERROR, lambda error, typed: f"use the reference: {typed.again('--engine', 'tokenizers')}"),
-    WorkerLost: Rule(ERROR, lambda error, typed: f"go on, with less memory in use: {typed.again('--workers', '1')}"),
+    EngineDiffers: Rule(ERROR, lambda error, typed: f"use the reference: {typed.instead('--engine', 'tokenizers')}"),
+    WrongIds: Rule(ERROR, lambda error, typed: f"use the reference: {typed.instead('--engine', 'tokenizers')}"),
+    WorkerLost: Rule(ERROR, lambda error, typed: f"go on, with less memory in use: {typed.instead('--workers', '1')}"),
     OutputExists: Rule(ERROR, _hint_exists),
     OutputFull: Rule(NO_SPACE, lambda error, typed: f"make room, then go on: {typed.again()}"),
     OutputBusy: Rule(IN_USE),

@@ -107,7 +107,8 @@ class TokenLoader:
                 self._order = InEpochs(windows.count, share, seed=seed, shuffle=shuffle)
                 if not self._order.steps_an_epoch():
                     step = f"one step of {batch_size} for each of {world_size} ranks"
-                    raise UsageError(f"{windows.count} windows are not {step}; drop_last=False takes what there is")
+                    helps = "; drop_last=False takes what there is" if drop_last else ""
+                    raise UsageError(f"{windows.count} windows are not {step}{helps}")
             else:
                 paths = [file.path for file in files]
                 self._order = Mixture(paths, windows.offsets, weights, share, seed=seed, shuffle=shuffle)

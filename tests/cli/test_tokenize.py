@@ -88,6 +88,8 @@ def test_errors_have_codes_and_hints(corpus: Path, tmp_path: Path, dsmem: Dsmem)
     corpus.write_text('{"body": "b", "n": 1}\n')
     ran = dsmem("tokenize", str(corpus), "-o", out, "--workers", "1")
     assert ran.err.splitlines()[1].endswith("--workers 1 --text-field body")
+    ran = dsmem("tokenize", str(corpus), "-o", out, "--text-field", "wrong", "--workers", "1")
+    assert ran.err.splitlines()[1].endswith(f"dsmem tokenize {corpus} -o {out} --workers 1 --text-field body")
     assert dsmem("tokenize", str(tmp_path / "none.jsonl"), "-o", out).exit_code == 3
     assert dsmem("tokenize", str(corpus), "-o", out, "--verify", "some").exit_code == 2
     assert dsmem("tokenize", str(corpus), "-o", out, "--shard-tokens", "many").exit_code == 2

@@ -340,3 +340,10 @@ def test_pinning_without_an_accelerator_is_told(path: Path, caplog: pytest.LogCa
     batch = next(iter(dsmem.TokenLoader(path, 2, T, pin_memory=True, buffers=2)))
     assert isinstance(batch, Batch) and not batch[0].is_pinned()
     assert "no accelerator" in caplog.text
+
+
+def test_fewer_windows_than_a_step(path: Path) -> None:
+    with pytest.raises(UsageError, match=r"250 windows are not one step of 251 for each of 1 ranks; drop_last=False"):
+        dsmem.TokenLoader(path, WINDOWS + 1, T)
+    with pytest.raises(UsageError, match=r"250 windows are not one step of 1 for each of 251 ranks$"):
+        dsmem.TokenLoader(path, 1, T, world_size=WINDOWS + 1, rank=0, drop_last=False)
