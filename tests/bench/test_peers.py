@@ -232,7 +232,8 @@ def _with_stubs(tmp_path: Path, place: Path, *packages: str) -> str:
 
 def test_both_peers_beside_dsmem(tmp_path: Path) -> None:
     report = runs.run(["tokenize"], size_bytes=2 << 20, runs=1, peers=stubbed(tmp_path))
-    (compared,) = report.cases[0].compared
+    compared, *other_forms = report.cases[0].compared
+    assert [one.title.split()[-1] for one in other_forms] == [".parquet", "each"]  # a .txt, a line each
     named = {one.name: one for one in compared.measured}
     for name in ("datatrove 3.4: the first 1/8", "preprocess_data, megatron-core 5.6: the first 1/8"):
         assert named[name].role == "recipe" and (named[name].median_s or 0) > 0
