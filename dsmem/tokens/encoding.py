@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsmem.errors import BadDocument, BadSource, EngineDiffers
-from dsmem.tokens import compressed, cutting, documents, engines, feeding, pieces
+from dsmem.tokens import compressed, cutting, documents, engines, feeding, pieces, recoding
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
@@ -220,7 +220,7 @@ class Encoder:
         """`read(size)` over the UTF-8 of a file that is one document."""
         with Path(path).open("rb") as file, compressed.opened(file, compression, path=path) as plain:
             encoding = "utf-8" if piece.is_spool else self._recipe.encoding
-            yield pieces.as_utf8(plain, encoding, path=path).read
+            yield recoding.as_utf8(plain, encoding, path=path).read
 
     def reference(self) -> Engine:
         """The engine to compare with, loaded when it is first asked for."""
