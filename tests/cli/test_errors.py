@@ -11,7 +11,8 @@ import typer
 
 import dsmem.errors
 from dsmem.cli import errors
-from dsmem.cli.errors import TABLE, Typed, explain
+from dsmem.cli.errors import TABLE, explain
+from dsmem.cli.hints import Typed
 from dsmem.errors import (
     Ambiguous,
     BadSource,
