@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from h5py import h5d
 
-from dsmem.hdf5.chunks import ChunkTable
+from dsmem.hdf5.chunks import ChunkTable, grid_of
 from dsmem.hdf5.stored import MISSING
 
 _AT_ONCE = 1 << 16
@@ -56,7 +56,7 @@ def stored_bytes(dataset_id: Any) -> int:
     shape, chunks = dataset_id.shape, plist.get_chunk()
     if len(shape) != len(chunks):
         raise DamagedIndex(f"chunks {chunks} of another rank than its shape {shape}")
-    total = math.prod(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    total = math.prod(grid_of(shape, chunks))
     size_bytes, left = 0, total
 
     def add(info: Any) -> None:
@@ -74,7 +74,7 @@ class _Index:
     """A table that is filled with chunks as HDF5 tells of them, many at a time."""
 
     def __init__(self, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> None:
-        grid = tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+        grid = grid_of(shape, chunks)
         total = math.prod(grid)
         columns = (np.full(total, MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
         self.table = ChunkTable(grid, *columns)

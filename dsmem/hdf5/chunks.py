@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,11 @@ LARGEST_BAND_BYTES = 16 << 20
 """A longer band is decoded into the object itself, in pieces, not through a buffer."""
 _LARGE_BYTES = 4 << 20
 """Of a larger chunk no buffer is kept for the next one."""
+
+
+def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
+    """How many chunks there are along each axis; ValueError for chunks of another rank."""
+    return tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from dsmem.hdf5.chunks import (
     Band,
     ChunkedDataset,
     ChunkTable,
+    grid_of,
 )
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item
@@ -64,8 +65,7 @@ def _is_small(item: Item) -> bool:
 
 def grid(item: Item) -> tuple[int, ...]:
     """How many chunks a chunked dataset has along each axis."""
-    shape, chunks = item.info.shape or (), item.info.chunks or ()
-    return tuple(-(-extent // chunk) for extent, chunk in zip(shape, chunks, strict=True))
+    return grid_of(item.info.shape or (), item.info.chunks or ())
 
 
 def started(
