@@ -94,6 +94,8 @@ def _blocks(header: memoryview) -> _Blocks | None:
     (start,) = struct.unpack_from(">i", raw, at + len(_ARRAY))
     (length,) = struct.unpack_from(">xI", raw, start)  # bin 32
     fields = raw[start + 5 : start + 5 + length]
+    if len(fields) <= _FIRST_FIELDS:
+        raise ValueError(f"{len(fields)} bytes that say what array it is")
     axes = fields[_FIRST_FIELDS]
     shape_bytes, part_bytes = 1 + 9 * axes, 1 + 5 * axes  # array of `axes`; int 64 for the shape, int 32 for the others
     begin = 1 + _FIRST_FIELDS + shape_bytes

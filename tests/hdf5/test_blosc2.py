@@ -78,6 +78,16 @@ def test_damaged_frames(tmp_path_factory: pytest.TempPathFactory, data: st.DataO
     assert len(out) == len(expected)
 
 
+def test_a_description_that_ends_early(tmp_path: Path) -> None:
+    raw, expected = stored(tmp_path / "x.h5", np.arange(64 * 64, dtype="<i4").reshape(64, 64), (64, 60))
+    start = int.from_bytes(raw[raw.find(b"b2nd") + 5 :][:4], "big")
+    damaged = bytearray(raw)
+    damaged[start + 1 : start + 5] = bytes(4)  # its length
+    pipeline = Pipeline([Filter(32026, (1, 0, 4, len(expected), 5, 1, 5), "blosc2")], len(expected))
+    with pytest.raises(Undecodable, match="0 bytes that say"):
+        pipeline.decode(memoryview(damaged), np.zeros(len(expected), np.uint8), 0)
+
+
 @pytest.mark.parametrize(
     "values", [(1, 0, 4), (1, 0, 4, 99, 5, 7, 5), (1, 0, 4, 99, 5, 1, 33), (1, 0, 300, 99, 5, 1, 5)]
 )
