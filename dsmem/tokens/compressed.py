@@ -1,4 +1,7 @@
-"""Compressed files, recognised by their first bytes and never by their names, as streams of what they hold."""
+"""Compressed files, recognised by their first bytes and never by their names, as streams of what they hold.
+
+Whatever can be decoded is given before what is wrong with the rest is told.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,19 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Literal, cast
 
-from dsmem.errors import BadSource
+from dsmem import units
+from dsmem.errors import BadDocument
 
 Compression = Literal["gz", "bz2", "xz", "zst"]
 HEAD_BYTES = 10
+_STEP_BYTES = 1 << 20
+_ZST_BYTES = 4 << 10
+"""What pyarrow reads at once: where it raises, it keeps what it had read until then."""
+_TRUNCATED = "Truncated compressed stream"
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 
 
@@ -58,40 +66,87 @@ class Joined(io.RawIOBase):
         return data
 
 
+class Broken(BadDocument):
+    """A file from some place on can't be read, for this `reason`."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}", path=path)
+        self.reason = reason
+
+
 @contextmanager
 def opened(file: IO[bytes], compression: Compression | None, *, path: str) -> Iterator[IO[bytes]]:
-    """What an open file holds, decoded; the file stays open. Raises BadSource for damaged and for truncated data."""
-    try:
-        if compression is None:
-            yield file
-        elif compression == "zst":
-            import pyarrow as pa
+    """What an open file holds, decoded; the file stays open. Reading raises Broken for damaged and truncated data."""
+    if compression is None:
+        yield file
+    elif compression == "zst":
+        import pyarrow as pa
 
-            with pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd") as stream:
-                yield cast("IO[bytes]", stream)
+        with pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd") as stream:
+            yield cast("IO[bytes]", _Decoded(stream.read, _ZST_BYTES, compression, path))
+    else:
+        read = _DECODERS[compression](file)
+        yield cast("IO[bytes]", _Decoded(read, _STEP_BYTES, compression, path))
+
+
+class _Decoded:
+    """What `read1` gives, and then what it raises."""
+
+    def __init__(self, read1: Callable[[int], bytes], step_bytes: int, compression: Compression, path: str) -> None:
+        self._read1 = read1
+        self._step_bytes = step_bytes
+        self._compression = compression
+        self._path = path
+        self._given_bytes = 0
+        self._error: Broken | None = None
+
+    def read(self, size: int) -> bytes:
+        """That many bytes, fewer before the end or what can't be read only."""
+        found: list[bytes] = []
+        left_bytes = size
+        while left_bytes and self._error is None and (data := self._step(left_bytes)):
+            found.append(data)
+            left_bytes -= len(data)
+        if self._error is not None and not found:
+            raise self._error
+        return b"".join(found)
+
+    def _step(self, most_bytes: int) -> bytes:
+        try:
+            data = self._read1(min(most_bytes, self._step_bytes))
+        except EOFError:
+            self._break("truncated")
+        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as exc:
+            self._break("damaged", str(exc))
+        except OSError as exc:
+            if exc.errno is not None:
+                raise
+            # bz2 and pyarrow tell of bad data by an OSError without a number.
+            if _TRUNCATED in str(exc):
+                self._break("truncated")
+            else:
+                self._break("damaged", str(exc))
         else:
-            yield _DECODERS[compression](file)
-    except EOFError as exc:
-        raise BadSource(f"{path}: the {compression} data is truncated") from exc
-    except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as exc:
-        raise BadSource(f"{path}: the {compression} data is damaged: {exc}") from exc
-    except OSError as exc:
-        if compression is None or exc.errno is not None:
-            raise
-        # bz2 and pyarrow tell of bad data by an OSError without a number.
-        raise BadSource(f"{path}: the {compression} data is damaged: {exc}") from exc
+            self._given_bytes += len(data)
+            return data
+        return b""
+
+    def _break(self, how: str, why: str = "") -> None:
+        after = units.format_bytes(self._given_bytes)
+        reason = f"the {self._compression} data is {how} after {after} of text{why and f': {why}'}"
+        self._error = Broken(self._path, reason)
 
 
-def _gz(file: IO[bytes]) -> IO[bytes]:
-    return cast("IO[bytes]", io.BufferedReader(gzip.GzipFile(fileobj=file, mode="rb"), 1 << 20))
+def _gz(file: IO[bytes]) -> Callable[[int], bytes]:
+    return gzip.GzipFile(fileobj=file, mode="rb").read1
 
 
-def _bz2(file: IO[bytes]) -> IO[bytes]:
-    return cast("IO[bytes]", bz2.BZ2File(file))
+def _bz2(file: IO[bytes]) -> Callable[[int], bytes]:
+    return bz2.BZ2File(file).read1
 
 
-def _xz(file: IO[bytes]) -> IO[bytes]:
-    return cast("IO[bytes]", lzma.LZMAFile(file))
+def _xz(file: IO[bytes]) -> Callable[[int], bytes]:
+    return lzma.LZMAFile(file).read1
 
 
 _DECODERS = {"gz": _gz, "bz2": _bz2, "xz": _xz}

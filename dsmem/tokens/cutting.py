@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import IO, Literal
+from typing import Literal
 
 from dsmem import units
-from dsmem.errors import BadDocument, BadSource
 
 Separator = Literal["line", "blank"]
 """What ends a document: the end of its line, or blank lines after it."""
@@ -24,49 +23,30 @@ MOST_DOCUMENT_BYTES = 128 << 20
 """Of a document in a file with others: its bytes and its text (up to four times that) must fit into memory together."""
 _SCAN_BYTES = 1 << 20
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
-_SPACE = b" \t\r\n"
-"""What JSON takes for white space."""
-_NO_VALUE = b","
-"""For an element that is none: no parser takes it, and whoever parses it tells where it is."""
-_BOM = b"\xef\xbb\xbf"
-_MARKS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|["\[\]{},]', re.DOTALL)
+_BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
-class TooLong(BadSource):
-    """A document of more than MOST_DOCUMENT_BYTES among others, `offset` bytes into the file."""
-
-    def __init__(self, message: str, *, offset: int) -> None:
-        super().__init__(message)
-        self.offset = offset
+def too_long() -> str:
+    """What is wrong with a document of more than MOST_DOCUMENT_BYTES among others."""
+    limit = units.format_bytes(MOST_DOCUMENT_BYTES)
+    return f"longer than {limit}, the most for a document among others in a file (a .txt that is one may have any size)"
 
 
-def boundary(fd: int, position: int, size_bytes: int, separator: Separator) -> int:
+def boundary(fd: int, position: int, size_bytes: int, separator: Separator, *, until: int | None = None) -> int:
     """The first place at or after `position` where a document begins; the end of the file if there is none.
 
-    Raises TooLong.
+    What lies beyond `until` is not looked at: a later place than that, if nothing begins before.
     """
     if position <= 0:
         return 0
-    if separator == "line":
-        return _next_line(fd, position, size_bytes)
-    begin = max(position - 4, 0)
-    held = b""
-    while begin + len(held) < size_bytes:
-        held += os.pread(fd, _SCAN_BYTES, begin + len(held))
-        is_whole = begin + len(held) >= size_bytes
-        for match in _BLANK.finditer(held):
-            if match.end() >= len(held) - 1 and not is_whole:
-                break  # it may go on
-            if begin + match.end() >= position:
-                return begin + match.end()
-        if len(held) > MOST_DOCUMENT_BYTES:
-            raise _too_long(position)
-    return size_bytes
+    until = size_bytes if until is None else until
+    found = (_next_line if separator == "line" else _next_paragraph)(fd, position, size_bytes, until)
+    return found if found <= until else until + 1
 
 
-def _next_line(fd: int, position: int, size_bytes: int) -> int:
+def _next_line(fd: int, position: int, size_bytes: int, until: int) -> int:
     at = position - 1
-    while at < size_bytes:
+    while at < size_bytes and at <= until:
         data = os.pread(fd, _SCAN_BYTES, at)
         found = data.find(b"\n")
         if found >= 0:
@@ -74,147 +54,104 @@ def _next_line(fd: int, position: int, size_bytes: int) -> int:
         if not data:
             break
         at += len(data)
-        if at - position > MOST_DOCUMENT_BYTES:
-            raise _too_long(position)
-    return size_bytes
+    return size_bytes if at >= size_bytes else until + 1
 
 
-def _too_long(offset: int) -> TooLong:
-    limit = units.format_bytes(MOST_DOCUMENT_BYTES)
-    return TooLong(
-        f"a document is longer than {limit}, the most for one among others in a file, and can't be left out; "
-        "a .txt file that is one document may be of any size",
-        offset=offset,
-    )
+def _next_paragraph(fd: int, position: int, size_bytes: int, until: int) -> int:
+    begin = max(position - 4, 0)
+    held = b""
+    while begin + len(held) < size_bytes and begin <= until:
+        data = os.pread(fd, _SCAN_BYTES, begin + len(held))
+        if not data:
+            break
+        held += data
+        is_whole = begin + len(held) >= size_bytes
+        for match in _BLANK.finditer(held):
+            if held[match.end() :] in (b"", b"\r") and not is_whole:
+                break  # it may go on
+            if begin + match.end() >= position:
+                return begin + match.end()
+        done = len(held.rstrip(b"\r\n"))
+        begin, held = begin + done, held[done:]
+    return size_bytes if begin + len(held) >= size_bytes else until + 1
 
 
-def last_cut(block: bytes | bytearray, size: int, separator: Separator) -> int:
-    """The last place in the first bytes of a block where documents may be parted; 0 if there is none."""
+def bounds(fd: int, start: int, end: int, size_bytes: int, separator: Separator) -> tuple[int, int, bool]:
+    """From where to where the documents lie that begin in a range; and whether the last of them is too long: then it
+    goes on behind the range, and nobody looks for its end."""
+    first = boundary(fd, start, size_bytes, separator, until=end)
+    if first >= end:
+        return end, end, False
+    limit = end + MOST_DOCUMENT_BYTES
+    last = boundary(fd, end, size_bytes, separator, until=limit)
+    return (first, end, True) if last > limit else (first, last, False)
+
+
+def last_cut(block: bytes | bytearray, begin: int, size: int, separator: Separator) -> int:
+    """The last place in the first bytes of a block, after `begin`, where documents may be parted; 0 if none is."""
     if separator == "line":
-        return block.rfind(b"\n", 0, size) + 1
-    at = block.rfind(b"\n\n", 0, size)
-    at_return = block.rfind(b"\n\r\n", 0, size)
+        return block.rfind(b"\n", begin, size) + 1
+    at = block.rfind(b"\n\n", max(begin - 1, 0), size)
+    at_return = block.rfind(b"\n\r\n", max(begin - 2, 0), size)
     return max(at + 2 if at >= 0 else 0, at_return + 3 if at_return >= 0 else 0)
 
 
-def blocks(fd: int, start: int, end: int, separator: Separator) -> Iterator[memoryview]:
-    """Whole documents of a range that holds nothing else, in blocks of about BLOCK_BYTES; raises TooLong.
+def first_cut(block: bytes | bytearray, begin: int, size: int, separator: Separator) -> int:
+    """The first such place; 0 if there is none."""
+    if separator == "line":
+        return block.find(b"\n", begin, size) + 1
+    found = _BLANK_LINE.search(block, max(begin - 2, 0), size)
+    return found.end() if found else 0
 
-    A block is good until the next one is asked for: the memory is used again.
+
+def blocks(
+    fd: int,
+    start: int,
+    end: int,
+    separator: Separator,
+    leave_out: Callable[[int], None],
+    *,
+    is_open: bool = False,
+) -> Iterator[tuple[int, memoryview]]:
+    """Whole documents of a range that holds nothing else, in blocks of about BLOCK_BYTES, each with its offset.
+
+    A document that is too long is in none: `leave_out` is called with its offset; `is_open`: the last is. A block is
+    good until the next one is asked for: the memory is used again.
     """
     buffer = bytearray(BLOCK_BYTES)
-    held = 0
+    held = searched = 0
+    """Bytes in the buffer, and of those the ones in which documents are parted nowhere."""
     while start < end or held:
         if held == len(buffer):
             if held > MOST_DOCUMENT_BYTES:
-                raise _too_long(start - held)
-            buffer = buffer + bytes(len(buffer))
-        room = memoryview(buffer)[held : held + min(len(buffer) - held, end - start)]
+                leave_out(start - held)
+                start, held, searched = min(boundary(fd, start, end, separator), end), 0, 0
+                buffer = bytearray(BLOCK_BYTES)
+                continue
+            larger = bytearray(min(2 * held, MOST_DOCUMENT_BYTES + BLOCK_BYTES))
+            larger[:held] = buffer
+            buffer = larger
+        room = memoryview(buffer)[held : min(held + BLOCK_BYTES, len(buffer), held + end - start)]
         done = os.preadv(fd, [room], start) if start < end else 0
         start, held = start + done, held + done
         is_last = done == 0 or start >= end
-        cut = held if is_last else last_cut(buffer, held, separator)
+        cut = held if is_last and not is_open else last_cut(buffer, searched, held, separator)
+        if cut > MOST_DOCUMENT_BYTES:
+            first = first_cut(buffer, searched, held, separator) or held
+            if first > MOST_DOCUMENT_BYTES:
+                leave_out(start - held)
+                held, cut = held - first, cut - first
+                buffer = buffer[first:] + bytes(BLOCK_BYTES)
+        searched = held
         if cut:
-            yield memoryview(buffer)[:cut]
-            buffer[: held - cut] = buffer[cut:held]
-            held -= cut
+            yield start - held, memoryview(buffer)[:cut]
+            rest = held - cut
+            if len(buffer) > BLOCK_BYTES >= rest:
+                buffer = buffer[cut:held] + bytes(BLOCK_BYTES - rest)
+            else:
+                buffer[:rest] = buffer[cut:held]
+            held = searched = rest
         if is_last:
+            if held:
+                leave_out(start - held)
             return
-
-
-def pieces(read: Callable[[int], bytes], separator: Separator, piece_bytes: int) -> Iterator[bytes]:
-    """Whole documents in pieces of at least that many bytes (the last may have less), cut by bytes alone."""
-    held: list[bytes] = []
-    held_bytes = offset = 0
-    while True:
-        data = read(min(piece_bytes, BLOCK_BYTES))
-        if not data:
-            break
-        held.append(data)
-        held_bytes += len(data)
-        if held_bytes < piece_bytes:
-            continue
-        whole = b"".join(held)
-        cut = last_cut(whole, len(whole), separator)
-        if cut:
-            yield whole[:cut]
-            offset += cut
-            whole = whole[cut:]
-        elif len(whole) > max(MOST_DOCUMENT_BYTES, piece_bytes):
-            raise _too_long(offset)
-        held, held_bytes = [whole], len(whole)
-    rest = b"".join(held)
-    if rest:
-        yield rest
-
-
-def is_array(head: bytes) -> bool:
-    """Whether a JSON file that begins so is an array."""
-    return head.removeprefix(_BOM).lstrip(_SPACE).startswith(b"[")
-
-
-def elements(stream: IO[bytes], *, path: str, skip_bad: bool = False) -> Iterator[bytes]:
-    """The elements of a JSON array, one after the other, as they stand there; raises BadSource, BadDocument, TooLong.
-
-    Only brackets and strings are looked at: whoever parses an element finds what is wrong inside it, also that there is
-    none between two commas. `skip_bad`: an array that is cut off ends with an element that is none.
-    """
-    held, at, depth, offset, number = b"", 0, 0, 0, 1
-    start: int | None = None
-    done = False
-    while True:
-        data = stream.read(_SCAN_BYTES)
-        held += data
-        for match in _MARKS.finditer(held, at):
-            if done:
-                break
-            mark = match[0][:1]
-            if match[0] == b'"':
-                break  # a string whose end is still to come
-            at = match.end()
-            if mark == b'"':
-                continue
-            if mark in b"[{":
-                depth += 1
-                if depth == 1:
-                    if mark != b"[" or held[: match.start()].removeprefix(_BOM).strip(_SPACE):
-                        raise BadSource(f"{path} does not begin as a JSON array")
-                    start = at
-                continue
-            if mark in b"]}":
-                depth -= 1
-            if depth < 0 or start is None:
-                raise BadSource(f"{path} does not begin as a JSON array")
-            if (depth == 1 and mark == b",") or depth == 0:
-                if depth == 0 and mark != b"]":
-                    raise BadSource(f"{path}:element {number}: its JSON array is closed by {mark.decode()}")
-                element = held[start : match.start()].strip(_SPACE)
-                if element or mark == b"," or number > 1:
-                    yield element if element.strip() else _NO_VALUE
-                number += 1
-                start, done = at, depth == 0
-        if done:
-            if held[at:].strip(_SPACE):
-                raise BadSource(f"{path} goes on after its JSON array")
-            if not data:
-                return
-            held, at = b"", 0
-            continue
-        if not data:
-            if not skip_bad or start is None:
-                raise BadDocument(
-                    f"{path} ends inside its JSON array, in element {number}", path=path, place=f"element {number}"
-                )
-            element = held[start:].strip(_SPACE)
-            if element:
-                yield element
-            if depth == 1 and b'"' not in held[at:]:
-                yield _NO_VALUE
-            return
-        if held.find(b'"', at) < 0:
-            at = len(held)
-        cut = at if start is None else start
-        held, at, offset = held[cut:], at - cut, offset + cut
-        start = None if start is None else 0
-        if len(held) > MOST_DOCUMENT_BYTES:
-            raise _too_long(offset)

@@ -22,10 +22,13 @@ from dsmem.tokens.cutting import BLOCK_BYTES
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
 _BLANK_LINES = re.compile(rb"(?:\r?\n)+")
 _ROWS = re.compile(rb"[^\n]*\n|[^\n]+")
+_OVER_LINES = "not JSON: an object over several lines? Each line is one here; with --format json a file may hold such"
 _ARROW_ROWS = 128
 """At once, of columns that don't tell how long their texts are."""
 _MOST_FIELDS = 8
 """That are named where one is missing."""
+Blocks = Iterable[tuple[int, memoryview]]
+"""Whole documents and where they lie in the file."""
 MOST_PLACES = 20
 """Skipped documents that are named; all are counted."""
 
@@ -54,11 +57,11 @@ class Faults:
         self.count += 1
         self.places.append(message)
 
-    def add_error(self, error: BadDocument) -> None:
-        """One bad document that was told by an error."""
+    def add_told(self, message: str) -> None:
+        """One bad document that is left out, as somebody else has found."""
         self.count += 1
         if len(self.places) < MOST_PLACES:
-            self.places.append(str(error))
+            self.places.append(message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +99,11 @@ class Lines:
         return f"{self._unit} {count}".lstrip()
 
 
-def json_lines(
-    blocks: Iterable[memoryview], offset: int, *, path: str, text_field: str, lines: Lines, faults: Faults
-) -> Iterator[Batch]:
-    """A text in a field of each line's object; blank lines are none. `offset` is where the first block lies."""
+def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+    """A text in a field of each line's object; blank lines are none."""
     from orjson import loads
 
-    for block in blocks:
+    for offset, block in blocks:
         texts: list[str] = []
         skipped: list[int] = []
         find, size = cast(bytearray, block.obj).find, len(block)
@@ -119,13 +120,12 @@ def json_lines(
             else:
                 skipped.append(number)
                 if isinstance(text, _Fault):
-                    faults.add(path, _Place(lines, offset + at), text.reason, text.fields)
+                    faults.add(path, Place(lines, offset + at), text.reason, text.fields)
                 elif text is not _NOTHING:
-                    faults.add(path, _Place(lines, offset + at), f"{text_field!r} is {_kind(text)}, not a string")
+                    faults.add(path, Place(lines, offset + at), f"{text_field!r} is {_kind(text)}, not a string")
             at = end + 1
             number += 1
         yield Batch(path, texts, _RowOf(block, skipped, lines, offset), size, size)
-        offset += size
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +149,8 @@ def _slowly(row: bytes, text_field: str) -> object:
     except RecursionError:
         return _Fault("not JSON that can be read: too deeply nested")
     except ValueError as exc:
+        if row.strip() == b"{":
+            return _Fault(_OVER_LINES)
         return _Fault(f"not JSON: {exc}")
     if not isinstance(value, dict):
         return _Fault(f"{_kind(value)}, not an object with a field {text_field!r}")
@@ -177,7 +179,7 @@ def _kind(value: object) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class Place:
     """The number of the line at an offset of the file."""
 
     lines: Lines
@@ -204,11 +206,9 @@ class _RowOf:
         return self.lines.number(self.offset + before)
 
 
-def plain_lines(
-    blocks: Iterable[memoryview], offset: int, *, path: str, lines: Lines, faults: Faults
-) -> Iterator[Batch]:
+def plain_lines(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
     """Each line is a document."""
-    for block in blocks:
+    for offset, block in blocks:
         try:
             texts = str(block, "utf-8").split("\n")
         except UnicodeDecodeError:
@@ -226,18 +226,15 @@ def plain_lines(
             texts += [rest] if rest else []
             row_of = _RowOf(block, [], lines, offset)
             yield Batch(path, texts, row_of, len(block), len(block), text_bytes)
-        offset += len(block)
 
 
 def _without_end(row: bytes) -> bytes:
     return row[:-1].removesuffix(b"\r") if row.endswith(b"\n") else row
 
 
-def paragraphs(
-    blocks: Iterable[memoryview], offset: int, *, path: str, lines: Lines, faults: Faults
-) -> Iterator[Batch]:
+def paragraphs(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
     """What blank lines part is a document, its inner line ends included."""
-    for view in blocks:
+    for offset, view in blocks:
         block = bytes(view)
         found: list[tuple[int, bytes]] = []
         leading = _BLANK_LINES.match(block)
@@ -249,7 +246,6 @@ def paragraphs(
         if rest:
             found.append((at, rest))
         yield _checked(found, len(block), path, lines, offset, faults)
-        offset += len(block)
 
 
 def _checked(
@@ -262,7 +258,7 @@ def _checked(
             texts.append(data.decode())
             places.append(offset + at)
         except UnicodeDecodeError as exc:
-            faults.add(path, _Place(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
+            faults.add(path, Place(lines, offset + at + exc.start), f"not UTF-8: byte 0x{data[exc.start]:02x}")
     return Batch(path, texts, lambda index: lines.number(places[index]), size_bytes, size_bytes)
 
 

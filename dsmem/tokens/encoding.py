@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsmem.errors import BadDocument, BadSource, EngineDiffers
+from dsmem.errors import BadDocument, EngineDiffers
 from dsmem.tokens import compressed, cutting, documents, engines, feeding, pieces, recoding
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
@@ -79,6 +79,8 @@ class Encoder:
                 for batch in self._batches(piece, faults, slices):
                     self._add(batch, writer, verifying)
                     report(batch.input_bytes)
+            for message in piece.left_out:
+                faults.add_told(message)
             return writer.finish(
                 slices=slices,
                 skipped=faults.count,
@@ -131,30 +133,29 @@ class Encoder:
             return
         with Path(piece.path).open("rb", buffering=0) as file:
             fd = file.fileno()
-            start, end = piece.start, piece.end
             separator: cutting.Separator = "blank" if piece.kind == "blank" else "line"
-            lines = Lines(piece.path, start, piece.first if piece.is_spool else None, piece.unit)
+            lines = Lines(piece.path, piece.start, piece.first if piece.is_spool else None, piece.unit)
             hashing = piece.is_hashed and not piece.is_spool
             read = Slices(piece.start, piece.end)
-            try:
-                if not piece.is_spool:
-                    size_bytes = os.fstat(fd).st_size
-                    start = cutting.boundary(fd, piece.start, size_bytes, separator)
-                    end = cutting.boundary(fd, piece.end, size_bytes, separator)
-                blocks = cutting.blocks(fd, start, end, separator)
-                if hashing:
-                    read.look_at(fd, start)
-                    blocks = read.watch(blocks)
-                if piece.kind == "jsonl":
-                    yield from documents.json_lines(
-                        blocks, start, path=piece.shown, text_field=recipe.text_field, lines=lines, faults=faults
-                    )
-                elif piece.kind == "line":
-                    yield from documents.plain_lines(blocks, start, path=piece.shown, lines=lines, faults=faults)
-                else:
-                    yield from documents.paragraphs(blocks, start, path=piece.shown, lines=lines, faults=faults)
-            except cutting.TooLong as exc:
-                raise BadSource(f"{piece.shown}: {exc}") from exc
+            start, end, is_open = piece.start, piece.end, False
+            if not piece.is_spool:
+                size_bytes = os.fstat(fd).st_size
+                start, end, is_open = cutting.bounds(fd, piece.start, piece.end, size_bytes, separator)
+
+            def leave_out(offset: int) -> None:
+                faults.add(piece.shown, documents.Place(lines, offset), cutting.too_long())
+
+            blocks = cutting.blocks(fd, start, end, separator, leave_out, is_open=is_open)
+            if hashing:
+                blocks = read.watch(fd, blocks)
+            if piece.kind == "jsonl":
+                yield from documents.json_lines(
+                    blocks, path=piece.shown, text_field=recipe.text_field, lines=lines, faults=faults
+                )
+            elif piece.kind == "line":
+                yield from documents.plain_lines(blocks, path=piece.shown, lines=lines, faults=faults)
+            else:
+                yield from documents.paragraphs(blocks, path=piece.shown, lines=lines, faults=faults)
             if hashing:
                 slices[str(piece.source)] = read.digests()
 
@@ -205,7 +206,7 @@ class Encoder:
             except BadDocument as exc:
                 if not faults.skip:
                     raise
-                faults.add_error(exc)
+                faults.add_told(str(exc))
             if not piece.is_spool:
                 with Path(path).open("rb") as file:
                     whole = Slices(0, os.fstat(file.fileno()).st_size)

@@ -1,27 +1,24 @@
 """Pieces: the input cut into what becomes one part each, in order, by bytes and never by who works.
 
 Plain files of many documents are cut into ranges, tables at row groups or batches, small files are put together. What
-must be decoded first (compressed files, JSON arrays, streams, other encodings) is spooled: whole documents in files of
-the work directory, one a piece, removed when its part is finished.
+must be decoded first is spooled (`dsmem.tokens.spools`).
 """
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 from dsmem.errors import BadSource
-from dsmem.files import FileIdentity
-from dsmem.tokens import compressed, cutting, recoding
-from dsmem.tokens.compressed import Compression, Joined
+from dsmem.tokens import spools
+from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import Separator
 from dsmem.tokens.documents import need_column
-from dsmem.tokens.inputs import STDIN, Source
+from dsmem.tokens.inputs import Source
+from dsmem.tokens.spools import Spool
 
 Kind = Literal["jsonl", "line", "blank", "files", "parquet", "arrow"]
 LAST_SHARE = 4
@@ -54,13 +51,16 @@ class Piece:
     """The index of the input."""
     files: tuple[tuple[int, str, Compression | None], ...] = ()
     """Of `files`: index, path, compression of each, a document each."""
+    left_out: tuple[str, ...] = ()
+    """What whoever cut it has found to be bad: documents behind the others of this piece."""
     is_hashed: bool = True
     """Whoever reads it computes digests of its slices: it begins and ends where they do, or ends with the file."""
 
     @classmethod
     def load(cls, raw: dict[str, Any]) -> Piece:
         """From what `asdict` gave."""
-        return cls(**{**raw, "files": tuple(tuple(one) for one in raw["files"])})
+        files = tuple(tuple(one) for one in raw["files"])
+        return cls(**{**raw, "files": files, "left_out": tuple(raw["left_out"])})
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
@@ -86,7 +86,7 @@ class Cutting:
         return self.encoding == "utf-8"
 
 
-def plan(sources: Sequence[Source], how: Cutting, spools: str, is_done: Callable[[int], bool]) -> Iterator[Piece]:
+def plan(sources: Sequence[Source], how: Cutting, directory: str, is_done: Callable[[int], bool]) -> Iterator[Piece]:
     """Every piece in order; a spool is written to the directory when it is asked for, unless its part is done.
 
     Raises BadSource, SourceMissing, OSError.
@@ -109,7 +109,7 @@ def plan(sources: Sequence[Source], how: Cutting, spools: str, is_done: Callable
         if source.format in ("parquet", "arrow"):
             yield from _table(numbers, index, source, how)
         elif is_whole or source.identity is None or source.compression or source.format == "json" or not how.is_utf8:
-            yield from _spooled(numbers, index, source, how, spools, is_done)
+            yield from _spooled(numbers, index, source, how, directory, is_done)
         else:
             yield from _ranges(numbers, index, source, how, is_last=index == len(sources) - 1)
     if waiting:
@@ -237,108 +237,45 @@ def reading(path: str) -> Iterator[None]:
 
 
 def _spooled(
-    numbers: Iterator[int], index: int, source: Source, how: Cutting, spools: str, is_done: Callable[[int], bool]
+    numbers: Iterator[int], index: int, source: Source, how: Cutting, directory: str, is_done: Callable[[int], bool]
 ) -> Iterator[Piece]:
     kind = _kind(source, how)
-    separator: Separator = "blank" if kind == "blank" else "line"
-    with _raw(source) as (raw, compression), compressed.opened(raw, compression, path=source.path) as plain:
-        text = recoding.as_utf8(plain, how.encoding, path=source.path, skip_bad=how.skip_bad)
-        if kind == "files":
-            yield _whole(next(numbers), index, source, text, spools, is_done)
-            return
-        cut, unit = _pieces(text, source, how, separator)
-        before_bytes, first = 0, 1
-        for data in cut:
-            number = next(numbers)
-            path = f"{spools}/spool-{number:06d}"
-            if not is_done(number):
-                with Path(path).open("wb") as file:
-                    file.write(data)
-            at = raw.tell() if source.identity is not None else before_bytes + len(data)
-            yield Piece(
-                number,
-                kind,
-                path,
-                source.path,
-                0,
-                len(data),
-                at - before_bytes,
-                is_spool=True,
-                first=first,
-                unit=unit,
-                source=index,
-            )
-            before_bytes, first = at, first + data.count(b"\n")
+    number = -1
 
+    def path_of() -> str | None:
+        nonlocal number
+        number = next(numbers)
+        return None if is_done(number) else f"{directory}/spool-{number:06d}"
 
-def _whole(
-    number: int, index: int, source: Source, text: IO[bytes], spools: str, is_done: Callable[[int], bool]
-) -> Piece:
-    """A stream that is one document."""
-    path = f"{spools}/spool-{number:06d}"
-    size_bytes = 0
-    if not is_done(number):
-        with Path(path).open("wb") as file:
-            while data := text.read(1 << 20):
-                size_bytes += file.write(data)
-    return Piece(
-        number,
-        "files",
-        path,
-        source.path,
-        0,
-        size_bytes,
-        size_bytes,
-        is_spool=True,
-        source=index,
-        files=((index, path, None),),
-    )
+    def piece(one: Spool) -> Piece:
+        return Piece(
+            number,
+            kind,
+            one.path,
+            source.path,
+            0,
+            one.size_bytes,
+            one.weight_bytes,
+            is_spool=True,
+            first=one.first,
+            unit=one.unit,
+            source=index,
+            left_out=one.left_out,
+            files=((index, one.path, None),) if kind == "files" and not one.left_out else (),
+        )
 
-
-def _pieces(text: IO[bytes], source: Source, how: Cutting, separator: Separator) -> tuple[Iterator[bytes], str]:
-    """The documents of a stream in pieces, and what is counted to name one: lines or elements."""
-    if source.format != "json":
-        return cutting.pieces(text.read, separator, how.part_bytes), ""
-    peeked = text.read(1 << 16)
-    rest = cast("IO[bytes]", Joined(peeked, text))
-    if not cutting.is_array(peeked):
-        if peeked.split(b"\n", 1)[0].strip() == b"{":
-            raise BadSource(
-                f"{source.path} is a JSON object over several lines, neither an array nor one object a line"
-            )
-        return cutting.pieces(rest.read, separator, how.part_bytes), ""
-    lines = _Lines(cutting.elements(rest, path=source.path, skip_bad=how.skip_bad))
-    return cutting.pieces(lines.read, "line", how.part_bytes), "element"
-
-
-class _Lines:
-    """Elements of a JSON array as lines: a line end inside one becomes a carriage return, which JSON allows and forbids
-    in the same places."""
-
-    def __init__(self, elements: Iterator[bytes]) -> None:
-        self._elements = elements
-
-    def read(self, size: int) -> bytes:
-        held: list[bytes] = []
-        held_bytes = 0
-        for element in self._elements:
-            held.append(element.replace(b"\n", b"\r") if b"\n" in element else element)
-            held_bytes += len(element) + 1
-            if held_bytes >= size:
-                break
-        return b"\n".join([*held, b""])
-
-
-@contextmanager
-def _raw(source: Source) -> Iterator[tuple[IO[bytes], Compression | None]]:
-    """The bytes as they lie, and how they are compressed: of a stream that is known only now."""
-    if source.path == STDIN:
-        yield compressed.peeked(sys.stdin.buffer)
+    if kind == "files":
+        yield piece(spools.spooled_whole(source, path_of(), encoding=how.encoding, skip_bad=how.skip_bad))
         return
-    with Path(source.path).open("rb") as file:
-        if source.identity is None:
-            yield compressed.peeked(file)
-            return
-        if FileIdentity.of(os.fstat(file.fileno())) != source.identity:
-            raise BadSource(f"{source.path} is not the file that it was a moment ago")
-        yield file, source.compression
+    separator: Separator = "blank" if kind == "blank" else "line"
+    yield from map(
+        piece,
+        spools.spooled(
+            source,
+            separator,
+            piece_bytes=how.part_bytes,
+            encoding=how.encoding,
+            skip_bad=how.skip_bad,
+            path_of=path_of,
+        ),
+    )

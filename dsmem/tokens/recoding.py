@@ -37,10 +37,16 @@ class _Recoded:
         self._line = 1
         self._held = b""
         self._ended = False
+        self._error: BadDocument | None = None
 
-    def read(self, size: int = -1) -> bytes:
-        while not self._ended and (size < 0 or len(self._held) < size):
-            data = self._stream.read(1 << 20)
+    def read(self, size: int) -> bytes:
+        """That many bytes, fewer before the end or what can't be read only."""
+        while not self._ended and len(self._held) < size:
+            try:
+                data = self._stream.read(1 << 20)
+            except BadDocument as exc:  # whose turn comes when all before it is read
+                self._error, self._ended = exc, True
+                break
             self._ended = not data
             try:
                 text = self._decoder.decode(data, final=self._ended)
@@ -57,7 +63,8 @@ class _Recoded:
                 before = text.count("\n", 0, exc.start)
                 raise self._bad(before, "it holds half of a surrogate pair, which is no text") from exc
             self._line += text.count("\n")
-        size = len(self._held) if size < 0 else size
+        if self._error is not None and not self._held:
+            raise self._error
         data, self._held = self._held[:size], self._held[size:]
         return data
 

@@ -38,11 +38,13 @@ class Slices:
         while self._at < until and (data := os.pread(fd, min(_READ_BYTES, until - self._at), self._at)):
             self.update(memoryview(data))
 
-    def watch(self, blocks: Iterable[memoryview]) -> Iterator[memoryview]:
-        """The blocks, each seen before somebody else gets it."""
-        for block in blocks:
+    def watch(self, fd: int, blocks: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+        """The blocks with their offsets, each seen before somebody else gets it, and what lies between them."""
+        for offset, block in blocks:
+            self.look_at(fd, offset)
             self.update(block)
-            yield block
+            yield offset, block
+        self.look_at(fd, self.end)
 
     def digests(self) -> list[str]:
         """In hex, of all slices."""

@@ -332,6 +332,10 @@ def test_json_that_is_lines_and_json_that_is_odd(tmp_path: Path) -> None:
     check(path, ["one", "two"], tmp_path)
     path.write_text('\n [ {"text": "a\\"]}"},\n{"text":\n"b"} , {"b": [[1], {}], "text": "\\ud83d\\ude42"}\n] \n')
     check(path, ['a"]}', "b", "🙂"], tmp_path, overwrite=True)
+    path.write_text('{\n "text": "one\\n}",\n "n": [{}]\n}')
+    check(path, ["one\n}"], tmp_path, overwrite=True)
+    path.write_text('\ufeff{\n "text": "one"}\n{"text":\n"two"} {"text": "three"}', encoding="utf-8")
+    check(path, ["one", "two", "three"], tmp_path, overwrite=True)
 
 
 BAD: dict[str, tuple[str, bytes, str]] = {
@@ -344,7 +348,11 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "too deep": ("x.jsonl", b'{"text": ' + b"[" * 99999 + b"\n", r"x\.jsonl:1: not JSON"),
     "text": ("x.txt", b"one\ntwo\nthr\xffee", r"x\.txt:3: not UTF-8: byte 0xff"),
     "array": ("x.json", b'[{"text": "a"}, {"text": 1}]', r"x\.json:element 2: 'text' is a number"),
-    "array without end": ("x.json", b'[{"text": "a"}, {"text": "b"}', r"x\.json ends inside its JSON array"),
+    "array without end": (
+        "x.json",
+        b'[{"text": "a"}, {"text": "b"}',
+        r"x\.json:element 3: the file ends inside its JSON array",
+    ),
     "array with a line end in a string": (
         "x.json",
         b'[{"text": "a"}, {"text":\n"b\nc"}]',
@@ -356,19 +364,41 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "array with a comma only": ("x.json", b"[,]", r"x\.json:element 1: not JSON: Expecting value"),
     "array with an odd space": ("x.json", b'[{"text": "a"}, \x0c]', r"x\.json:element 2: not JSON: Expecting value"),
     "array without a comma": ("x.json", b'[{"text": "a"} {"text": "b"}]', r"x\.json:element 1: not JSON: Extra data"),
-    "array closed as an object": ("x.json", b'[{"text": "a"}}', r"x\.json:element 1: its JSON array is closed by }"),
-    "array closed as an object inside": ("x.json", b'[{"text": "a", "b": [}]', r"x\.json ends inside its JSON array"),
+    "array closed as an object": ("x.json", b'[{"text": "a"}}', r"x\.json:element 1: the JSON array is closed by }"),
+    "array closed as an object inside": (
+        "x.json",
+        b'[{"text": "a", "b": [}]',
+        r"x\.json:element 2: the file ends inside its JSON array",
+    ),
     "array of strings": ("x.json", b'["a"]', r"x\.json:element 1: a string, not an object"),
     "array with more far behind": (
         "x.json",
         b'[{"text": "a"}]' + b" " * (3 << 20) + b"5",
-        r"goes on after its JSON array",
+        r"x\.json:element 2: the file goes on after its JSON array",
     ),
-    "an object over lines": ("x.json", b'{\n "text": "a"\n}', r"x\.json is a JSON object over several lines"),
-    "array with more": ("x.json", b'[{"text": "a"}] 5', r"x\.json goes on after its JSON array"),
-    "gz cut off": ("x.jsonl", gzip.compress(b'{"text": "a"}\n' * 9)[:-9], r"x\.jsonl: the gz data is truncated"),
-    "gz damaged": ("x.jsonl", gzip.compress(b'{"text": "a"}\n')[:-8] + b"01234567", r"the gz data is damaged"),
-    "zst cut off": ("x.jsonl", zstd(b'{"text": "a"}\n' * 9)[:-3], r"the zst data is damaged"),
+    "an object over lines in lines": (
+        "x.jsonl",
+        b'{\n "text": "a"\n}',
+        r"x\.jsonl:1: not JSON: an object over several lines\? .* --format json",
+    ),
+    "an object over lines without end": (
+        "x.json",
+        b'{\n "text": "a"\n',
+        r"x\.json:object 1: the file ends inside a JSON",
+    ),
+    "objects and more": ("x.json", b'{\n"text": "a"}\n5', r"x\.json:object 2: not an object, as those before"),
+    "array with more": ("x.json", b'[{"text": "a"}] 5', r"x\.json:element 2: the file goes on after"),
+    "gz cut off": (
+        "x.jsonl",
+        gzip.compress(b'{"text": "a"}\n' * 9)[:-9],
+        r"x\.jsonl:10: the gz data is truncated after 126 B",
+    ),
+    "gz damaged": (
+        "x.jsonl",
+        gzip.compress(b'{"text": "a"}\n')[:-8] + b"01234567",
+        r"x\.jsonl:2: the gz data is damaged after 14 B of text: CRC",
+    ),
+    "zst cut off": ("x.jsonl", zstd(b'{"text": "a"}\n' * 9)[:-3], r"x\.jsonl:1: the zst data is truncated after 0 B"),
     "xz damaged": ("x.txt", lzma.compress(b"a" * 999)[:40] + b"?" * 40, r"the xz data is damaged"),
     "no parquet": ("x.parquet", b"PAR1 no", r"x\.parquet can't be read as a table"),
     "no arrow": ("x.arrow", b"what is this", r"x\.arrow can't be read as a table"),
