@@ -17,6 +17,8 @@ from dsmem.arrays import dtypes
 from dsmem.errors import DamagedObject
 
 HELPER_PREFIX = "__dsmem__/"
+ATTRIBUTES_NAME = f"{HELPER_PREFIX}attributes"
+"""The helper tensor (uint8) with what is long of attributes, in the form of `dsmem.arrays.attributes.Apart`."""
 _MOST_LINKS = 40
 Kind = Literal["group", "dataset", "type"]
 

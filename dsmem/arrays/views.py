@@ -91,9 +91,16 @@ class TreeContents:
         except _NONSENSE as exc:
             raise DamagedObject(f"{self._label}: its attributes can't be read", name=self._label) from exc
 
-    @staticmethod
-    def _decoded_attributes(table: dict[str, dict[str, Any]], path: str) -> dict[str, Any]:
-        return {tree.shown(name): attributes.from_json(value) for name, value in table.get(path, {}).items()}
+    def _decoded_attributes(self, table: dict[str, dict[str, Any]], path: str) -> dict[str, Any]:
+        inside = table.get(path, {})
+        return {tree.shown(name): attributes.from_json(value, self._long) for name, value in inside.items()}
+
+    def _long(self, begin: int, end: int) -> memoryview:
+        """What is long of an attribute; raises IndexError for what is not there."""
+        together = self._view(tree.ATTRIBUTES_NAME, None)
+        if not 0 <= begin <= end <= len(together):
+            raise IndexError(f"bytes {begin} to {end} of {len(together)}")
+        return together[begin:end].data
 
     def named_type(self, path: str) -> np.dtype[Any]:
         try:

@@ -26,6 +26,12 @@ MOST_BYTES = 1 << 30
 """What an attribute may come to that is read in this process."""
 _CHILD_BYTES = 1 << 30
 """What a child may take."""
+_LONG = 64 << 10
+"""Characters of JSON from which on a value lies apart."""
+_MOST_TOGETHER = 2 << 20
+"""Characters of JSON that lie together, in memory and in the header of an object; further ones lie apart."""
+_MOST_HELD_BYTES = 16 << 20
+"""What is held of values that lie apart; others are read twice, which costs time, not memory."""
 _LEAST_POINTER_BYTES = 10
 """What a value of variable length takes in an attribute at least: length, address (2 bytes at least) and index."""
 
@@ -33,12 +39,15 @@ _LEAST_POINTER_BYTES = 10
 class AttributeReader:
     """Reads attributes; its children, one for each file that needs one, live until it is closed."""
 
-    def __init__(self, allow: Collection[Allow], *, of_all: bool = True) -> None:
-        """`of_all`: whether all that is read is kept, and has to fit together."""
+    def __init__(self, allow: Collection[Allow], *, of_all: bool = True, apart: bool = False) -> None:
+        """`of_all`: whether all that is read is kept, and has to fit together; `apart`: what is long is not kept."""
         self._is_allowed = "oversized" in allow
         self._children: dict[int, _Child] = {}
         self._of_all = of_all
+        self._apart = apart
         self._read_bytes = 0
+        self._together = 0
+        self._held_bytes = 0
 
     def __enter__(self) -> AttributeReader:
         return self
@@ -49,21 +58,35 @@ class AttributeReader:
                 stack.callback(child.close)
 
     def read(self, node: Any, name: str | bytes) -> object:
-        """The JSON value of an attribute of an h5py object.
+        """The JSON value of an attribute of an h5py object, or `attributes.Apart` where it lies apart.
 
         Raises UnsupportedType, NotAllowed for more memory than there is, and what h5py raises.
         """
-        if self.may_be_much(node, name):
-            value = self._child_of(node).read(_path(node), _bytes(name))
-        else:
-            value = attributes.to_json(node.attrs[name])
-        together_bytes = self._read_bytes + attributes.text_length(value)
-        if together_bytes > MAX_HEADER_BYTES:
-            own_bytes, left_bytes = together_bytes - self._read_bytes, MAX_HEADER_BYTES - self._read_bytes
-            left = f"{left_bytes:,} are left of the {MAX_HEADER_BYTES:,} for all"
-            raise UnsupportedType(f"values of {own_bytes:,} bytes as JSON, where {left}")
-        self._read_bytes = together_bytes if self._of_all else 0
-        return value
+        value = self._encoded(node, name)
+        length = value.length
+        if self._read_bytes + length > MAX_HEADER_BYTES:
+            left = f"{MAX_HEADER_BYTES - self._read_bytes:,} are left of the {MAX_HEADER_BYTES:,} for all"
+            raise UnsupportedType(f"values of {length:,} bytes as JSON, where {left}")
+        self._read_bytes += length if self._of_all else 0
+        if self._apart and (length > _LONG or self._together + length > _MOST_TOGETHER):
+            return self._apart_of(value)
+        self._together += length
+        return value.json()
+
+    def _apart_of(self, value: attributes.Encoded) -> attributes.Apart:
+        raw = value.raw()
+        is_held = self._held_bytes + len(raw) <= _MOST_HELD_BYTES
+        self._held_bytes += len(raw) if is_held else 0
+        return attributes.Apart(value.rest, value.key, len(raw), raw if is_held else None)
+
+    def raw(self, node: Any, name: str | bytes) -> memoryview:
+        """What is long of an attribute that lies apart, read again; raises as `read` does."""
+        return self._encoded(node, _bytes(name)).raw()
+
+    def _encoded(self, node: Any, name: str | bytes) -> attributes.Encoded:
+        if not self.may_be_much(node, name):
+            return attributes.encode(node.attrs[name])
+        return attributes.encode(attributes.from_json(self._child_of(node).read(_path(node), _bytes(name))))
 
     def may_be_much(self, node: Any, name: str | bytes) -> bool:
         """Whether an attribute is to be read with care; raises UnsupportedType for a type that is not to be read."""

@@ -37,12 +37,12 @@ def main(arguments: Sequence[str]) -> None:
 
 def _read(file: h5py.File, path: bytes, name: bytes) -> dict[str, object]:
     try:
-        value = attributes.to_json(file[path].attrs[name])
+        value = attributes.encode(file[path].attrs[name])
+        return {"value": value.json()} if value.length <= MAX_HEADER_BYTES else {"too_much": True}
     except MemoryError:
         return {"too_much": True}
     except (TypeError, ValueError, OSError, KeyError, RuntimeError) as exc:
         return {"too_much": True} if _NO_MEMORY in str(exc) else {"error": reason(exc)}
-    return {"value": value} if attributes.text_length(value) <= MAX_HEADER_BYTES else {"too_much": True}
 
 
 def _limit(most_bytes: int) -> None:

@@ -30,6 +30,7 @@ class Scan:
 
     tree: Tree = field(default_factory=Tree)
     attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By path and name: as JSON, or `attributes.Apart` for what is long (not where it is scanned to be mapped)."""
     items: list[Item] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
     is_outside: bool = False
@@ -58,7 +59,7 @@ def scan(
     or dataset. `seen` is called for every link. Raises BadSource when h5py can't read the structure, NotMappable (see
     there) when asked.
     """
-    with AttributeReader(allow, of_all=not only) as attrs, translated(path):
+    with AttributeReader(allow, of_all=not only, apart=not mappable) as attrs, translated(path):
         walk = _Walk(path, [pattern.strip("/") for pattern in only], allow, mappable, file_bytes, seen, attrs)
         root = file["/"]
         if not isinstance(root, h5py.Group):

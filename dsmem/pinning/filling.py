@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 
 from dsmem.arrays import dtypes, header, layout, tree, views
+from dsmem.arrays.attributes import Apart
 from dsmem.arrays.header import Tensor
 from dsmem.arrays.layout import Planned
-from dsmem.errors import Allow, DsmemError
+from dsmem.errors import Allow, DsmemError, SourceChanged
 from dsmem.hdf5 import reading
+from dsmem.hdf5.attrs import AttributeReader
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
 from dsmem.hdf5.scan import Scan
@@ -40,6 +42,17 @@ class ReadDifferently(DsmemError, RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
+class LongAttribute:
+    """One whose value lies apart: where it is, and which bytes of the tensor for them it has."""
+
+    path: str
+    name: str
+    begin: int
+    end: int
+    held: memoryview | None
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """Where everything goes in an object; `unknown` tensors are appended in their order as they are read."""
 
@@ -48,6 +61,7 @@ class Plan:
     unknown: list[Planned]
     data_start: int
     metadata: Mapping[str, str]
+    long_attributes: Sequence[LongAttribute]
 
     @property
     def known_bytes(self) -> int:
@@ -75,15 +89,35 @@ def plan(scan: Scan, provenance: Provenance) -> Plan:
     planned: list[Planned] = []
     for item in scan.items:
         planned.extend(_planned(item))
+    table, apart = _attributes(scan)
+    if apart:
+        planned.append(Planned(tree.ATTRIBUTES_NAME, "U8", (apart[-1].end,), 1))
     tensors, unknown = layout.place(planned)
     metadata = {
         PROVENANCE_KEY: provenance.dump(),
         views.DATA_BYTES_KEY: _WIDEST,
         views.TREE_KEY: scan.tree.dump(),
-        views.ATTRIBUTES_KEY: json.dumps(scan.attributes, separators=(",", ":")),
+        views.ATTRIBUTES_KEY: json.dumps(table, separators=(",", ":")),
     }
     everything = {**tensors, **{one.name: Tensor(one.dtype, (0,), 0, 0) for one in unknown}}
-    return Plan(scan, tensors, unknown, header.reserve(everything, metadata, spare_bytes=64), metadata)
+    return Plan(scan, tensors, unknown, header.reserve(everything, metadata, spare_bytes=64), metadata, apart)
+
+
+def _attributes(scan: Scan) -> tuple[dict[str, dict[str, Any]], list[LongAttribute]]:
+    """All attributes of a scan as JSON, and those of them whose values lie apart, one behind the other."""
+    table: dict[str, dict[str, Any]] = {}
+    apart: list[LongAttribute] = []
+    end = 0
+    for path, inside in scan.attributes.items():
+        table[path] = {}
+        for name, value in inside.items():
+            if isinstance(value, Apart):
+                apart.append(LongAttribute(path, name, end, end + value.size_bytes, value.held))
+                table[path][name] = value.placed(end)
+                end += value.size_bytes
+            else:
+                table[path][name] = value
+    return table, apart
 
 
 def _planned(item: Item) -> list[Planned]:
@@ -155,6 +189,7 @@ def fill(
                 planned, item, elements, cursor - plan.data_start, end - plan.data_start
             )
             cursor = end
+        _read_attributes(plan, draft, file, path, allow, at_piece=lambda: progress(done, total))
         direct = [*copied, *decoded]
         if not verify:  # a look at some blocks: what would be read ahead of them is not wanted
             os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -178,6 +213,25 @@ def fill(
         draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=plan.data_start)))
 
     return digests, seal
+
+
+def _read_attributes(
+    plan: Plan, draft: Draft, file: Any, path: str, allow: Collection[Allow], *, at_piece: Callable[[], None]
+) -> None:
+    """Write long attributes to their places, those that are not held read once more.
+
+    Raises SourceChanged where one is not as long as it was.
+    """
+    with AttributeReader(allow) as reader:
+        for one in plan.long_attributes:
+            raw = one.held
+            if raw is None:
+                with translated(path, f"/{one.path}@{one.name}"):
+                    raw = reader.raw(file[tree.raw(one.path)], one.name)
+            if len(raw) != one.end - one.begin:
+                raise SourceChanged(f"{path} changed while it was read; nothing was published")
+            draft.write(plan.data_start + plan.tensors[tree.ATTRIBUTES_NAME].begin + one.begin, raw)
+            at_piece()
 
 
 def _read_variable(

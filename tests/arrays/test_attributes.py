@@ -55,6 +55,15 @@ def again(value: Any) -> Any:
     return attributes.from_json(json.loads(json.dumps(attributes.to_json(value))))
 
 
+def from_apart(value: Any) -> Any:
+    """The same with what is long of the value behind some other bytes."""
+    encoded = attributes.encode(value)
+    raw = bytes(encoded.raw())
+    placed = attributes.Apart(encoded.rest, encoded.key, len(raw)).placed(3)
+    together = b"abc" + raw
+    return attributes.from_json(json.loads(json.dumps(placed)), lambda begin, end: memoryview(together)[begin:end])
+
+
 @pytest.mark.parametrize("what", [what for what in VALUES if what != "0-d"])
 def test_round_trip(what: str) -> None:
     assert_same_value(again(VALUES[what]), VALUES[what], what)
@@ -85,6 +94,24 @@ def test_any_array(array: np.ndarray[Any, Any]) -> None:
 def test_unsupported(value: object) -> None:
     with pytest.raises(UnsupportedType):
         attributes.to_json(value)
+
+
+@pytest.mark.parametrize("what", [what for what in VALUES if what != "0-d" and not what.startswith("empty ")])
+def test_round_trip_apart(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert_same_value(from_apart(VALUES[what]), VALUES[what], what)
+    monkeypatch.setattr(attributes, "_SMALL_BYTES", 0)
+    monkeypatch.setattr(attributes, "_ITEMS", 2)
+    assert_same_value(from_apart(VALUES[what]), VALUES[what], what)
+
+
+@pytest.mark.parametrize("at", [None, [], [0], [0, 1, 2], ["0", 1], [0, None], 5, "ab", [0.0, 1]], ids=repr)
+def test_a_damaged_place(at: object) -> None:
+    for key in ("str", "bytes", "data", "objects"):
+        value = {"dtype": "<i4", "shape": [1], key: {"at": at}}
+        with pytest.raises(ValueError, match=r"not an attribute|values to unpack"):
+            attributes.from_json(value, lambda begin, end: memoryview(b"abcd")[begin:end])
+    with pytest.raises(ValueError, match="not an attribute"):
+        attributes.from_json({"str": {"at": [0, 1]}})
 
 
 def test_what_comes_back_belongs_to_the_caller() -> None:

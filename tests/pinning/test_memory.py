@@ -142,6 +142,27 @@ def test_narrow_chunks_that_do_not_compress(tmp_path: Path, monkeypatch: pytest.
     assert taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
 
 
+def test_attributes(tmp_path: Path) -> None:
+    """All of them come to more than may be taken; HDF5 reads those of one node together to tell their names."""
+    path, groups, each, size_bytes = tmp_path / "x.h5", 60, 10, 120_000
+    random = np.random.default_rng(0)
+    with h5py.File(path, "w", libver="latest") as file:
+        file["x"] = np.arange(1000)
+        for number in range(groups):
+            group = file.create_group(f"{number}")
+            for name in range(each):
+                group.attrs[f"{name}"] = random.integers(0, 255, size_bytes, np.uint8)
+
+    def pin() -> int:
+        with Peak() as peak:
+            dsmem.pin(path)
+        return peak.size_bytes
+
+    taken = call(pin)
+    assert groups * each * size_bytes > ALLOWED_BYTES
+    assert taken <= ALLOWED_BYTES, f"{taken / MIB:.0f} MiB taken, {ALLOWED_BYTES / MIB:.0f} allowed"
+
+
 def test_what_is_taken_is_seen() -> None:
     def take() -> int:
         with Peak() as peak:

@@ -21,6 +21,7 @@ from stores import refuse
 
 import dsmem
 from dsmem import files, proc
+from dsmem.arrays import header
 from dsmem.hdf5 import opening, reading
 from dsmem.pinning import processes
 from dsmem.store import objects
@@ -397,12 +398,13 @@ def test_more_attributes_than_a_header_holds(tmp_path: Path, store_root: Path) -
     assert not list((store_root / "objects").iterdir())
 
 
-def test_more_to_say_than_a_header_holds(tmp_path: Path, store_root: Path) -> None:
-    """A control character is six in JSON."""
-    path = tmp_path / "attributes.h5"
-    with h5py.File(path, "w", libver="latest") as file:
-        file["x"] = np.arange(3)
-        file.attrs["text"] = "\x01" * 14_500_000
-    with pytest.raises(dsmem.BadSource, match=rf"{path}: names, shapes and attributes take 10\d,\d+,\d+ bytes"):
+def test_more_to_say_than_a_header_holds(tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(header, "MAX_HEADER_BYTES", 50_000)
+    path = tmp_path / "names.h5"
+    with h5py.File(path, "w") as file:
+        for number in range(300):
+            file.create_group(f"{number:0200}")
+    said = rf"{path}: names, shapes and attributes take 12\d,\d+ bytes; 50,000 is the most"
+    with pytest.raises(dsmem.BadSource, match=said):
         dsmem.pin(path)
     assert not list((store_root / "objects").iterdir())
