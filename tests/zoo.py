@@ -193,6 +193,16 @@ def compounds(file: Any) -> None:
 
 
 @held()
+def arrays_of_arrays(file: Any) -> None:
+    inner = h5t.array_create(h5t.STD_I16BE, (2,))
+    for name, kind in {"one": inner, "two": h5t.array_create(inner, (3,))}.items():
+        data = np.arange(6 * kind.get_size(), dtype="u1").view(">i2")
+        create(file, name, kind, (6,), data, kind)
+        create(file, f"{name}_scalar", kind, (), data[: kind.get_size() // 2], kind)
+    file.create_dataset("in a compound", data=np.zeros(3, [("a", (np.dtype(("<f4", (2,))), (3,)))]))
+
+
+@held()
 def compound_with_padding_bytes(file: Any) -> None:
     file["x"] = sample(PADDED)
     file.create_dataset("packed", data=sample(PADDED), chunks=(5,), compression="gzip")

@@ -37,7 +37,7 @@ def empty(dtype: np.dtype[Any]) -> Any:
 def check(dtype: np.dtype[Any]) -> None:
     """Raise UnsupportedType, with the reason, for what `to_json` takes no value of."""
     dtypes.to_json(dtype)
-    if dtype.hasobject and (dtype.subdtype or (dtype,))[0].kind != "O":
+    if dtype.hasobject and dtypes.elements(dtype)[0].kind != "O":
         raise UnsupportedType("variable-length data or references inside a compound type")
 
 

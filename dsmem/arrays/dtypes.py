@@ -42,7 +42,7 @@ def carrier(dtype: np.dtype[Any]) -> Carrier:
     if dtype.hasobject:
         raise UnsupportedType("variable-length data or references inside a compound type")
     if dtype.subdtype is not None:
-        base, shape = dtype.subdtype
+        base, shape = elements(dtype)
         inner = carrier(base)
         return Carrier(inner.code, (*shape, *inner.item_shape), inner.align)
     align = dtype.itemsize & -dtype.itemsize
@@ -52,6 +52,15 @@ def carrier(dtype: np.dtype[Any]) -> Carrier:
     if dtype.str == "<c16":
         return Carrier("F64", (2,), 8)
     return Carrier("U8", (dtype.itemsize,), min(max(align, 1), 16))
+
+
+def elements(dtype: np.dtype[Any]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+    """What an item of an array type is to numpy, which has arrays of arrays as more axes: the type of one, the axes."""
+    axes: tuple[int, ...] = ()
+    while dtype.subdtype is not None:
+        dtype, shape = dtype.subdtype
+        axes += shape
+    return dtype, axes
 
 
 def of_carrier(code: str) -> np.dtype[Any] | None:
@@ -64,23 +73,25 @@ def is_plain(dtype: np.dtype[Any]) -> bool:
     return dtype.names is None and dtype.subdtype is None and not dtype.metadata and dtype.str in _NATIVE
 
 
-def to_json(dtype: np.dtype[Any]) -> object:
+def to_json(dtype: np.dtype[Any], depth: int = 0) -> object:
     """A JSON value from which `from_json` rebuilds the dtype, metadata included; raises UnsupportedType."""
+    if depth > _MAX_DEPTH:
+        raise UnsupportedType(f"a type nested more than {_MAX_DEPTH} deep")
     metadata: dict[str, Any] = dict(dtype.metadata or {})
     metadata.pop("h5py_opaque", None)
     metadata.pop("vlen", None)
     if "ref" in metadata:
         raise UnsupportedType("object or region references")
     if dtype.kind == "O":
-        return {"vlen": _vlen_to_json(dtype)}
+        return {"vlen": _vlen_to_json(dtype, depth)}
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
-        return {"array": to_json(base), "shape": list(shape)}
+        return {"array": to_json(base, depth + 1), "shape": list(shape)}
     if dtype.names is not None:
         table: Mapping[str, Any] = dtype.fields or {}
         fields = [(name, *table[name][:2]) for name in dtype.names]
         return {
-            "fields": [[name, to_json(field), offset] for name, field, offset in fields],
+            "fields": [[name, to_json(field, depth + 1), offset] for name, field, offset in fields],
             "itemsize": dtype.itemsize,
         }
     text = dtype.str
@@ -98,7 +109,7 @@ def to_json(dtype: np.dtype[Any]) -> object:
 def from_json(value: object, depth: int = 0) -> np.dtype[Any]:
     """The dtype of a recipe; raises ValueError for anything that `to_json` can't have written."""
     if depth > _MAX_DEPTH:
-        raise ValueError("a type nested too deeply")
+        raise ValueError(f"a type nested more than {_MAX_DEPTH} deep")
     try:
         return _from_json(value, depth)
     except (TypeError, KeyError, AttributeError, OverflowError) as exc:
@@ -155,7 +166,7 @@ def _checked(text: str) -> np.dtype[Any]:
     return dtype
 
 
-def _vlen_to_json(dtype: np.dtype[Any]) -> object:
+def _vlen_to_json(dtype: np.dtype[Any], depth: int) -> object:
     metadata: Mapping[str, Any] = dtype.metadata or {}
     base = metadata.get("vlen")
     if base is str or base is bytes:
@@ -165,7 +176,7 @@ def _vlen_to_json(dtype: np.dtype[Any]) -> object:
     inner: np.dtype[Any] = np.dtype(base)
     if inner.names is None and not inner.isnative:
         raise UnsupportedType("variable-length data of a big-endian type: h5py reads its bytes in the wrong order")
-    return {"of": to_json(inner)}
+    return {"of": to_json(inner, depth + 1)}
 
 
 def variable_base(dtype: np.dtype[Any]) -> np.dtype[Any] | None:

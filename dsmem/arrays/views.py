@@ -168,7 +168,7 @@ class TreeContents:
             raw = buffer[self._header.data_start + tensor.begin : self._header.data_start + tensor.end]
             if dtype is None:
                 return raw.view(own).reshape(tensor.shape)
-            base, item_shape = dtype.subdtype or (dtype, ())
+            base, item_shape = dtypes.elements(dtype)
             carrier = dtypes.carrier(dtype)
             axes = len(tensor.shape) - len(carrier.item_shape)
             if tensor.dtype != carrier.code or tensor.shape[axes:] != carrier.item_shape:
@@ -227,7 +227,7 @@ class TreeDataset(Dataset):
             shape = tuple(record["shape"])
         else:
             array = self._views.array(self._path)
-            inner = dtype.subdtype[1] if dtype is not None and dtype.subdtype is not None else ()
+            inner = () if dtype is None else dtypes.elements(dtype)[1]
             shape = array.shape[: array.ndim - len(inner)]
             dtype = dtype if dtype is not None else array.dtype
         assert dtype is not None

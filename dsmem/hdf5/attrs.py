@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 from h5py import h5a, h5i
 
 from dsmem import helpers, units
-from dsmem.arrays import attributes, tree
+from dsmem.arrays import attributes, dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.header import MAX_HEADER_BYTES
 from dsmem.errors import Allow
@@ -97,8 +97,9 @@ class AttributeReader:
         if not dtype.hasobject:
             return False
         attributes.check(dtype)
-        base, _ = dtype.subdtype or (dtype, ())
-        inner = (base.metadata or {}).get("vlen")
+        base, _ = dtypes.elements(dtype)
+        metadata: Mapping[str, Any] = base.metadata or {}
+        inner = metadata.get("vlen")
         is_nested = inner not in (str, bytes) and getattr(inner, "hasobject", False)
         most_values = size_bytes // _LEAST_POINTER_BYTES
         if self._is_allowed or (most_values == 1 and not is_nested):

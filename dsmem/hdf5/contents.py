@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 from h5py import h5l, h5o
 
-from dsmem.arrays import indexing, tree
+from dsmem.arrays import dtypes, indexing, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.nodes import Dataset, Group, Source
 from dsmem.arrays.tree import Kind
@@ -126,7 +126,7 @@ class H5Contents:
             with open(self.handle().id.get_vfd_handle(), "rb", closefd=False) as file:
                 self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
         dtype, shape = item.info.dtype, item.info.shape or ()
-        base, item_shape = dtype.subdtype or (dtype, ())
+        base, item_shape = dtypes.elements(dtype)
         raw = self._bytes[item.offset : item.offset + item.size_bytes]
         return raw.view(base).reshape((*shape, *item_shape))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
 from dsmem.hdf5 import elsewhere, sizes
 from dsmem.hdf5.chunkindex import stored_bytes
+from dsmem.hdf5.chunks import grid_of
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
 from dsmem.hdf5.edges import may_be_unfiltered
 from dsmem.hdf5.filters import check_installed, filters_of
@@ -102,8 +102,8 @@ def inspect(
         storage = stored_bytes(dataset.id)
     if storage is not None:
         sizes.check(size_bytes, storage, allow)
-    if item.info.chunks is not None and not item.is_outside:
-        sizes.check_chunks(math.prod(map(operator.floordiv, shape, item.info.chunks)), file_bytes, allow)
+    if item.info.chunks is not None and len(item.info.chunks) == len(shape) and not item.is_outside:
+        sizes.check_chunks(math.prod(grid_of(shape, item.info.chunks)), file_bytes, allow)
     item = replace(item, storage_bytes=storage)
     why = _only_h5py(dataset, item)
     if why is not None:

@@ -82,5 +82,6 @@ def translated(path: str, what: str = "") -> Iterator[None]:
 def reason(exc: BaseException) -> str:
     """HDF5's message without the wrapping, on one line."""
     text = str(exc.args[0]) if isinstance(exc, KeyError) and exc.args else str(exc)
-    inner = text[text.find("(") + 1 : text.rfind(")")] if text.startswith("Unable to") and "(" in text else text
+    is_wrapped = text.startswith("Unable to") and text.endswith(")") and "(" in text
+    inner = text[text.find("(") + 1 : -1] if is_wrapped else text
     return " ".join(inner.split()) or type(exc).__name__

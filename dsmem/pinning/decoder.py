@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from dsmem import files, helpers
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from dsmem.hdf5.chunks import Band, ChunkedDataset
 
 _ITEM_BYTES = 8
+_MOST_MAPPED = 32
+"""Datasets whose chunk tables are mapped at once: each takes three maps, and a descriptor for each map."""
 
 
 class _Target:
@@ -119,18 +121,22 @@ def main(arguments: Sequence[str]) -> None:
     helpers.end_with_parent(parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
     target = _Target(draft_fd, mapped_bytes)
-    datasets: list[_Dataset] = []
+    told: list[bytes] = []
+
+    @lru_cache(_MOST_MAPPED)
+    def dataset(number: int) -> _Dataset:
+        return _Dataset(json.loads(told[number]), fd, tables_fd)
+
     if with_numpy:
         import dsmem.hdf5.chunks  # noqa: F401 - while the parent reads the chunk index
     for line in sys.stdin.buffer:
-        message = json.loads(line)
-        if isinstance(message, dict):
-            datasets.append(_Dataset(message, fd, tables_fd))
+        if line.startswith(b"{"):
+            told.append(line)
             continue
-        number, is_plain, *place = message
+        number, is_plain, *place = json.loads(line)
         answer: dict[str, object]
         try:
-            answer = {"done": datasets[number].decode(target, is_plain, place)}
+            answer = {"done": dataset(number).decode(target, is_plain, place)}
         except BadSource as exc:
             answer = {"error": str(exc)}
         except OSError as exc:

@@ -51,15 +51,16 @@ WORTH_CHUNKS = 16_384
 
 def in_processes(items: Iterable[Item]) -> list[Item]:
     """Which of a file's datasets are decoded by processes: those of small chunks, if there are enough of them."""
-    small = [item for item in items if item.tier == "chunked" and _is_small(item)]
-    is_worth_it = sum(math.prod(grid(item)) for item in small) >= WORTH_CHUNKS and proc.usable_cpus() > 1
+    cpus = proc.usable_cpus()
+    small = [item for item in items if item.tier == "chunked" and _is_small(item, cpus)]
+    is_worth_it = sum(math.prod(grid(item)) for item in small) >= WORTH_CHUNKS and cpus > 1
     return small if is_worth_it else []
 
 
-def _is_small(item: Item) -> bool:
+def _is_small(item: Item, cpus: int) -> bool:
     shape, chunks, item_bytes = item.info.shape or (), item.info.chunks or (), item.info.dtype.itemsize
     band_bytes = math.prod((*chunks[:1], *shape[1:])) * item_bytes
-    is_small = chunk_bytes(item) <= SMALL_BYTES_PER_CPU * proc.usable_cpus()
+    is_small = chunk_bytes(item) <= SMALL_BYTES_PER_CPU * cpus
     return is_small and band_bytes <= LARGEST_BAND_BYTES
 
 

@@ -189,7 +189,10 @@ def obtain_file(store: Store, request: PinRequest, progress: Progress) -> tuple[
     fd = digest.open_source(request.path)
     try:
         found = _already(store, request, FileIdentity.of(os.fstat(fd)))
-        obtained, refused = (found, ()) if found is not None else _load(store, request, fd, progress)
+        if found is not None:
+            obtained, refused = found, _left_out(store, request, fd, found)
+        else:
+            obtained, refused = _load(store, request, fd, progress)
         if request.verify and not obtained.loaded:
             _compare_anew(store, request, fd, obtained, progress)
         ref = _with_digest(store, request, fd, obtained.ref)
@@ -206,6 +209,14 @@ def _already(store: Store, request: PinRequest, identity: FileIdentity) -> Obtai
         if found is not None:
             return Obtained(*found, loaded=False, waited=False)
     return None
+
+
+def _left_out(store: Store, request: PinRequest, fd: int, found: Obtained) -> tuple[Refusal, ...]:
+    """What an object that is there does not hold of what was asked for: the file is looked through once more for it."""
+    if found.ref.provenance.selection != request.selection(skipped=True):
+        return ()
+    with _opened(store, request, fd) as (reader, _):
+        return tuple(reader.refusals)
 
 
 def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tuple[Obtained, tuple[Refusal, ...]]:

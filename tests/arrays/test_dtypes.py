@@ -34,6 +34,7 @@ OTHERS: list[np.dtype[Any]] = [
     h5py.opaque_dtype("<M8[25us]"),
     h5py.opaque_dtype(">m8[D]"),
     np.dtype(("<f4", (2, 3))),
+    np.dtype((np.dtype(("<f4", (2, 3))), (4,))),
 ]
 VARIABLE = [
     h5py.string_dtype(),
@@ -188,3 +189,18 @@ def test_depth_is_bounded() -> None:
         recipe = {"array": recipe, "shape": [1]}
     with pytest.raises(ValueError, match="deep"):
         dtypes.from_json(recipe)
+
+
+def test_a_type_too_deep_to_be_read_again_is_not_written() -> None:
+    dtype: np.dtype[Any] = np.dtype("<i4")
+    for _ in range(32):
+        dtype = np.dtype([("a", dtype)])
+    assert dtypes.from_json(dtypes.to_json(dtype)) == dtype
+    for deeper in (np.dtype([("a", dtype)]), np.dtype((dtype, (2,))), h5py.vlen_dtype(dtype)):
+        with pytest.raises(UnsupportedType, match="a type nested more than 32 deep"):
+            dtypes.to_json(deeper)
+
+
+def test_elements_of_arrays_of_arrays() -> None:
+    assert dtypes.elements(np.dtype((np.dtype((">i2", (2,))), (3,)))) == (np.dtype(">i2"), (3, 2))
+    assert dtypes.elements(np.dtype("S5")) == (np.dtype("S5"), ())

@@ -128,10 +128,11 @@ def test_a_chunk_index_in_layers_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_more_chunks_than_a_file_can_have_are_refused(tmp_path: Path, verify: bool) -> None:
+@pytest.mark.parametrize("chunks", [(1, 1), (2, 1)], ids=repr)
+def test_more_chunks_than_a_file_can_have_are_refused(tmp_path: Path, verify: bool, chunks: tuple[int, ...]) -> None:
     path = tmp_path / "x.h5"
     with h5py.File(path, "w") as file:
-        file.create_dataset("x", (1 << 29,), "u1", chunks=(1,))
+        file.create_dataset("x", (1, 1 << 29), "u1", chunks=chunks, maxshape=(None, 1 << 29))
         file["y"] = np.arange(3)
     with pytest.raises(dsmem.Unsupported) as caught:
         dsmem.pin(path, verify=verify)

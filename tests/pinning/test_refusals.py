@@ -673,3 +673,31 @@ def test_processes_find_the_same_files_and_filters(tmp_path: Path, monkeypatch: 
     with dsmem.attach(pinned.name) as ours, h5py.File(path, "r") as theirs:
         for name in ("away/packed", "bzip2", "virtual"):
             assert_same_dataset(ours[name], theirs[name], name)
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_what_was_left_out_is_said_again(tmp_path: Path, untrusted: bool) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("refs", (4,), dtype=h5py.ref_dtype)
+        file["data"] = [1, 2]
+    first = dsmem.pin(path, skip_unsupported=True, untrusted=untrusted)
+    assert [one.path for one in first.refused] == ["/refs"]
+    again = dsmem.pin(path, skip_unsupported=True, untrusted=untrusted)
+    assert again.already
+    assert again.refused == first.refused
+    whole = dsmem.pin(path, only=["data"], skip_unsupported=True)
+    assert whole.refused == ()
+
+
+def test_a_type_that_is_nested_too_deep(tmp_path: Path) -> None:
+    dtype: np.dtype[Any] = np.dtype("<i4")
+    for _ in range(33):
+        dtype = np.dtype([("a", dtype)])
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["data"] = np.zeros(3, dtype)
+        file.attrs["value"] = np.zeros(3, dtype)
+    assert {path: one.reason for path, one in refusals(tmp_path / "x.h5").items()} == {
+        "/@value": "an attribute with a type nested more than 32 deep",
+        "/data": "a type nested more than 32 deep",
+    }

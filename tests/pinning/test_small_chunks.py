@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import threading
 import time
@@ -262,3 +263,20 @@ def test_nothing_is_left_of_a_pin_that_was_stopped(
         alive = children.alive(running, 10)
         assert alive == []
     assert list((store_root / "objects").iterdir()) == []
+
+
+def test_more_datasets_than_descriptors(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for number in range(120):
+            for name, options in (("plain", {}), ("shuffled", {"shuffle": True})):
+                data = np.arange(number, number + 100, dtype="<i4")
+                file.create_dataset(f"{name}/{number}", data=data, chunks=(10,), compression="gzip", **options)
+    path = settle(tmp_path / "x.h5")
+
+    def pin() -> str:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, soft), hard))
+        return dsmem.pin(path).name
+
+    with dsmem.attach(children.call(pin)) as file:
+        assert_reads_as_h5py(file, path)
