@@ -236,6 +236,16 @@ class BadDocument(BadSource):
         self.fields = tuple(fields)
 
 
+class TableTooLarge(BadSource):
+    """A table (`path`) that is read in parts too large for memory: pages of its column of text, or batches."""
+
+    def __init__(self, message: str, *, path: str = "", text_field: str = "", is_parquet: bool = True) -> None:
+        super().__init__(message)
+        self.path = path
+        self.text_field = text_field
+        self.is_parquet = is_parquet
+
+
 class NoDocuments(BadSource):
     """No input has a document; `skipped` of them were bad and left out, the first at `places`."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shlex
+import sys
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -23,6 +24,7 @@ from dsmem.errors import (
     OutputExists,
     SourceBusy,
     SourceChanged,
+    TableTooLarge,
     UnsafeRoot,
     Unsupported,
     UntrustedPickle,
@@ -126,6 +128,29 @@ def bad_document(error: BadDocument, typed: Typed) -> str | None:
     if "--on-error=skip" in typed.arguments or ("--on-error", "skip") in pairwise(typed.arguments):
         return None  # they are left out already: this is more than one of them
     return f"leave such documents out: {typed.instead('--on-error', 'skip')}"
+
+
+_SMALL_PAGES = (
+    "import pyarrow as a, pyarrow.parquet as p; f = p.ParquetFile({path!r}); "
+    "s = a.schema([f.schema_arrow.field({field!r})]); "
+    "w = p.ParquetWriter({out!r}, s, compression='zstd', use_dictionary=False, write_batch_size=1); "
+    "[w.write_table(a.Table.from_batches([b])) for b in f.iter_batches(64, columns=s.names)]; w.close()"
+)
+_NOT_COMPRESSED = (
+    "import pyarrow as a; f = a.memory_map({path!r}); h = f.read(6) == b'ARROW1'; f.seek(0); "
+    "r = a.ipc.open_file(f) if h else a.ipc.open_stream(f); w = a.ipc.new_stream({out!r}, r.schema); "
+    "[w.write_batch(b) for b in (map(r.get_batch, range(r.num_record_batches)) if h else r)]; w.close()"
+)
+
+
+def table(error: TableTooLarge, typed: Typed) -> str:
+    stem, suffix = os.path.splitext(error.path)
+    code = _SMALL_PAGES if error.is_parquet else _NOT_COMPRESSED
+    what = "with pages of 1 MiB" if error.is_parquet else "without compression"
+    out = f"{stem}.small{suffix}"
+    code = code.format(path=error.path, field=error.text_field, out=out)
+    command = f"{quote(sys.executable)} -c {shlex.quote(code)}"
+    return f"write it {what}, in whatever memory that takes, and tokenize {quote(out)} instead: {command}"
 
 
 def exists(error: OutputExists, typed: Typed) -> str:

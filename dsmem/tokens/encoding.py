@@ -9,19 +9,18 @@ import codecs
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dsmem.errors import BadDocument, EngineDiffers
-from dsmem.tokens import compressed, cutting, documents, engines, feeding, pieces, recoding
+from dsmem.tokens import compressed, cutting, documents, engines, feeding, recoding, tables
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.failures import translated
-from dsmem.tokens.feeding import Comparing, Read, decoded, feed, is_longer, long_bytes, reading
+from dsmem.tokens.feeding import Comparing, Read, decoded, feed, is_longer, long_bytes, reading, reading_bytes
 from dsmem.tokens.holding import Room
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
@@ -33,8 +32,6 @@ if TYPE_CHECKING:
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
-_MOST_ROWS, _MOST_STORED_BYTES = 4096, 64 << 20
-"""Of a Parquet file: rows decoded at once, and bytes of a row group read at once."""
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
 
@@ -91,6 +88,9 @@ class Encoder:
 
     def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:
         """Encode the texts of a batch, long ones by themselves, in their order."""
+        if batch.long is not None:
+            self._add_long(reading_bytes(batch.long), writer, verifying, path=batch.path, place=batch.place(0))
+            return
         begin = 0
         longest = long_bytes(self.engine)
         has_long = batch.most_bytes > longest and 4 * max(map(len, batch.texts), default=0) > longest
@@ -118,17 +118,11 @@ class Encoder:
 
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
         recipe = self._recipe
-        if piece.kind == "parquet":
-            with _row_groups(piece, recipe.text_field) as tables:
-                yield from documents.columns(
-                    tables, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
-                )
-            return
-        if piece.kind == "arrow":
-            with pieces.reading(piece.path), pieces.record_batches(piece.path) as (_, found):
-                tables = islice(found, piece.start, piece.end)
-                yield from documents.columns(
-                    tables, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
+        if piece.kind in ("parquet", "arrow"):
+            of = tables.of_row_groups if piece.kind == "parquet" else tables.of_batches
+            with of(piece.path, piece.start, piece.end, recipe.text_field, recipe.directory) as found:
+                yield from documents.rows(
+                    found, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
                 )
             return
         with Path(piece.path).open("rb", buffering=0) as file:
@@ -325,31 +319,6 @@ class _Verifying:
             path=path,
             place=where,
         )
-
-
-@contextmanager
-def _row_groups(piece: Piece, text_field: str) -> Iterator[Iterator[Any]]:
-    from pyarrow import parquet
-
-    with pieces.reading(piece.path):
-        about = parquet.read_metadata(piece.path)
-        groups = [pieces.text_of_group(about, group, text_field) for group in range(piece.start, piece.end)]
-        mean_bytes = sum(one.text_bytes for one in groups) // max(1, sum(one.rows for one in groups))
-        # What lies in the file for a row group is read at once where that is a little faster and bounded.
-        is_large = max(one.stored_bytes for one in groups) > _MOST_STORED_BYTES
-        with parquet.ParquetFile(
-            piece.path,
-            metadata=about,
-            memory_map=False,
-            pre_buffer=False,
-            buffer_size=BLOCK_BYTES if is_large else 0,
-        ) as file:
-            yield file.iter_batches(
-                batch_size=min(_MOST_ROWS, 2 * BLOCK_BYTES // max(1, mean_bytes) + 1),
-                row_groups=range(piece.start, piece.end),
-                columns=[text_field],
-                use_threads=False,
-            )
 
 
 def _exactly(read: Read, size: int) -> bytes:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, WrongIds
+from dsmem.errors import BadDocument, BadSource, DsmemError, EngineDiffers, TableTooLarge, WrongIds
 
 
 def again(value: dict[str, Any]) -> Exception:
@@ -18,6 +18,10 @@ def again(value: dict[str, Any]) -> Exception:
         return BadDocument(message, path=facts["path"], place=facts["place"], fields=facts["fields"])
     if kind == EngineDiffers.__name__:
         return EngineDiffers(message, path=facts["path"], place=facts["place"])
+    if kind == TableTooLarge.__name__:
+        return TableTooLarge(
+            message, path=facts["path"], text_field=facts["text_field"], is_parquet=facts["is_parquet"]
+        )
     if kind == WrongIds.__name__:
         return WrongIds(message)
     return BadSource(message)
@@ -40,6 +44,6 @@ def described(error: Exception) -> dict[str, Any]:
     if isinstance(error, OSError) and error.errno is not None:
         facts: dict[str, Any] = {"errno": error.errno, "filename": error.filename}
         return {"kind": "OSError", "message": error.strerror or str(error), "facts": facts}
-    facts = {name: getattr(error, name, "") for name in ("path", "place", "fields")}
+    facts = {name: getattr(error, name, "") for name in ("path", "place", "fields", "text_field", "is_parquet")}
     message = str(error) if isinstance(error, DsmemError) else f"{type(error).__name__}: {error}"
     return {"kind": type(error).__name__, "message": message, "facts": facts}

@@ -38,7 +38,8 @@ _SUFFIXES: dict[str, Format] = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-_BINARY = ("parquet", "arrow")
+BINARY = ("parquet", "arrow")
+"""Formats of tables."""
 STDIN = "-"
 _NO_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 """A pipe without a writer must not stop us."""
@@ -116,7 +117,7 @@ def format_of(name: str) -> Format | None:
 
 
 def _of_stream(wanted: Wanted, path: str) -> Format:
-    if wanted.format in _BINARY:
+    if wanted.format in BINARY:
         raise UsageError(f"{path}: a {wanted.format} file can't be read from a stream")
     return wanted.format or "jsonl"
 
@@ -138,7 +139,7 @@ def _file(path: str, wanted: Wanted) -> Source:
     form = wanted.format or format_of(path)
     if form is None:
         raise UsageError(f"{path}: its name does not say what it is; say it with --format {'|'.join(get_args(Format))}")
-    compression = None if form in _BINARY else compressed.detect(head)
+    compression = None if form in BINARY else compressed.detect(head)
     return Source(path, form, compression, status.st_size, FileIdentity.of(status))
 
 

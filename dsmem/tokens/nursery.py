@@ -59,7 +59,7 @@ def serve(parent: int, control: socket.socket) -> None:
     for number in range(expected["processes"]):
         requests, answers = lines.take_descriptors()
         if alone:
-            pid = _fork(requests, answers, control, engine)
+            pid = _fork(requests, answers, control, engine, tables=expected["tables"])
         else:
             fresh.append(_start(requests, answers))
             pid = fresh[-1].pid
@@ -140,7 +140,7 @@ def _is_alone() -> bool:
     return True
 
 
-def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | None) -> int:
+def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | None, *, tables: bool) -> int:
     """A worker that reads and writes these descriptors, all that is loaded here in it; its pid."""
     from dsmem.tokens import worker
 
@@ -151,6 +151,9 @@ def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | 
         control.close()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(2, 1)  # whatever a library prints: standard output is the parent's
+        if tables:
+            # Here, while the parent looks at the input: it starts threads, and a fork takes none along.
+            import pyarrow.parquet  # noqa: F401
         worker.run(requests, answers, engine)
 
     pid = os.fork()

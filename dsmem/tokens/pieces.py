@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dsmem.errors import BadSource
-from dsmem.tokens import spools
+from dsmem.tokens import spools, tables
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import Separator
-from dsmem.tokens.documents import need_column
-from dsmem.tokens.inputs import Source
+from dsmem.tokens.inputs import BINARY, Source
 from dsmem.tokens.spools import Spool
 
 Kind = Literal["jsonl", "line", "blank", "files", "parquet", "arrow"]
@@ -106,7 +103,7 @@ def plan(sources: Sequence[Source], how: Cutting, directory: str, is_done: Calla
         if waiting:
             yield _together(next(numbers), waiting)
             waiting, waiting_bytes = [], 0
-        if source.format in ("parquet", "arrow"):
+        if source.format in BINARY:
             yield from _table(numbers, index, source, how)
         elif is_whole or source.identity is None or source.compression or source.format == "json" or not how.is_utf8:
             yield from _spooled(numbers, index, source, how, directory, is_done)
@@ -144,7 +141,8 @@ def _kind(source: Source, how: Cutting) -> Kind:
 
 def _table(numbers: Iterator[int], index: int, source: Source, how: Cutting) -> Iterator[Piece]:
     """Row groups or record batches, as many as have the bytes of a part in the column of text."""
-    sizes = _row_groups(source.path, how) if source.format == "parquet" else _batches(source.path, how)
+    of = tables.row_groups if source.format == "parquet" else tables.record_batches
+    sizes = of(source.path, how.text_field)
     total_bytes = max(sum(size for size, _ in sizes), 1)
     begin, first, held_bytes, held_rows = 0, 1, 0, 0
     for number, (size_bytes, rows) in enumerate(sizes):
@@ -163,77 +161,6 @@ def _table(numbers: Iterator[int], index: int, source: Source, how: Cutting) -> 
                 source=index,
             )
             begin, first, held_bytes, held_rows = number + 1, first + held_rows, 0, 0
-
-
-def _row_groups(path: str, how: Cutting) -> list[tuple[int, int]]:
-    from pyarrow import parquet
-
-    with reading(path), parquet.ParquetFile(path) as file:
-        names = [file.schema_arrow.field(number).name for number in range(len(file.schema_arrow))]
-        need_column(path, names, how.text_field)
-        groups = range(file.metadata.num_row_groups)
-        found = [text_of_group(file.metadata, group, how.text_field) for group in groups]
-        return [(one.text_bytes, one.rows) for one in found]
-
-
-@dataclass(frozen=True, slots=True)
-class RowGroup:
-    """What a Parquet file says about the text in a row group."""
-
-    text_bytes: int
-    stored_bytes: int
-    """Compressed."""
-    rows: int
-
-
-def text_of_group(metadata: Any, group: int, text_field: str) -> RowGroup:
-    """The column of text in a row group."""
-    about = metadata.row_group(group)
-    chunks = [about.column(number) for number in range(about.num_columns)]
-    mine = [one for one in chunks if one.path_in_schema == text_field]
-    return RowGroup(
-        sum(one.total_uncompressed_size for one in mine),
-        sum(one.total_compressed_size for one in mine),
-        about.num_rows,
-    )
-
-
-def _batches(path: str, how: Cutting) -> list[tuple[int, int]]:
-    with reading(path), record_batches(path) as (schema, batches):
-        need_column(path, schema.names, how.text_field)
-        number = schema.get_field_index(how.text_field)
-        return [(batch.column(number).nbytes, batch.num_rows) for batch in batches]
-
-
-@contextmanager
-def record_batches(path: str) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """The schema and the record batches of an Arrow file, of either form, mapped."""
-    import pyarrow as pa
-
-    with pa.memory_map(path) as file:
-        magic = file.read(6)
-        file.seek(0)
-        if magic == b"ARROW1":
-            reader = pa.ipc.open_file(file)
-            yield reader.schema, (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            stream = pa.ipc.open_stream(file)
-            yield stream.schema, iter(stream)
-
-
-@contextmanager
-def reading(path: str) -> Iterator[None]:
-    """What pyarrow says about a file that is no table, as BadSource."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError) as exc:
-        raise BadSource(f"{path} can't be read as a table: {str(exc).splitlines()[0]}") from exc
-    except OSError as exc:
-        if exc.errno is not None:
-            raise
-        raise BadSource(f"{path} can't be read as a table: {str(exc).splitlines()[0]}") from exc
 
 
 def _spooled(

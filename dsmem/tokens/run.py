@@ -21,7 +21,7 @@ from dsmem.tokens import workdir
 from dsmem.tokens.claim import Claim
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.failures import translated
-from dsmem.tokens.inputs import STDIN, Source
+from dsmem.tokens.inputs import BINARY, STDIN, Source
 from dsmem.tokens.manifest import Input, Manifest
 from dsmem.tokens.manifest import Tokenizer as About
 from dsmem.tokens.options import Arrangement, Options, Output, dtype_of, frame_of
@@ -93,6 +93,9 @@ class Run:
 
             import dsmem.tokens.arrange
             import dsmem.tokens.engines  # noqa: F401
+
+            if any(source.format in BINARY for source in self._sources):
+                import pyarrow.parquet  # noqa: F401
 
             found = self._crew.fitting()
         if found is not None and wanted in ("auto", found):

@@ -72,10 +72,13 @@ class Nursery:
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def expect(self, located: Located, engine: str, *, parse_special: bool, processes: int) -> None:
-        """Let it load what workers will most likely be told to use, and fork so many of them."""
+    def expect(
+        self, located: Located, engine: str, *, parse_special: bool, processes: int, tables: bool = False
+    ) -> None:
+        """Let it load what workers will most likely be told to use, and fork so many; `tables`: they import what reads
+        those."""
         what = {"located": asdict(located), "engine": engine, "parse_special": parse_special}
-        self.send({"load": what, "processes": processes})
+        self.send({"load": what, "tables": tables, "processes": processes})
         for _ in range(processes):
             theirs: list[int] = []
             try:

@@ -24,7 +24,7 @@ from dsmem.tokens import inputs as gathering
 from dsmem.tokens import starting, workdir
 from dsmem.tokens.claim import Claim, inode_of, inode_of_stdin
 from dsmem.tokens.cutting import PART_BYTES, Separator
-from dsmem.tokens.inputs import STDIN, Format, Source, Wanted
+from dsmem.tokens.inputs import BINARY, STDIN, Format, Source, Wanted
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.manifest import Place
 from dsmem.tokens.options import (
@@ -79,8 +79,8 @@ def tokenize(
     same for any number of workers. A run that was killed continues when it is started again (`restart=True` begins
     anew). `progress` gets bytes of input, `tokens_progress` the tokens of all parts that are finished.
 
-    Raises SourceMissing, BadSource (BadDocument names file and line), EngineDiffers (from the reference),
-    UsageError, NoEndToken, OutputExists, OutputBusy, OtherPlan, OutputFull, SourceChanged, WorkerLost.
+    Raises SourceMissing, BadSource (BadDocument names file and line), TableTooLarge, EngineDiffers (from the
+    reference), UsageError, NoEndToken, OutputExists, OutputBusy, OtherPlan, OutputFull, SourceChanged, WorkerLost.
 
     >>> dsmem.tokenize("corpus.jsonl", "train.bin", tokenizer="tokenizer.json")  # doctest: +SKIP
     """
@@ -116,7 +116,8 @@ def tokenize(
         if os.path.dirname(located.path) != directory:  # else ranks that were put there
             claim.refuse_reading([inode_of(located.path)])
         if nursery is not None:
-            nursery.expect(located, options.engine, parse_special=parse_special, processes=processes)
+            has_tables = any(one.format in BINARY for one in sources)
+            nursery.expect(located, options.engine, parse_special=parse_special, processes=processes, tables=has_tables)
         # While it loads:
         from dsmem.tokens.crew import Crew
         from dsmem.tokens.pieces import Cutting

@@ -20,7 +20,7 @@ import tokentexts
 from pyarrow import parquet
 
 import dsmem
-from dsmem.tokens import documents, encoding, inputs
+from dsmem.tokens import documents, encoding, inputs, tables
 from dsmem.tokens.inputs import Wanted
 from dsmem.tokens.verifying import verify
 
@@ -446,7 +446,7 @@ def test_columns_are_cut_by_bytes(
     """Texts far below and far above what is encoded together, and every kind of column that holds text."""
     monkeypatch.setattr(documents, "BLOCK_BYTES", 100)
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 100)
-    monkeypatch.setattr(encoding, "_MOST_STORED_BYTES", stored_bytes)
+    monkeypatch.setattr(tables, "_MOST_STORED_BYTES", stored_bytes)
     texts = ["", "ä" * 70, *(f"{number} Größe" * (number % 7) for number in range(400)), "x" * 5000, "", "z" * 100]
     table = pa.table({"n": range(len(texts)), "text": COLUMNS[kind](texts)})
     path = tmp_path / f"x.{suffix}"
@@ -460,14 +460,15 @@ def test_columns_are_cut_by_bytes(
     check(path, texts, tmp_path)
 
 
-def test_rows_together_have_the_bytes_of_a_block_or_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 10)
+def test_rows_together_have_the_bytes_of_a_block_or_are_one() -> None:
     sizes = [4, 6, 1, 0, 25, 10, 0, 0, 11, 3]
     column = pa.array(["unseen", *("x" * size for size in sizes), "unseen"]).slice(1, len(sizes))
-    found = list(documents._rows_together(column))
-    assert found == [(0, 2, 10), (2, 4, 1), (4, 5, 25), (5, 8, 10), (8, 9, 11), (9, 10, 3)]
-    assert list(documents._rows_together(column.slice(0, 0))) == []
-    assert list(documents._rows_together(pa.array([], pa.large_string()))) == []
+    wanted = [(0, 2, 10), (2, 4, 1), (4, 5, 25), (5, 8, 10), (8, 9, 11), (9, 10, 3)]
+    for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
+        one = column.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else column.cast(kind)
+        assert list(documents.rows_together(one, 10)) == wanted
+        assert list(documents.rows_together(one.slice(0, 0), 10)) == []
+        assert list(documents.rows_together(pa.array([], kind), 10)) == []
 
 
 def test_the_row_of_a_hole_is_told_whatever_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

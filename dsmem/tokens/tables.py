@@ -1,0 +1,324 @@
+"""Tables as record batches whose memory is bounded, whatever the sizes of their row groups, pages and batches.
+
+pyarrow reads a page of a Parquet file whole, and a compressed record batch of an Arrow file. What that takes is told
+before (`dsmem.tokens.pages`, `dsmem.tokens.messages`): what takes much is read by one worker at a time, and what would
+take more than MOST_BYTES is refused by name. An Arrow file that is not compressed is mapped, and pages of the map
+are given back as they are done with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dsmem import files, units
+from dsmem.errors import BadDocument, BadSource, TableTooLarge
+from dsmem.tokens import messages, pages
+from dsmem.tokens.cutting import BLOCK_BYTES
+from dsmem.tokens.documents import need_column, rows_together
+from dsmem.tokens.pages import BadPages, Page
+
+MOST_BYTES = 448 << 20
+"""Of memory for pages, or for a record batch: with it all processes stay below 1 GiB."""
+ALONE_BYTES = 32 << 20
+"""Who needs more waits for its turn."""
+_BATCH_BYTES = 32 << 20
+"""Of text in a batch, unless a single one is longer."""
+_MOST_ROWS, _MOST_STORED_BYTES = 4096, 64 << 20
+"""Of a Parquet file: rows decoded at once, and bytes of a row group read at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """What a Parquet file says about the text in a row group."""
+
+    text_bytes: int
+    stored_bytes: int
+    """Compressed."""
+    rows: int
+
+
+def text_of_group(metadata: Any, group: int, text_field: str) -> RowGroup:
+    """The column of text in a row group."""
+    mine = [one for one in _chunks(metadata, group) if one.path_in_schema == text_field]
+    return RowGroup(
+        sum(one.total_uncompressed_size for one in mine),
+        sum(one.total_compressed_size for one in mine),
+        metadata.row_group(group).num_rows,
+    )
+
+
+def _chunks(metadata: Any, group: int) -> list[Any]:
+    about = metadata.row_group(group)
+    return [about.column(number) for number in range(about.num_columns)]
+
+
+def row_groups(path: str, text_field: str) -> list[tuple[int, int]]:
+    """Bytes in the column of text, and rows, of each of a Parquet file.
+
+    Raises BadSource, BadDocument (no column of that name that could hold text).
+    """
+    from pyarrow import parquet
+
+    with reading(path), parquet.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        need_column(path, [schema.field(number).name for number in range(len(schema))], text_field)
+        _need_plain(path, text_field, schema.field(text_field).type)
+        found = [text_of_group(file.metadata, group, text_field) for group in range(file.metadata.num_row_groups)]
+        return [(one.text_bytes, one.rows) for one in found]
+
+
+def _need_plain(path: str, text_field: str, kind: Any) -> None:
+    """Raise BadDocument for a column of bytes, lists or structures: none of them is text, and each may hold much."""
+    from pyarrow import types
+
+    held = kind.value_type if types.is_dictionary(kind) else kind
+    is_bytes = types.is_binary(held) or types.is_large_binary(held) or types.is_binary_view(held)
+    if is_bytes or types.is_nested(held) or types.is_run_end_encoded(held):
+        raise BadDocument(f"{path}: column {text_field!r} holds {kind}, not text", path=path)
+
+
+@contextmanager
+def of_row_groups(path: str, start: int, end: int, text_field: str, directory: str) -> Iterator[Iterator[Any]]:
+    """The column of text in these row groups; its worker waits for its turn in the directory where they take much.
+
+    Raises BadSource, TableTooLarge.
+    """
+    from pyarrow import parquet
+
+    with ExitStack() as stack:
+        stack.enter_context(reading(path))
+        about = parquet.read_metadata(path)
+        groups = [text_of_group(about, group, text_field) for group in range(start, end)]
+        read = list(_pages(path, about, range(start, end), text_field))
+        need_bytes = _need_bytes(read)
+        if need_bytes > MOST_BYTES:
+            raise _too_large(path, text_field, read, need_bytes)
+        stack.enter_context(_turn(directory, need_bytes))
+        # What lies in the file for a row group is read at once where that is a little faster and bounded.
+        is_large = max(one.stored_bytes for one in groups) > min(_MOST_STORED_BYTES, ALONE_BYTES)
+        with parquet.ParquetFile(
+            path,
+            metadata=about,
+            memory_map=False,
+            pre_buffer=False,
+            buffer_size=BLOCK_BYTES if is_large else 0,
+        ) as file:
+            found = file.iter_batches(
+                batch_size=_rows_at_once(read),
+                row_groups=range(start, end),
+                columns=[text_field],
+                use_threads=False,
+            )
+            yield (batch.column(0) for batch in found)
+            del found, file
+
+
+def _pages(path: str, about: Any, groups: Sequence[int], text_field: str) -> Iterator[Page]:
+    with Path(path).open("rb", buffering=0) as file:
+        for group in groups:
+            for chunk in _chunks(about, group):
+                if chunk.path_in_schema != text_field:
+                    continue
+                start = chunk.data_page_offset
+                if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+                    start = chunk.dictionary_page_offset
+                end = min(start + chunk.total_compressed_size, os.fstat(file.fileno()).st_size)
+                try:
+                    yield from pages.of_chunk(file.fileno(), start, end, chunk.num_values)
+                except BadPages as exc:
+                    raise BadSource(
+                        f"{path} can't be read as a table: row group {group} has no whole pages where they should be"
+                    ) from exc
+
+
+def _need_bytes(found: Sequence[Page]) -> int:
+    """What pyarrow takes: a page as it lies and decoded, and as much again for what it makes of it; a dictionary stays
+    beside the pages that refer to it."""
+    stored = max((page.stored_bytes for page in found), default=0)
+    data = max((page.plain_bytes for page in found if not page.is_dictionary), default=0)
+    dictionary = max((page.plain_bytes for page in found if page.is_dictionary), default=0)
+    return stored + 2 * (data + dictionary)
+
+
+def _rows_at_once(found: Sequence[Page]) -> int:
+    """So many rows that they have about as many bytes as are encoded together, and never more than _BATCH_BYTES, but
+    for a single one."""
+    data = [page for page in found if not page.is_dictionary]
+    rows = np.array([page.rows for page in data], np.int64)
+    sizes = np.array([page.plain_bytes for page in data], np.int64)
+    dictionary = max((page.plain_bytes for page in found if page.is_dictionary), default=0)
+    largest = int(sizes.max(initial=0))
+    # For every batch room for all that is left of the page is taken, so a large page is not read in many.
+    wanted = max(2 * BLOCK_BYTES, min(largest // 16, _BATCH_BYTES // 2))
+    mean = (int(sizes.sum()) + dictionary) // max(1, int(rows.sum()))
+    count = min(_MOST_ROWS, wanted // max(1, mean) + 1)
+    if any(page.repeats for page in data):
+        count = min(count, _BATCH_BYTES // max(1, largest))
+    if dictionary:
+        count = min(count, _BATCH_BYTES // dictionary)
+    ends, before = np.cumsum(rows), np.cumsum(sizes) - sizes
+    while count > 1:
+        # The last page that a batch can reach which begins with the last row of a page.
+        last = np.minimum(np.searchsorted(ends, ends + count - 1), len(data) - 1)
+        if int((before[last] + sizes[last] - before).max(initial=0)) <= max(_BATCH_BYTES, largest):
+            break
+        count //= 2
+    return max(1, count)
+
+
+def _too_large(path: str, text_field: str, found: Sequence[Page], need_bytes: int) -> TableTooLarge:
+    largest = max(found, key=lambda page: page.plain_bytes)
+    kind = "a dictionary" if largest.is_dictionary else f"{largest.rows} rows"
+    return TableTooLarge(
+        f"{path}: a page of column {text_field!r} ({kind} at byte {largest.start}) holds "
+        f"{units.format_bytes(largest.plain_bytes)}, and pages are read whole: {units.format_bytes(need_bytes)} of "
+        f"memory, where {units.format_bytes(MOST_BYTES)} is the most",
+        path=path,
+        text_field=text_field,
+    )
+
+
+@contextmanager
+def _turn(directory: str, need_bytes: int) -> Iterator[None]:
+    """Inside, nobody else of this run holds pages or batches that need as much; nothing may be left of them."""
+    if need_bytes <= ALONE_BYTES:
+        yield
+        return
+    import pyarrow as pa
+
+    fd = files.open_own(f"{directory}/turn", os.O_RDWR | os.O_CREAT)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        pa.default_memory_pool().release_unused()
+        os.close(fd)
+
+
+def record_batches(path: str, text_field: str) -> list[tuple[int, int]]:
+    """Bytes in the column of text, as they lie, and rows of each record batch of an Arrow file.
+
+    Raises BadSource, BadDocument (no column of that name that could hold text), TableTooLarge.
+    """
+    with reading(path), _ArrowFile(path) as file:
+        names = file.schema.names
+        need_column(path, names, text_field)
+        _need_plain(path, text_field, file.schema.field(text_field).type)
+        file.need(text_field)
+        return file.sizes(text_field)
+
+
+@contextmanager
+def of_batches(path: str, start: int, end: int, text_field: str, directory: str) -> Iterator[Iterator[Any]]:
+    """The column of text in these record batches, bit by bit; as `of_row_groups`."""
+    with reading(path), _ArrowFile(path) as file, _turn(directory, file.need(text_field)):
+        yield file.columns(text_field, start, end)
+
+
+class _ArrowFile:
+    """An Arrow file, of either form, mapped; what is read of it is good until the next is asked for."""
+
+    def __init__(self, path: str) -> None:
+        import pyarrow as pa
+
+        self._path = path
+        with Path(path).open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise pa.ArrowInvalid("it is empty")
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._whole = pa.py_buffer(self._map)
+        self._is_file = self._map[:6] == b"ARROW1"
+        self.schema = self._open().schema
+        self._messages = list(self._read_messages())
+        self._is_compressed = any(one.decompressed_bytes for one in self._messages)
+
+    def __enter__(self) -> _ArrowFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """The map ends with the last buffer that lies in it."""
+
+    def _open(self, fields: Sequence[int] = ()) -> Any:
+        """A reader; of these columns only, which then are copied."""
+        import pyarrow as pa
+
+        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(fields))
+        opened = pa.ipc.open_file if self._is_file else pa.ipc.open_stream
+        return opened(pa.BufferReader(self._whole), options=options)
+
+    def _read_messages(self) -> Iterator[messages.Batch]:
+        import pyarrow as pa
+
+        begin = 8 if self._is_file else 0
+        stream = pa.ipc.MessageReader.open_stream(pa.BufferReader(self._whole.slice(begin)))
+        try:
+            yield from messages.batches(stream)
+        except messages.BadMessage as exc:
+            raise pa.ArrowInvalid("its messages are none of Arrow's") from exc
+
+    def need(self, text_field: str) -> int:
+        """Bytes that the largest record batch takes in memory, with all dictionaries; raises TableTooLarge."""
+        dictionaries = sum(one.need_bytes for one in self._messages if one.is_dictionary)
+        largest = max((one.need_bytes for one in self._messages if not one.is_dictionary), default=0)
+        if largest + dictionaries > MOST_BYTES:
+            raise TableTooLarge(
+                f"{self._path}: a record batch is compressed, and would take "
+                f"{units.format_bytes(largest + dictionaries)} of memory, where {units.format_bytes(MOST_BYTES)} is "
+                "the most",
+                path=self._path,
+                text_field=text_field,
+                is_parquet=False,
+            )
+        return largest + dictionaries
+
+    def sizes(self, text_field: str) -> list[tuple[int, int]]:
+        """Bytes and rows of each record batch."""
+        if self._is_compressed:
+            return [(one.decompressed_bytes, one.rows) for one in self._messages if not one.is_dictionary]
+        return [(column.nbytes, len(column)) for column in self._of(text_field, 0, sys.maxsize)]
+
+    def _of(self, text_field: str, start: int, end: int) -> Iterator[Any]:
+        number = self.schema.get_field_index(text_field)
+        reader = self._open([number] if self._is_compressed else ())
+        if self._is_file:
+            for one in range(start, min(end, reader.num_record_batches)):
+                yield reader.get_batch(one).column(text_field)
+        else:
+            yield from map(itemgetter(text_field), islice(reader, start, end))
+
+    def columns(self, text_field: str, start: int, end: int) -> Iterator[Any]:
+        """The column of text in these batches, in slices."""
+        columns = self._of(text_field, start, end)
+        while (column := next(columns, None)) is not None:
+            self._map.madvise(mmap.MADV_DONTNEED)
+            for begin, stop, _ in rows_together(column, _BATCH_BYTES):
+                yield column.slice(begin, stop - begin)
+                self._map.madvise(mmap.MADV_DONTNEED)
+            del column  # or it would lie beside the next
+
+
+@contextmanager
+def reading(path: str) -> Iterator[None]:
+    """What pyarrow says about a file that is no table, as BadSource."""
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowSerializationError) as exc:
+        raise BadSource(f"{path} can't be read as a table: {str(exc).splitlines()[0]}") from exc
+    except OSError as exc:
+        if exc.errno is not None:
+            raise
+        raise BadSource(f"{path} can't be read as a table: {str(exc).splitlines()[0]}") from exc
