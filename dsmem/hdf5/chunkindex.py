@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,19 @@ class DamagedIndex(ValueError):
     """A chunk index that can't be; the message does not say whose."""
 
 
-def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> ChunkTable:
-    """The chunk index of an h5py DatasetID; raises DamagedIndex when it can't be that of such a dataset and file."""
+def read_table(
+    dataset_id: Any,
+    shape: tuple[int, ...],
+    chunks: tuple[int, ...],
+    file_bytes: int,
+    *,
+    looked: Callable[[], None] | None = None,
+) -> ChunkTable:
+    """The chunk index of an h5py DatasetID; raises DamagedIndex when it can't be that of such a dataset and file.
+
+    With `looked`, called now and then, HDF5 looks up every chunk that it listed, 5 µs each: a key may be damaged where
+    it is not listed, and then HDF5 reads the fill value where the chunk is.
+    """
     index = _Index(shape, chunks, file_bytes)
     numbers = array("q")  # not a list of tuples: those cost the garbage collector more than the walk costs HDF5
     extend, enough = numbers.extend, _AT_ONCE * (len(chunks) + 3)
@@ -42,6 +54,8 @@ def read_table(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...],
     index.finish()
     if not index.is_ascending:
         _check_found(dataset_id, index.table, chunks)
+    elif looked is not None:
+        _check_there(dataset_id, index.table, chunks, looked)
     return index.table
 
 
@@ -119,11 +133,42 @@ def _check_found(dataset_id: Any, table: ChunkTable, chunks: tuple[int, ...]) ->
 
     Only reading a chunk looks for it: h5py's `get_chunk_info_by_coord` walks over all.
     """
-    for position in np.flatnonzero(table.offsets != MISSING).tolist():
-        corner = tuple(int(i) * chunk for i, chunk in zip(np.unravel_index(position, table.grid), chunks, strict=True))
+    for position, corner in _corners(table, chunks):
         try:
             _, stored = dataset_id.read_direct_chunk(corner)
         except (OSError, RuntimeError, ValueError) as exc:
-            raise DamagedIndex(f"its chunk index is damaged: HDF5 does not find the chunk at {corner}") from exc
+            raise _not_found(corner) from exc
         if len(stored) != table.sizes[position]:
             raise DamagedIndex(f"its chunk index is damaged: HDF5 finds another chunk at {corner}")
+
+
+def _check_there(dataset_id: Any, table: ChunkTable, chunks: tuple[int, ...], looked: Callable[[], None]) -> None:
+    """Raise DamagedIndex unless HDF5 finds a chunk at the place of each; nothing is read of them.
+
+    h5py looks for a chunk before it finds that there is no room for it, which is its ValueError.
+    """
+    nothing = bytearray()
+    for count, (_, corner) in enumerate(_corners(table, chunks)):
+        if count % _AT_ONCE == 0:
+            looked()
+        try:
+            dataset_id.read_direct_chunk(corner, out=nothing)
+        except ValueError:
+            continue
+        except (OSError, RuntimeError) as exc:
+            raise _not_found(corner) from exc
+        raise _not_found(corner)
+
+
+def _corners(table: ChunkTable, chunks: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Every chunk that was written: its position in the table, and the place of its first item."""
+    steps = np.array(chunks, np.int64)
+    written = np.flatnonzero(table.offsets != MISSING)
+    for start in range(0, len(written), _AT_ONCE):
+        positions = written[start : start + _AT_ONCE]
+        places = np.stack(np.unravel_index(positions, table.grid), axis=-1) * steps
+        yield from zip(positions.tolist(), map(tuple, places.tolist()), strict=True)
+
+
+def _not_found(corner: tuple[int, ...]) -> DamagedIndex:
+    return DamagedIndex(f"its chunk index is damaged: HDF5 does not find the chunk at {corner}")

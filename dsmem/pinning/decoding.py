@@ -31,6 +31,7 @@ from dsmem.hdf5.opening import translated
 from dsmem.parallel import Room
 from dsmem.pinning.copying import Decoding
 from dsmem.pinning.decoders import Decoders, Description
+from dsmem.pinning.source import Source
 from dsmem.store.draft import Draft
 
 SMALL_BYTES_PER_CPU = 4 << 10
@@ -85,18 +86,18 @@ def started(
 def decodings(
     items: Sequence[Item],
     begin: Callable[[Item], int],
-    fd: int,
-    size_bytes: int,
+    source: Source,
     file: Any,
     draft: Draft,
     *,
-    path: str,
     shared_out: Collection[Item] = (),
     decoders: Decoders | None = None,
+    looked: Callable[[], None] = lambda: None,
 ) -> Iterator[Decoding]:
     """The tasks for some chunked datasets; `begin` says where in the object each has its place.
 
-    `shared_out`: those that `decoders` decode. Raises BadSource for a chunk index that can't be.
+    `shared_out`: those that `decoders` decode; `looked` is called as chunks of a distrusted source are looked up.
+    Raises BadSource for a chunk index that can't be.
     """
     local = threading.local()
     threads = proc.usable_cpus()
@@ -104,8 +105,8 @@ def decodings(
     room = Room(_BESIDE_BYTES + threads * max(map(chunk_bytes, items), default=0))
     elsewhere = {item.path for item in shared_out}
     for item in items:
-        table = _table(item, size_bytes, file, path)
-        dataset = _dataset(item, table, fd, path)
+        table = _table(item, source, file, looked)
+        dataset = _dataset(item, table, source.fd, source.path)
         place = begin(item)
         if decoders is None or item.path not in elsewhere:
             for band in dataset.bands():
@@ -113,7 +114,7 @@ def decodings(
                     band.source_end, partial(_decode, dataset, band, draft, place, local, buffered_bytes, room)
                 )
             continue
-        number = decoders.add(_description(item, place, path), table)
+        number = decoders.add(_description(item, place, source.path), table)
         for band in dataset.bands():
             is_plain = dataset.is_plain(band)
             outside = partial(decoders.decode, number, band, is_plain=is_plain)
@@ -151,11 +152,12 @@ def _pipeline(item: Item) -> Pipeline:
     return Pipeline(item.filters, chunk_bytes(item))
 
 
-def _table(item: Item, size_bytes: int, file: Any, path: str) -> ChunkTable:
+def _table(item: Item, source: Source, file: Any, looked: Callable[[], None]) -> ChunkTable:
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
-    with translated(path, f"/{item.path}"):
-        return read_table(file[tree.raw(item.path)].id, shape, chunks, size_bytes)
+    with translated(source.path, f"/{item.path}"):
+        found = file[tree.raw(item.path)].id
+        return read_table(found, shape, chunks, source.size_bytes, looked=looked if source.is_distrusted else None)
 
 
 def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDataset:

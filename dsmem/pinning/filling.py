@@ -25,6 +25,7 @@ from dsmem.pinning import copying, decoding, through_h5py
 from dsmem.pinning.copying import Digests, Extent
 from dsmem.pinning.growing import Growth, Variable
 from dsmem.pinning.pagecache import PageCache
+from dsmem.pinning.source import Source
 from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY
@@ -138,20 +139,18 @@ def _planned(item: Item) -> list[Planned]:
 def fill(
     plan: Plan,
     draft: Draft,
-    fd: int,
-    size_bytes: int,
+    source: Source,
     file: Any,
     *,
-    path: str,
     stream_algo: str | None,
     verify: bool,
     progress: Progress,
-    allow: Collection[Allow] = (),
 ) -> tuple[Digests, Callable[[Provenance], None]]:
     """Read everything of the plan into the draft; returns the digests and the function that writes the header.
 
-    `fd` is the open source, `file` the h5py.File of it. Raises BadSource, SourceChanged, NoSpace, ReadDifferently.
+    `file` is the h5py.File of the source. Raises BadSource, SourceChanged, NoSpace, ReadDifferently.
     """
+    fd, size_bytes, path = source.fd, source.size_bytes, source.path
     with PageCache(fd, size_bytes) as cache:
         draft.allocate(plan.known_bytes)
         copied = [item for item in plan.scan.items if item.tier == "contiguous"]
@@ -159,13 +158,25 @@ def fill(
         total = plan.total_bytes
         decoded = [item for item in plan.scan.items if item.tier == "chunked"]
         shared_out = decoding.in_processes(decoded)
+        copied_bytes = 0
+
+        def at_copied(done_bytes: int, _: int) -> None:
+            nonlocal copied_bytes
+            copied_bytes = done_bytes
+            progress(done_bytes, total)
+
         with decoding.started(shared_out, fd, draft, object_bytes=plan.known_bytes) as decoders:
             decodings = decoding.decodings(
-                decoded, plan.begin, fd, size_bytes, file, draft, path=path, shared_out=shared_out, decoders=decoders
+                decoded,
+                plan.begin,
+                source,
+                file,
+                draft,
+                shared_out=shared_out,
+                decoders=decoders,
+                looked=lambda: progress(copied_bytes, total),
             )
-            digests = copying.copy(
-                fd, size_bytes, draft, extents, decodings, stream_algo, lambda done, _: progress(done, total), cache
-            )
+            digests = copying.copy(fd, size_bytes, draft, extents, decodings, stream_algo, at_copied, cache)
         done = sum(item.size_bytes for item in (*copied, *decoded))
         tensors = dict(plan.tensors)
         rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
@@ -174,7 +185,7 @@ def fill(
             progress(done, total)
         cursor = plan.known_bytes
         by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
-        growth, varying = Growth(draft, plan.need_bytes), Variable(path, size_bytes, allow)
+        growth, varying = Growth(draft, plan.need_bytes), Variable(path, size_bytes, source.allow)
 
         def at_piece(item: Item, start: int, data: memoryview) -> None:
             varying.add(item, len(data))
@@ -189,7 +200,7 @@ def fill(
                 planned, item, elements, cursor - plan.data_start, end - plan.data_start
             )
             cursor = end
-        _read_attributes(plan, draft, file, path, allow, at_piece=lambda: progress(done, total))
+        _read_attributes(plan, draft, file, path, source.allow, at_piece=lambda: progress(done, total))
         direct = [*copied, *decoded]
         if not verify:  # a look at some blocks: what would be read ahead of them is not wanted
             os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_RANDOM)

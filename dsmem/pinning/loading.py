@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from dsmem.arrays import tree
 from dsmem.arrays.header import HeaderTooLong
-from dsmem.errors import Allow, BadSource, Refusal
+from dsmem.errors import BadSource, Refusal
 from dsmem.hdf5 import opening
 from dsmem.hdf5.scan import Scan, scan
 from dsmem.pinning import filling
 from dsmem.pinning.copying import Digests
+from dsmem.pinning.source import Source
 from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 from dsmem.store.refs import Provenance
@@ -25,17 +25,6 @@ from dsmem.store.refs import Provenance
 Seal = Callable[[Provenance], None]
 """Writes the header, the provenance in it: the end of the filling."""
 _LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """The file to read, open as `fd`, and what of it."""
-
-    fd: int
-    path: str
-    size_bytes: int
-    only: tuple[str, ...] = ()
-    allow: frozenset[Allow] = frozenset()
 
 
 class Reader(Protocol):
@@ -101,16 +90,7 @@ class _OpenFile:
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:
         assert self._plan is not None
         return filling.fill(
-            self._plan,
-            draft,
-            self._source.fd,
-            self._source.size_bytes,
-            self._file,
-            path=self._source.path,
-            stream_algo=stream_algo,
-            verify=verify,
-            progress=progress,
-            allow=self._source.allow,
+            self._plan, draft, self._source, self._file, stream_algo=stream_algo, verify=verify, progress=progress
         )
 
 

@@ -255,11 +255,12 @@ def _opened(store: Store, request: PinRequest, fd: int) -> Iterator[tuple[Reader
     from dsmem.hdf5 import opening
     from dsmem.pinning import loading, untrusted
     from dsmem.pinning.filling import ReadDifferently
+    from dsmem.pinning.source import Source
 
     opening.lock_source(fd, request.path)
     identity = files.settled_identity(fd)
     opening.check_signature(fd, request.path)
-    source = loading.Source(fd, request.path, identity.size_bytes, request.only, request.allow)
+    source = Source(fd, request.path, identity.size_bytes, request.only, request.allow)
     try:
         with untrusted.opened(source, store) if request.untrusted else loading.opened(source) as reader:
             if reader.refusals and not request.skip_unsupported:

@@ -14,6 +14,7 @@ from dsmem.hdf5 import opening
 from dsmem.hdf5.scan import scan
 from dsmem.pinning import filling
 from dsmem.pinning.arrayfile import ArrayFile, as_array
+from dsmem.pinning.source import Source
 from dsmem.progress import ignore
 from dsmem.store import hugepages
 from dsmem.store.draft import Draft
@@ -37,10 +38,8 @@ def preload(path: str) -> ArrayFile:
             digests, seal = filling.fill(
                 plan,
                 draft,
-                fd,
-                identity.size_bytes,
+                Source(fd, path, identity.size_bytes),
                 file,
-                path=path,
                 stream_algo=None,
                 verify=False,
                 progress=ignore,

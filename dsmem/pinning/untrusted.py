@@ -23,8 +23,9 @@ from dsmem.errors import BadSource, DamagedObject, Refusal
 from dsmem.pinning import messages
 from dsmem.pinning.copying import Digests
 from dsmem.pinning.growing import Growth
-from dsmem.pinning.loading import Reader, Seal, Source
+from dsmem.pinning.loading import Reader, Seal
 from dsmem.pinning.messages import Channel, Nonsense, Silence
+from dsmem.pinning.source import Source
 from dsmem.progress import Progress, ignore
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY

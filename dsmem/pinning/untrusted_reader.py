@@ -19,8 +19,9 @@ from typing import Any
 from dsmem import helpers, proc
 from dsmem.errors import DsmemError
 from dsmem.pinning import loading, messages
-from dsmem.pinning.loading import Reader, Source
+from dsmem.pinning.loading import Reader
 from dsmem.pinning.messages import Channel
+from dsmem.pinning.source import Source
 from dsmem.store.draft import Draft
 from dsmem.store.refs import Provenance
 from dsmem.store.root import Store
@@ -57,6 +58,7 @@ def _serve(channel: Channel) -> None:
         size_bytes=wanted["size_bytes"],
         only=tuple(wanted["only"]),
         allow=frozenset(wanted["allow"]),
+        is_distrusted=True,
     )
     store = Store(wanted["store"])
     report = _Report(channel)

@@ -14,6 +14,7 @@ import pytest
 import dsmem
 from dsmem.arrays import dtypes
 from dsmem.hdf5.chunkindex import read_table
+from dsmem.pinning.filling import ReadDifferently
 
 CHUNK_BYTES = 16
 
@@ -99,6 +100,36 @@ def test_chunks_told_in_any_order_are_read(tmp_path: Path) -> None:
         back = read_table(Reversed(), (200,), (4,), len(content))
     assert back.offsets.tolist() == there.offsets.tolist()
     assert back.sizes.tolist() == there.sizes.tolist() == [16] * 50
+
+
+def test_a_key_damaged_where_it_is_not_listed(tmp_path: Path) -> None:
+    """The corner within the item, always 0: HDF5 lists the chunk as ever, and reads zeros in its place."""
+    path = tmp_path / "x.h5"
+    content, begin = many_chunks(path)
+    struct.pack_into("<Q", content, begin + 20 * ENTRY_BYTES + 16, 1 << 20)
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        assert file["x"][78:86].tolist() == [78, 79, 0, 0, 0, 0, 84, 85]
+    with pytest.raises(dsmem.BadSource, match=r"/x can't be read as HDF5: .* HDF5 does not find the chunk at \(80,\)"):
+        dsmem.pin(path, untrusted=True)
+    with pytest.raises(ReadDifferently):
+        dsmem.pin(path, verify=True)
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("maxshape", [(64, 60), (None, 60), (None, None)], ids=repr)
+@pytest.mark.parametrize("compression", [None, "gzip"])
+@pytest.mark.parametrize("rows", [7, 64])
+def test_every_chunk_is_found(tmp_path: Path, libver: str, maxshape: Any, compression: str | None, rows: int) -> None:
+    path, looks = tmp_path / "x.h5", []
+    with h5py.File(path, "w", libver=libver) as file:
+        made = file.create_dataset("x", (64, 60), "<i4", chunks=(8, 9), maxshape=maxshape, compression=compression)
+        made[:rows, 11:] = np.arange(rows * 49).reshape(rows, 49)
+    with h5py.File(path) as file:
+        given = (file["x"].id, (64, 60), (8, 9), path.stat().st_size)
+        table = read_table(*given, looked=lambda: looks.append(1))
+        np.testing.assert_array_equal(table.offsets, read_table(*given).offsets)
+    assert looks == [1]
 
 
 def layered(path: Path, layers: int) -> int:
