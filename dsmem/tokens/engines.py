@@ -86,6 +86,8 @@ def choose(vocabulary: Vocabulary, wanted: str, *, parse_special: bool) -> Engin
         try:
             engine = load(located, name, parse_special=parse_special)
             check_added(engine, vocabulary.added)
+            if name == "fastokens" and (reason := obstacle(vocabulary, parse_special=parse_special)):
+                raise Unfit(reason)
             return engine
         except Unfit as exc:
             if wanted == name or name == fitting[-1]:
@@ -101,6 +103,15 @@ def check_added(engine: Engine, added: Mapping[str, int]) -> None:
     for token, token_id in added.items():
         if engine.token_to_id(token) != token_id:
             raise Unfit(f"it gives the added token {token!r} another id than Hugging Face")
+
+
+def obstacle(vocabulary: Vocabulary, *, parse_special: bool) -> str | None:
+    """Why the fast engine isn't exact for this tokenizer; None where nothing is known against it."""
+    if vocabulary.reference is None:
+        return None
+    from dsmem.tokens import exactness
+
+    return exactness.obstacle(vocabulary.reference, parse_special=parse_special)
 
 
 def reference_in(vocabulary: Vocabulary, *, parse_special: bool) -> Engine | None:

@@ -91,15 +91,16 @@ class Run:
             # While an engine is loaded elsewhere: what tells its version, numpy, and what comes last.
             import importlib.metadata  # noqa: F401
 
-            import dsmem.tokens.arrange
-            import dsmem.tokens.engines  # noqa: F401
+            import dsmem.tokens.arrange  # noqa: F401
+            from dsmem.tokens import engines
 
             if any(source.format in BINARY for source in self._sources):
                 import pyarrow.parquet  # noqa: F401
 
+            unfit = engines.obstacle(self._vocabulary, parse_special=self._options.parse_special)
             found = self._crew.fitting()
-        if found is not None and wanted in ("auto", found):
-            return found
+            if found is not None and wanted in ("auto", found) and (found != "fastokens" or not unfit):
+                return found
         from dsmem.tokens import engines
 
         self._engine = engines.choose(self._vocabulary, wanted, parse_special=self._options.parse_special)

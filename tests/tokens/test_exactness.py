@@ -1,0 +1,241 @@
+"""Which tokenizers fastokens is exact for: what differs is told beforehand, and what is fit does not differ."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import fastokens
+import numpy as np
+import pytest
+import tokentexts
+from tokenizers import Tokenizer
+
+import dsmem
+from dsmem.tokens import engines, exactness
+from dsmem.tokens.vocabularies import describe
+
+BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+LETTERS = [chr(code) for code in range(32, 127)]
+
+
+def written(path: Path, tokens: list[str], **changes: Any) -> Path:
+    """A BPE of those tokens; `changes` of the tokenizer, and within `model`."""
+    model: dict[str, Any] = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+        "vocab": {token: number for number, token in enumerate(tokens)}, "merges": [], **changes.pop("model", {}),
+    }  # fmt: skip
+    raw: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+    }
+    raw |= {"pre_tokenizer": None, "post_processor": None, "decoder": None, **changes, "model": model}
+    path.write_text(json.dumps(raw))
+    return path
+
+
+def token(content: str, number: int, **flags: bool) -> dict[str, Any]:
+    """One of `added_tokens`."""
+    plain = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
+    return {"id": number, "content": content, **plain, **flags}
+
+
+def theirs(path: Path, texts: list[str], *, special: bool = False) -> list[list[int]]:
+    """What Hugging Face gives."""
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.encode_special_tokens = not special
+    return [tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def fast(path: Path, texts: list[str], *, special: bool = False) -> list[list[int]]:
+    """What fastokens gives."""
+    tokenizer = fastokens.Tokenizer.from_file(str(path))
+    ids, ends = tokenizer.encode_batch_flat(texts, split_special_tokens=not special)
+    bounds = np.frombuffer(ends, np.uint64).astype(int)
+    return [part.tolist() for part in np.split(np.frombuffer(ids, np.uint32), bounds[1:-1])]
+
+
+LEVEL = list(exactness.ALPHABET)
+BY_BYTE = {"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}}
+UNKNOWN = {"unk_token": "?"}
+FALLBACK = {"byte_fallback": True}
+CASES: dict[str, tuple[list[str], dict[str, Any], str, str]] = {
+    "bytes": ([*BYTES, "x", "y"], {"model": FALLBACK}, "x<0x0A>y", "it reads '<0x00>' in a text"),
+    "an entry without merges": (["?", "a", "b", "a-b"], {"model": UNKNOWN}, "a-b", "it reads 'a-b' in a text"),
+    "unknown characters": (["a", "b", "ab"], {"model": {"merges": [["a", "b"]]}}, "a-b", "no token for unknown"),
+    "some bytes": ([*BYTES[:128], *LETTERS], {"model": UNKNOWN | FALLBACK}, "\xe9\t", "not all 256 bytes"),
+    "replaced emptiness": (
+        LEVEL,
+        {**BY_BYTE, "normalizer": {"type": "Replace", "pattern": {"Regex": "a*"}, "content": "x"}},
+        "0",
+        r"replace what 'a\*' matches",
+    ),
+    "prepended emptiness": (
+        LEVEL, {**BY_BYTE, "normalizer": {"type": "Prepend", "prepend": ""}}, "<", "prepend the empty text"
+    ),
+    "added tokens in another order": (
+        ["?", "a", "b", " "],
+        {"model": UNKNOWN, "added_tokens": [token("a b", 4, normalized=True), token("b", 2)]},
+        "a b",
+        "looks for added tokens, as 'b'",
+    ),
+    "white space twice": (
+        LEVEL,
+        {**BY_BYTE, "added_tokens": [token("\u20ac", 256, rstrip=True), token(" ", 257, lstrip=True)]},
+        "\u20ac a",
+        "added tokens, as '\u20ac'",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_differs_is_told(case: str, tmp_path: Path) -> None:
+    tokens, changes, text, reason = CASES[case]
+    path = written(tmp_path / "tokenizer.json", tokens, **changes)
+    assert fast(path, [text]) != theirs(path, [text])  # else this case has nothing to show any more
+    vocabulary = describe(str(path), scratch=lambda: str(tmp_path))
+    assert engines.choose(vocabulary, "auto", parse_special=False).name == "tokenizers"
+    with pytest.raises(dsmem.UsageError, match=f"fastokens can't encode by .*{reason}"):
+        engines.choose(vocabulary, "fastokens", parse_special=False)
+
+
+def test_added_tokens_that_are_the_same_once_normalized(tmp_path: Path) -> None:
+    """Which is found goes by chance in each engine."""
+    added = [token("\xc9", 256, normalized=True, special=True), token("\xe9", 257, normalized=True)]
+    path = written(tmp_path / "x.json", LEVEL, **BY_BYTE, normalizer={"type": "Lowercase"}, added_tokens=added)
+    vocabulary = describe(str(path), scratch=lambda: str(tmp_path))
+    assert engines.choose(vocabulary, "auto", parse_special=False).name == "tokenizers"
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_literal_bytes_are_text(workers: int | None, tmp_path: Path) -> None:
+    """Here, and where workers have loaded the fast engine ahead."""
+    letters = [letter for letter in LETTERS if letter not in "<0x>"]
+    path = written(tmp_path / "tokenizer.json", ["<unk>", *BYTES, *letters], model={**FALLBACK, "unk_token": "<unk>"})
+    texts = ["plain text"] * 20 + ["x<0x0A>y"]
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", texts)
+    out = tmp_path / "x.bin"
+    done = dsmem.tokenize(tmp_path / "x.jsonl", out, tokenizer=path, eos="none", workers=workers)
+    assert done.engine == "tokenizers"
+    assert tokentexts.written(out) == theirs(path, texts)
+
+
+def test_real_forms_stay_fast(tmp_path: Path) -> None:
+    """Byte-level; and bytes to fall back to where every character of their names is an entry, as in Llama 2."""
+    (tmp_path / "bytes.json").write_text(tokentexts.trained())
+    llama = written(
+        tmp_path / "llama.json",
+        ["<unk>", "<s>", "</s>", *BYTES, *LETTERS, "\u2581"],
+        model={**FALLBACK, "unk_token": "<unk>", "fuse_unk": True},
+        normalizer={
+            "type": "Sequence",
+            "normalizers": [
+                {"type": "Prepend", "prepend": "\u2581"},
+                {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+            ],
+        },
+        added_tokens=[token(name, number, special=True) for number, name in enumerate(("<unk>", "<s>", "</s>"))],
+    )
+    texts = ["x<0x0A>y", "<s> \xe9 </s><unk>", "<0xE9>"]
+    for path in (tmp_path / "bytes.json", llama):
+        vocabulary = describe(str(path), scratch=lambda: str(tmp_path))
+        for special in (False, True):
+            assert engines.choose(vocabulary, "auto", parse_special=special).name == "fastokens"
+            assert fast(path, texts, special=special) == theirs(path, texts, special=special)
+
+
+PIECES = [
+    *"ab\xe9\u65e51 \u2581<0xA>\n",
+    "ab",
+    "a b",
+    "<0x0A>",
+    "<0x41>",
+    "<unk>",
+    "<s>",
+    "\U0001f600",
+    "aa",
+    "  ",
+    "'s",
+    "B",
+]
+ALPHABET = [*"ab\xe9\u65e51 \u2581<0xA>\n"]
+
+
+def random_tokenizer(rng: random.Random, path: Path) -> Path:
+    """Anything that a tokenizer.json may say of what fastokens loads."""
+    is_bytes = rng.random() < 0.3
+    alphabet = list(exactness.ALPHABET) if is_bytes else ALPHABET + list("BCDEF23456789unk/s'" * (rng.random() < 0.7))
+    base = [one for one in [*ALPHABET, "\u0120"] if one in alphabet]
+    tokens, merges = dict.fromkeys(alphabet), []
+    for _ in range(rng.choice((0, 3, 20))):
+        pair = [rng.choice(base), rng.choice(base)]
+        if len("".join(pair)) < 8 and pair not in merges:
+            merges.append(pair)
+            base.append("".join(pair))
+            tokens.setdefault(base[-1])
+    if rng.random() < 0.5:
+        rng.shuffle(merges)
+    model: dict[str, Any] = {"merges": merges, "fuse_unk": rng.random() < 0.5, "ignore_merges": rng.random() < 0.3}
+    if rng.random() < 0.2:
+        tokens.setdefault("".join(rng.choices(ALPHABET, k=3)))
+    if rng.random() < 0.5:
+        model["byte_fallback"] = True
+        tokens = dict.fromkeys([*BYTES[: rng.choice((256, 256, 200))], *tokens])
+    if rng.random() < 0.7:
+        model["unk_token"] = "<unk>"
+        tokens.setdefault("<unk>")
+    names = list(tokens)
+    if rng.random() < 0.5:
+        rng.shuffle(names)
+    added: list[dict[str, Any]] = []
+    for name in rng.sample(
+        ("<s>", "ab", "b", " a", "a b", "\xe9", "\u65e5", "<unk>", " ", "bb"), rng.choice((0, 0, 1, 3))
+    ):
+        number = names.index(name) if name in tokens else len(names) + sum(one["id"] >= len(names) for one in added)
+        flags = {flag: rng.random() < 0.2 for flag in ("single_word", "lstrip", "rstrip", "normalized", "special")}
+        added.append(token(name, number, **flags))
+    replace = {"type": "Replace", "content": "\u2581"}
+    normalizers = [
+        None, None, {"type": "NFC"}, {"type": "Lowercase"}, {"type": "Prepend", "prepend": "\u2581"},
+        replace | {"pattern": {"String": " "}}, replace | {"pattern": {"Regex": r"\s+"}},
+    ]  # fmt: skip
+    patterns = [{"String": " "}, {"Regex": r"\s+"}, {"Regex": r" ?[a-z]+|\d+"}, {"Regex": "(?=b)"}, {"String": "ab"}]
+    ways = ["Isolated", "Removed", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+    split = {
+        "type": "Split",
+        "pattern": rng.choice(patterns),
+        "behavior": rng.choice(ways),
+        "invert": rng.random() < 0.2,
+    }
+    level = {"type": "ByteLevel", "trim_offsets": True}
+    level |= {"add_prefix_space": rng.random() < 0.3, "use_regex": rng.random() < 0.6}
+    pre: Any = rng.choice((None, None, split))
+    if is_bytes:
+        pre = rng.choice((level, {"type": "Sequence", "pretokenizers": [split, level]}))
+    return written(path, names, model=model, normalizer=rng.choice(normalizers), pre_tokenizer=pre, added_tokens=added)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_fit_does_not_differ(seed: int, tmp_path: Path) -> None:
+    rng = random.Random(seed)
+    compared, told = 0, 0
+    for _ in range(60):
+        path = random_tokenizer(rng, tmp_path / "tokenizer.json")
+        tokenizer = Tokenizer.from_file(str(path))
+        for special in (False, True):
+            if exactness.obstacle(tokenizer, parse_special=special) is not None:
+                told += 1
+                continue
+            texts = ["".join(rng.choices(PIECES, k=rng.choice((1, 3, 8, 30)))) for _ in range(60)]
+            ours, right = fast(path, texts, special=special), theirs(path, texts, special=special)
+            assert ours == right
+            compared += 1
+    assert min(compared, told) > 20
