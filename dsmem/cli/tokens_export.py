@@ -27,19 +27,23 @@ def export(
     output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="The file to write.")],
     eot: Annotated[
         int | None,
-        typer.Option("--eot", metavar="ID", help="For llm.c: what begins each document; else the manifest's eos."),
+        typer.Option("--eot", metavar="ID", help="For llm.c: what begins each document; else its bos, else its eos."),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace what is there under the names of the output.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Write a token file in the form of llm.c, datatrove or OLMo.
 
-    What exists under these names is replaced, once all is written.
+    What is there under its names is replaced with --force only, once all is written. In llm.c's form each document
+    begins with the end-of-text token and none ends with it; where documents begin with bos, that stands for it.
     """
     from dsmem.tokens.exporting import export as export_file
 
     out = Output(as_json=json)
     with progress.bar("exporting", [file]) as bar:
-        done = export_file(file, output, to, eot=eot, progress=bar.follow(file))
+        done = export_file(file, output, to, eot=eot, overwrite=force, progress=bar.follow(file))
     if json:
         out.json(done)
         return

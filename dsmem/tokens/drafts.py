@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 from dsmem import files
 
@@ -10,7 +11,9 @@ from dsmem import files
 class Drafts:
     """The files, in the order in which they were begun."""
 
-    def __init__(self) -> None:
+    def __init__(self, may_take: Callable[[str], None]) -> None:
+        """`may_take` raises for a name that is not to be taken; it is asked when names are claimed, and at the end."""
+        self._may_take = may_take
         self._paths: list[str] = []
 
     def __enter__(self) -> Drafts:
@@ -20,6 +23,11 @@ class Drafts:
         for path in self._paths:
             files.unlink_if_there(self.name_of(path))
 
+    def claim(self, *paths: str) -> None:
+        """Ask for names before anything is written."""
+        for path in paths:
+            self._may_take(path)
+
     def begin(self, path: str) -> str:
         """The name to write to for `path`, beside it."""
         self._paths.append(path)
@@ -27,6 +35,7 @@ class Drafts:
 
     def publish(self) -> tuple[str, ...]:
         """Give all their names, those begun last first: the first, the tokens, comes when the rest is there."""
+        self.claim(*self._paths)
         for path in self._paths:
             files.sync(self.name_of(path))
         for path in reversed(self._paths):

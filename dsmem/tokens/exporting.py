@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from dsmem.errors import UsageError
+from dsmem.errors import OutputExists, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import joining, llmc
 from dsmem.tokens.boundaries import ends_of
@@ -27,7 +27,7 @@ from dsmem.tokens.drafts import Drafts
 from dsmem.tokens.index import Ends, blocks_of, check_rising
 from dsmem.tokens.inspecting import manifest_of
 from dsmem.tokens.joining import Stretch, counter
-from dsmem.tokens.layout import ITEM_BYTES
+from dsmem.tokens.layout import ITEM_BYTES, Beside
 from dsmem.tokens.opening import TokenFile, open_tokens
 
 Form = Literal["llm.c", "datatrove", "olmo"]
@@ -51,13 +51,15 @@ def export(
     form: Form,
     *,
     eot: int | None = None,
+    overwrite: bool = False,
     progress: Progress = ignore,
 ) -> Exported:
     """Write the token file `path` in another form; `out` names the file, with or without its suffix.
 
-    `eot` is the id that begins each document for llm.c where none does yet: without it the manifest's eos. Files are
-    complete before they have their names, and the tokens come last. Raises BadSource where nothing tells where
-    documents end, UsageError, OSError.
+    `eot` is the id that begins each document for llm.c: without it the bos or eos that does, else the manifest's eos.
+    Files are complete before they have their names, and the tokens come last. What belongs to `path` is never replaced.
+    Raises BadSource where nothing tells where documents end, OutputExists for what is there and not to be replaced
+    (`overwrite`), UsageError, OSError.
     """
     if form not in FORMS:
         raise UsageError(f"there is no form {form!r}; the forms are {', '.join(FORMS)}")
@@ -68,19 +70,43 @@ def export(
     check_rising(ends, file.path)
     stem = os.fspath(out).removesuffix(_SUFFIXES[form])
     target = f"{stem}{_SUFFIXES[form]}"
-    if os.path.exists(target) and os.path.samefile(target, file.path):
-        raise UsageError(f"{target} is what is to be exported; give another name")
     tokens = file.tokens
-    with Drafts() as drafts:
+    with Drafts(_Names(file, overwrite=overwrite).claim) as drafts:
         if form == "llm.c":
             tokens = llmc.write(drafts, target, file, ends, eot, progress)
         elif form == "datatrove":
+            drafts.claim(target, f"{target}.index", f"{target}.metadata")
             _copy(file, drafts.begin(target), progress)
             _write_datatrove(drafts, target, file, ends)
         else:
+            drafts.claim(target, f"{stem}.csv.gz")
             _copy(file, drafts.begin(target), progress)
             _write_olmo(drafts, f"{stem}.csv.gz", file, ends)
         return Exported(form, drafts.publish(), tokens, len(ends))
+
+
+class _Names:
+    """What lies under the names of an export, and what of it may be replaced."""
+
+    def __init__(self, file: TokenFile, *, overwrite: bool) -> None:
+        self._source = [os.path.abspath(path) for path in Beside.of(file.path).paths()]
+        self._overwrite = overwrite
+
+    def claim(self, path: str) -> None:
+        """Raise OutputExists or UsageError where `path` is not to be taken."""
+        there = os.path.abspath(path)
+        held = [one for one in self._source if os.path.exists(one)]
+        if there in self._source or (os.path.exists(there) and any(os.path.samefile(there, one) for one in held)):
+            raise UsageError(f"{path} is what is to be exported, or lies beside it; give another name")
+        if os.path.isdir(there):
+            raise UsageError(f"{path} is a directory")
+        if os.path.lexists(there) and not self._overwrite:
+            raise OutputExists(f"{path} is there already", path=path)
+        if path.endswith(".bin"):
+            for other in Beside.of(path).paths()[1:]:
+                if os.path.lexists(other):
+                    told = "it would be taken for that of the new file: take it away, or give another name"
+                    raise UsageError(f"{other} is there, and {told}")
 
 
 def _copy(file: TokenFile, draft: str, progress: Progress) -> None:

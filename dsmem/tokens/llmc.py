@@ -1,8 +1,8 @@
 """The data files of llm.c: a header of 256 int32 (magic, version, count), then the ids, uint16 or uint32.
 
 Each document begins with the end-of-text token and none ends with it (karpathy/llm.c: dev/data/data_common.py,
-`write_datafile`, and dev/data/fineweb.py). The count is an int32: a file holds fewer than 2**31 tokens, and what has
-more goes to `OUT_000000.bin`, `OUT_000001.bin`, …, cut between documents.
+`write_datafile`, and dev/data/fineweb.py); a bos that documents begin with stands for it. The count is an int32: a file
+holds fewer than 2**31 tokens, and what has more goes to `OUT_000000.bin`, `OUT_000001.bin`, …, cut between documents.
 """
 
 from __future__ import annotations
@@ -35,12 +35,15 @@ def write(drafts: Drafts, target: str, file: TokenFile, ends: Ends, eot: int | N
     total = file.tokens + change.grown * len(ends)
     cuts = [len(ends)] if total <= _MOST_TOKENS else list(_cuts(ends, change.grown, file.path))
     magic, version = next(known for known, dtype in LLMC_VERSIONS.items() if dtype == file.dtype)
+    names = [target]
+    if len(cuts) > 1:
+        names = [f"{target.removesuffix('.bin')}_{shard:06d}.bin" for shard in range(len(cuts))]
+    drafts.claim(*names)
     count = counter(total * ITEM_BYTES[file.dtype], progress)
     tokens = file.map()
-    for shard, (first, last) in enumerate(zip([0, *cuts], cuts, strict=False)):
+    for name, first, last in zip(names, [0, *cuts], cuts, strict=False):
         start, stop = (int(ends[at - 1]) if at else 0 for at in (first, last))
         here = stop - start + change.grown * (last - first)
-        name = target if len(cuts) == 1 else f"{target.removesuffix('.bin')}_{shard:06d}.bin"
         with Path(drafts.begin(name)).open("wb") as opened:
             opened.write(struct.pack("<iii", magic, version, here).ljust(LLMC_HEADER_BYTES, b"\0"))
             for piece in change.applied(tokens, ends, first, last):
@@ -115,11 +118,11 @@ def _change(file: TokenFile, ends: Ends, eot: int | None) -> _Change:
     else:
         markers = ((manifest.bos, manifest.tokenizer.bos_id), (manifest.eos, manifest.tokenizer.eos_id))
         drops = tuple(one for place, one in markers if place == "append" and one is not None)
-        begun = any(place == "prepend" for place, _ in markers)
+        begins = [one for place, one in markers if place == "prepend" and one is not None]
         front = manifest.tokenizer.eos_id if eot is None else eot
-        if front is None and not begun:
+        if front is None and not begins:
             raise UsageError(f"the manifest of {file.path} names no end-of-text token: give its id (--eot 50256)")
-        found = _Change(None if begun else front, drops)
+        found = _Change(None if begins and eot in (None, begins[0]) else front, drops)
     if found.begins_with is not None and not 0 <= found.begins_with <= LARGEST_ID[file.dtype]:
         raise UsageError(f"{found.begins_with} is no id of {file.dtype}")
     return found

@@ -170,7 +170,10 @@ def test_export(tokens: Path, tmp_path: Path, form: str, names: list[str], dsmem
         "path\tsize_bytes",
         *(f"{tmp_path}/{name}\t{os.stat(tmp_path / name).st_size}" for name in names),
     ]
-    told = json.loads(dsmem("tokens", "export", str(tokens), "--to", form, "-o", str(tmp_path / "out"), "--json").out)
+    again = ("tokens", "export", str(tokens), "--to", form, "-o", str(tmp_path / "out"), "--json")
+    ran = dsmem(*again)
+    assert ran.exit_code == 1 and "is there already" in ran.err and "--json --force" in ran.err
+    told = json.loads(dsmem(*again, "--force").out)
     assert set(told) == {"form", "paths", "tokens", "documents"}
     assert told["documents"] == 4
 

@@ -6,6 +6,7 @@ import csv
 import gzip
 import os
 import struct
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenfiles import EOT, Documents, make_manifest, make_tokens, of_bytes, random_documents
 
-from dsmem.errors import BadSource, UsageError
-from dsmem.tokens import index, llmc
+from dsmem.errors import BadSource, OutputExists, UsageError
+from dsmem.tokens import exporting, index, llmc
 from dsmem.tokens.exporting import FORMS, Exported, Form, _for_people, export
 from dsmem.tokens.layout import TokenDtype
+from dsmem.tokens.manifest import Place
 
 HEADERS = {"uint16": (20240520, 1), "uint32": (20240801, 7)}
 
@@ -68,7 +70,7 @@ def test_llmc_however_documents_are_marked(
     documents = [[*head, *text, *([EOT] if eos == "append" else [])] for text in texts]
     wanted = [[*(head or [EOT]), *text] for text in texts]
     make_tokens(tmp_path / "a.bin", documents, dtype, manifest=make_manifest(dtype, bos=bos, eos=eos))  # type: ignore[arg-type]
-    done = export(tmp_path / "a.bin", tmp_path / "b", "llm.c")
+    done = export(tmp_path / "a.bin", tmp_path / "b", "llm.c", overwrite=True)
     found = [read_llmc(path, dtype) for path in done.paths]
     assert [token for one in found for token in one] == [token for one in wanted for token in one]
     assert sorted(done.paths) == list(done.paths) == sorted(map(str, tmp_path.glob("b*.bin")))
@@ -88,6 +90,95 @@ def test_llmc_however_documents_are_marked(
         assert len(one) + following > most
 
 
+@pytest.mark.parametrize(
+    ("eot", "eos", "head"),
+    [(None, "append", [5]), (7, "append", [7, 5]), (5, "none", [5]), (7, "prepend", [7, 5, EOT])],
+)
+def test_llmc_begins_with_what_was_asked_for(tmp_path: Path, eot: int | None, eos: Place, head: list[int]) -> None:
+    begins = [5, EOT] if eos == "prepend" else [5]
+    documents = [[*begins, *text, *([EOT] if eos == "append" else [])] for text in ([1, 2], [], [3])]
+    manifest = make_manifest("uint16", bos="prepend", eos=eos)
+    manifest = replace(manifest, tokenizer=replace(manifest.tokenizer, bos_id=5))
+    make_tokens(tmp_path / "a.bin", documents, manifest=manifest)
+    export(tmp_path / "a.bin", tmp_path / "b", "llm.c", eot=eot)
+    assert read_llmc(tmp_path / "b.bin", "uint16") == [*head, 1, 2, *head, *head, 3]
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        ("llm.c", ["b.bin"]),
+        ("datatrove", ["b.ds", "b.ds.index", "b.ds.metadata"]),
+        ("olmo", ["b.npy", "b.csv.gz"]),
+    ],
+)
+def test_what_is_there_is_replaced_when_told_only(tmp_path: Path, form: Form, names: list[str]) -> None:
+    make_tokens(tmp_path / "a.bin", of_bytes("ab", "c"))
+    for name in names:
+        mine = tmp_path / name
+        mine.write_text("mine")
+        there = sorted(os.listdir(tmp_path))
+        with pytest.raises(OutputExists, match=f"{name} is there already") as told:
+            export(tmp_path / "a.bin", tmp_path / "b", form)
+        assert (told.value.path, mine.read_text()) == (str(mine), "mine")
+        assert sorted(os.listdir(tmp_path)) == there
+        export(tmp_path / "a.bin", tmp_path / "b", form, overwrite=True)
+        assert mine.read_bytes() != b"mine"
+        for done in names:
+            (tmp_path / done).unlink()
+    (tmp_path / names[-1]).mkdir()
+    with pytest.raises(UsageError, match="is a directory"):
+        export(tmp_path / "a.bin", tmp_path / "b", form, overwrite=True)
+
+
+def test_what_is_taken_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_tokens(tmp_path / "a.bin", of_bytes("ab", "c"))
+    write = exporting._write_olmo
+
+    def slow(*args: object) -> None:
+        write(*args)  # type: ignore[arg-type]
+        (tmp_path / "b.csv.gz").write_text("mine")
+
+    monkeypatch.setattr(exporting, "_write_olmo", slow)
+    with pytest.raises(OutputExists, match=r"b\.csv\.gz is there already"):
+        export(tmp_path / "a.bin", tmp_path / "b", "olmo")
+    assert (tmp_path / "b.csv.gz").read_text() == "mine"
+    assert not (tmp_path / "b.npy").exists()
+
+
+def test_shards_of_llmc_are_asked_for_beforehand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llmc, "_MOST_TOKENS", 4)
+    make_tokens(tmp_path / "a.bin", of_bytes("abc", "def", "ghi"))
+    (tmp_path / "b_000002.bin").write_text("mine")
+    there = sorted(os.listdir(tmp_path))
+    with pytest.raises(OutputExists, match=r"b_000002\.bin"):
+        export(tmp_path / "a.bin", tmp_path / "b", "llm.c")
+    assert sorted(os.listdir(tmp_path)) == there
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_is_read_is_never_replaced(tmp_path: Path, overwrite: bool) -> None:
+    make_tokens(tmp_path / "a.bin", of_bytes("ab"))
+    os.link(tmp_path / "a.bin", tmp_path / "same.ds")
+    (tmp_path / "link.npy").symlink_to("a.docs.npy")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    for form, name in (("llm.c", "a"), ("olmo", "a.docs"), ("olmo", "link"), ("datatrove", "same")):
+        with pytest.raises(UsageError, match="is what is to be exported, or lies beside it"):
+            export(tmp_path / "a.bin", tmp_path / name, form, overwrite=overwrite)  # type: ignore[arg-type]
+    (tmp_path / "a.docs.npy").unlink()  # the index tells as well; ids would then be taken for the document ends
+    with pytest.raises(UsageError, match="is what is to be exported, or lies beside it"):
+        export(tmp_path / "a.bin", tmp_path / "a.docs", "olmo", overwrite=overwrite)
+    make_tokens(tmp_path / "other.bin", of_bytes("another"))
+    with pytest.raises(OutputExists if not overwrite else UsageError, match="other"):
+        export(tmp_path / "a.bin", tmp_path / "other", "llm.c", overwrite=overwrite)
+    (tmp_path / "other.bin").unlink()
+    with pytest.raises(UsageError, match=r"other\.idx is there, and it would be taken for that of the new file"):
+        export(tmp_path / "a.bin", tmp_path / "other", "llm.c", overwrite=overwrite)
+    for name, data in before.items():
+        assert name == "a.docs.npy" or (tmp_path / name).exists() is (name != "link.npy")
+        assert name in ("a.docs.npy", "link.npy") or (tmp_path / name).read_bytes() == data
+
+
 def test_llmc_without_a_manifest(tmp_path: Path) -> None:
     for documents, wanted in (
         ([[1, 9], [9], [2, 9]], [9, 1, 9, 9, 2]),
@@ -98,10 +189,10 @@ def test_llmc_without_a_manifest(tmp_path: Path) -> None:
         (tmp_path / "a.json").unlink()
         with pytest.raises(UsageError, match="--eot"):
             export(tmp_path / "a.bin", tmp_path / "b.bin", "llm.c")
-        export(tmp_path / "a.bin", tmp_path / "b.bin", "llm.c", eot=9)
+        export(tmp_path / "a.bin", tmp_path / "b.bin", "llm.c", eot=9, overwrite=True)
         assert read_llmc(tmp_path / "b.bin", "uint16") == wanted
     with pytest.raises(UsageError, match="70000 is no id of uint16"):
-        export(tmp_path / "a.bin", tmp_path / "b.bin", "llm.c", eot=70_000)
+        export(tmp_path / "a.bin", tmp_path / "c.bin", "llm.c", eot=70_000)
 
 
 def test_documents_that_do_not_end_as_told_lose_nothing(tmp_path: Path) -> None:
@@ -159,7 +250,7 @@ def test_olmo(tmp_path: Path) -> None:
         rows = list(csv.reader(file))
     assert rows == [["0", "3", "0", "a.bin", "0"], ["3", "3", "1", "a.bin", "1"], ["3", "4", "2", "a.bin", "2"]]
     before = (tmp_path / "b.csv.gz").read_bytes()
-    export(tmp_path / "a.bin", tmp_path / "b", "olmo")
+    export(tmp_path / "a.bin", tmp_path / "b", "olmo", overwrite=True)
     assert (tmp_path / "b.csv.gz").read_bytes() == before
 
 
@@ -184,7 +275,7 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, form: str, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        export(tmp_path / "a.bin", tmp_path / "b", form)  # type: ignore[arg-type]
+        export(tmp_path / "a.bin", tmp_path / "b", form, overwrite=True)  # type: ignore[arg-type]
     assert Path(done).read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == names
 
