@@ -9,6 +9,7 @@ import math
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -158,6 +159,12 @@ def _table(item: Item, source: Source, file: Any, looked: Callable[[], None]) ->
     with translated(source.path, f"/{item.path}"):
         found = file[tree.raw(item.path)].id
         return read_table(found, shape, chunks, source.size_bytes, looked=looked if source.is_distrusted else None)
+
+
+def check_index(item: Item, source: Source, file: Any) -> None:
+    """Raise BadSource unless HDF5 finds every chunk of a chunked dataset where its index lists it."""
+    if item.tier == "chunked":
+        _table(item, replace(source, is_distrusted=True), file, lambda: None)
 
 
 def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDataset:

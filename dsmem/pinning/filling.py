@@ -207,8 +207,8 @@ def fill(
         compare(
             plan,
             draft,
+            source,
             file,
-            path,
             direct if verify else _sampled(direct),
             whole=verify,
             at_piece=lambda: progress(done, total),
@@ -285,14 +285,18 @@ def _sampled(items: Sequence[Item]) -> Sequence[Item]:
 def compare(
     plan: Plan,
     draft: Draft,
+    source: Source,
     file: Any,
-    path: str,
     items: Sequence[Item],
     *,
     whole: bool,
     at_piece: Callable[[], None],
 ) -> None:
-    """Compare copied datasets with what h5py reads, in whole or one block of each; raises ReadDifferently."""
+    """Compare copied datasets with what h5py reads, in whole or one block of each.
+
+    Raises ReadDifferently, or BadSource where HDF5 does not find chunks that the index lists.
+    """
+    path = source.path
     for item in items:
         shape, item_bytes = item.info.shape or (), item.info.dtype.itemsize
         start = plan.begin(item)
@@ -304,6 +308,7 @@ def compare(
             with translated(path, f"/{item.path}"):
                 expected = reading.read_block(file[tree.raw(item.path)], block.selection)
             if not _is_there(draft, expected, start, shape, item_bytes, block):
+                decoding.check_index(item, source, file)
                 raise ReadDifferently(f"{path}: /{item.path} was copied differently from what h5py reads")
             at_piece()
 

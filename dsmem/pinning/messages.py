@@ -86,7 +86,8 @@ def error_to_json(error: BaseException) -> dict[str, object]:
     """Any error as JSON."""
     text = str(error)[:_MOST_TEXT]
     if not isinstance(error, DsmemError):
-        return {"kind": "", "message": f"{type(error).__name__}: {text}" if text else type(error).__name__}
+        is_said = isinstance(error, OSError) and text  # of others the kind says more than the text
+        return {"kind": "", "message": text if is_said else ": ".join(filter(None, (type(error).__name__, text)))}
     facts = {name: getattr(error, name) for name in (*_NUMBERS, "limit")} if isinstance(error, NoSpace) else {}
     return {"kind": type(error).__name__, "message": text, **facts}
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from dsmem import proc, units
 from dsmem.errors import NoSpace
@@ -16,6 +19,8 @@ from dsmem.store.root import Store
 
 BOOKKEEPING_BYTES = 32 << 10
 """What a loader takes beside its object: a lock, a ref (as long as two paths), their replacements, whole pages each."""
+
+_ADDRESSES = "address space of this process, ulimit -v"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,21 +74,34 @@ def translated(store: Store) -> Iterator[None]:
 def no_space(store: Store, need_bytes: int) -> NoSpace:
     """The error for `need_bytes` that do not fit, with what is free and what nobody uses.
 
-    Where others have made room since the file system refused, it says what was free then: nothing.
+    Where there is room, a map was refused because of the limit of this process, or others have made room since the file
+    system refused: then it says what was free at that time, nothing.
     """
     found = room(store)
     if found.free_bytes >= need_bytes:
         mount = store.file_system()
-        found = Room(0, f"{mount.fstype} at {mount.point}, a moment ago")
+        found = _address_space()
+        if found.free_bytes >= need_bytes:
+            found = Room(0, f"{mount.fstype} at {mount.point}, a moment ago")
+    paid_by = payer(store) if found.limit != _ADDRESSES else ""
     unused_bytes = sum(one.size_bytes for one in unused(store))
     return NoSpace(
         f"{units.format_bytes(need_bytes)} needed, {units.format_bytes(found.free_bytes)} free ({found.limit}"
-        f"{payer(store)}); unused objects hold {units.format_bytes(unused_bytes)}",
+        f"{paid_by}); unused objects hold {units.format_bytes(unused_bytes)}",
         need_bytes=need_bytes,
         free_bytes=found.free_bytes,
         limit=found.limit,
         reclaimable_bytes=unused_bytes,
     )
+
+
+def _address_space() -> Room:
+    """What this process may still map: all there is, unless it has a limit, as batch systems set it."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if limit == resource.RLIM_INFINITY:
+        return Room(sys.maxsize, _ADDRESSES)
+    mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    return Room(max(limit - mapped_bytes, 0), _ADDRESSES)
 
 
 def payer(store: Store) -> str:

@@ -14,7 +14,6 @@ import pytest
 import dsmem
 from dsmem.arrays import dtypes
 from dsmem.hdf5.chunkindex import read_table
-from dsmem.pinning.filling import ReadDifferently
 
 CHUNK_BYTES = 16
 
@@ -110,10 +109,24 @@ def test_a_key_damaged_where_it_is_not_listed(tmp_path: Path) -> None:
     path.write_bytes(content)
     with h5py.File(path) as file:
         assert file["x"][78:86].tolist() == [78, 79, 0, 0, 0, 0, 84, 85]
-    with pytest.raises(dsmem.BadSource, match=r"/x can't be read as HDF5: .* HDF5 does not find the chunk at \(80,\)"):
-        dsmem.pin(path, untrusted=True)
-    with pytest.raises(ReadDifferently):
-        dsmem.pin(path, verify=True)
+    checks: list[dict[str, Any]] = [{"untrusted": True}, {"verify": True}]
+    for options in checks:
+        with pytest.raises(dsmem.BadSource, match=r"/x can't be read as HDF5: .* does not find the chunk at \(80,\)"):
+            dsmem.pin(path, **options)
+
+
+def test_the_end_of_an_index_node_lowered(tmp_path: Path) -> None:
+    """The key behind the last chunk: HDF5 looks nowhere for what lies beyond it."""
+    path = tmp_path / "x.h5"
+    content, begin = many_chunks(path)
+    struct.pack_into("<Q", content, begin + 50 * ENTRY_BYTES + 8, 176)
+    path.write_bytes(content)
+    with h5py.File(path) as file:
+        assert not file["x"][196:].any()
+    checks: list[dict[str, Any]] = [{"untrusted": True}, {"verify": True}]
+    for options in checks:
+        with pytest.raises(dsmem.BadSource, match=r"/x can't be read as HDF5: .* does not find the chunk at \(\d+,\)"):
+            dsmem.pin(path, **options)
 
 
 @pytest.mark.parametrize("libver", ["earliest", "latest"])

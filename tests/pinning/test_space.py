@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 import pytest
+from children import call
 from samples import MIB, assert_reads_as_h5py, settle, write_sample
 from stores import InTmpfs, named_bytes, refuse, unnamed_bytes, used_bytes
 
@@ -312,3 +315,17 @@ def patched(body: Callable[[Path, pytest.MonkeyPatch], None]) -> Callable[[Path]
             body(point, monkey)
 
     return run
+
+
+def test_a_limit_of_the_process_is_not_a_full_store(store_root: Path) -> None:
+    store = make_store()
+
+    def said(limit_bytes: int) -> str:
+        resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, resource.RLIM_INFINITY))
+        return str(space.no_space(store, 1 << 20))
+
+    mapped_bytes = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    assert call(partial(said, mapped_bytes + (1 << 19))).endswith(
+        " free (address space of this process, ulimit -v); unused objects hold 0 B"
+    )
+    assert "a moment ago" in call(partial(said, mapped_bytes + (1 << 30)))
