@@ -49,6 +49,11 @@ class Crew:
     def __exit__(self, *_: object) -> None:
         self._ready.close()
 
+    @property
+    def size(self) -> int:
+        """How many workers."""
+        return len(self._workers)
+
     def ask_fitting(self, added: Mapping[str, int]) -> None:
         """Ask for what `fitting` tells; `added` are the ids that the reference gives to added tokens."""
         self._nursery.send({"added": added})

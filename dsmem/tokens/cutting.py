@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from dsmem import units
+from dsmem.tokens.turns import Turn
 
 Separator = Literal["line", "blank"]
 """What ends a document: the end of its line, or blank lines after it."""
@@ -112,12 +113,14 @@ def blocks(
     leave_out: Callable[[int], None],
     *,
     is_open: bool = False,
+    turn: Turn | None = None,
 ) -> Iterator[tuple[int, memoryview]]:
     """Whole documents of a range that holds nothing else, in blocks of about BLOCK_BYTES, each with its offset.
 
     A document that is too long is in none: `leave_out` is called with its offset; `is_open`: the last is. A block is
-    good until the next one is asked for: the memory is used again.
+    good until the next one is asked for: the memory is used again. It waits for its turn to hold a long document.
     """
+    turn = turn or Turn(None, "", some_bytes=0, much_bytes=0)
     buffer = bytearray(BLOCK_BYTES)
     held = searched = 0
     """Bytes in the buffer, and of those the ones in which documents are parted nowhere."""
@@ -127,12 +130,17 @@ def blocks(
                 leave_out(start - held)
                 start, held, searched = min(boundary(fd, start, end, separator), end), 0, 0
                 buffer = bytearray(BLOCK_BYTES)
+                turn.done()
                 continue
-            larger = bytearray(min(2 * held, MOST_DOCUMENT_BYTES + BLOCK_BYTES))
+            size = min(2 * held, MOST_DOCUMENT_BYTES + BLOCK_BYTES)
+            turn.need(size)
+            larger = bytearray(size)
             larger[:held] = buffer
             buffer = larger
+            del larger
         room = memoryview(buffer)[held : min(held + BLOCK_BYTES, len(buffer), held + end - start)]
         done = os.preadv(fd, [room], start) if start < end else 0
+        room.release()
         start, held = start + done, held + done
         is_last = done == 0 or start >= end
         cut = held if is_last and not is_open else last_cut(buffer, searched, held, separator)
@@ -148,6 +156,7 @@ def blocks(
             rest = held - cut
             if len(buffer) > BLOCK_BYTES >= rest:
                 buffer = buffer[cut:held] + bytes(BLOCK_BYTES - rest)
+                turn.done()
             else:
                 buffer[:rest] = buffer[cut:held]
             held = searched = rest

@@ -14,15 +14,19 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from dsmem.errors import BadDocument
-from dsmem.tokens.cutting import BLOCK_BYTES, MOST_DOCUMENT_BYTES, too_long
+from dsmem.tokens import cutting, longrows
+from dsmem.tokens.cutting import BLOCK_BYTES, MOST_DOCUMENT_BYTES, Separator, too_long
+from dsmem.tokens.longrows import LONG_BYTES, Long
 
 _BLANK = re.compile(rb"\r?\n(?:\r?\n)+")
 _BLANK_LINES = re.compile(rb"(?:\r?\n)+")
 _ROWS = re.compile(rb"[^\n]*\n|[^\n]+")
+_LINE_END, _RETURN = b"\n\r"
 _OVER_LINES = "not JSON: an object over several lines? Each line is one here; with --format json a file may hold such"
 _ROWS_AT_ONCE = 1 << 16
 """Of a column, whose lengths are looked at together."""
@@ -106,7 +110,7 @@ class Lines:
         return f"{self._unit} {count}".lstrip()
 
 
-def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faults: Faults) -> Iterator[Batch | Long]:
     """A text in a field of each line's object; blank lines are none."""
     from orjson import loads
 
@@ -118,11 +122,21 @@ def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faul
         while at < size:
             end = find(b"\n", at, size)
             end = size if end < 0 else end
-            try:
-                text = loads(block[at:end])[text_field]
-            except (ValueError, LookupError, TypeError):
-                text = _slowly(bytes(block[at:end]), text_field)
-            if type(text) is str:
+            text: object
+            if end - at > LONG_BYTES:
+                text = _of_long(block[at:end], offset + at, path, text_field, lines)
+            else:
+                try:
+                    text = loads(block[at:end])[text_field]
+                except (ValueError, LookupError, TypeError):
+                    text = _slowly(bytes(block[at:end]), text_field)
+            if isinstance(text, Long):
+                if texts:
+                    yield Batch(path, texts, _RowOf(block, skipped, lines, offset), 0, size)
+                    texts = []
+                yield text
+                skipped = list(range(number + 1))
+            elif type(text) is str:
                 texts.append(text)
             else:
                 skipped.append(number)
@@ -133,6 +147,23 @@ def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faul
             at = end + 1
             number += 1
         yield Batch(path, texts, _RowOf(block, skipped, lines, offset), size, size)
+        block.release()
+
+
+def _of_long(row: memoryview, offset: int, path: str, text_field: str, lines: Lines) -> object:
+    """What is in the field of a long row: what is long itself is not read yet."""
+    from orjson import loads
+
+    found = longrows.without_longest(row)
+    rest, instead, raw = found or (row, None, row)
+    try:
+        text: object = loads(rest)[text_field]
+    except (ValueError, LookupError, TypeError):
+        text = _slowly(bytes(rest), text_field)
+    if instead is None or text != instead:
+        return text
+    place = Place(lines, offset)
+    return Long(path, place, 0, partial(longrows.unescaped, raw, path=path, place=place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +264,39 @@ def plain_lines(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> I
             texts += [rest] if rest else []
             row_of = _RowOf(block, [], lines, offset)
             yield Batch(path, texts, row_of, len(block), len(block), text_bytes)
+
+
+def _without_long(
+    blocks: Blocks, path: str, lines: Lines, separator: Separator
+) -> Iterator[tuple[int, memoryview | Long]]:
+    """Blocks, but for the long documents with which they begin: no other of a block is long."""
+    for offset, block in blocks:
+        end = 0
+        if len(block) > LONG_BYTES:
+            begin, stop, end = _first(cast(bytearray, block.obj), len(block), separator)
+            if stop - begin > LONG_BYTES:
+                place = Place(lines, offset + begin)
+                yield offset, Long(path, place, end, partial(longrows.plain, block[begin:stop]))
+            else:
+                end = 0
+        if end < len(block):
+            yield offset + end, block[end:]
+        block.release()
+
+
+def _first(held: bytearray, size: int, separator: Separator) -> tuple[int, int, int]:
+    """Where the first document begins and ends, and what ends it."""
+    begin = 0
+    if separator == "blank":
+        leading = _BLANK_LINES.match(held, 0, size)
+        begin = leading.end() if leading else 0
+        if found := _BLANK.search(held, begin, size):
+            return begin, found.start(), found.end()
+        end = size
+    else:
+        end = cutting.first_cut(held, 0, size, separator) or size
+    stop = end - (held[end - 1] == _LINE_END)
+    return begin, stop - (stop < end and held[stop - 1] == _RETURN), end
 
 
 def _without_end(row: bytes) -> bytes:

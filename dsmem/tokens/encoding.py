@@ -9,29 +9,34 @@ import codecs
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dsmem.errors import BadDocument, EngineDiffers
-from dsmem.tokens import compressed, cutting, documents, engines, feeding, recoding, tables
+from dsmem.tokens import compressed, cutting, documents, engines, feeding, recoding, tables, turns
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.failures import translated
 from dsmem.tokens.feeding import Comparing, Read, decoded, feed, is_longer, long_bytes, reading, reading_bytes
-from dsmem.tokens.holding import Room
+from dsmem.tokens.holding import Room, share_bytes
+from dsmem.tokens.longrows import Long
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.recipe import ALL, VERIFY_EVERY, Recipe
 from dsmem.tokens.slices import Slices
+from dsmem.tokens.turns import Turn
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, Ids
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
+_SOME_BYTES, _MUCH_BYTES = 8 << 20, 32 << 20
+"""Of a document among others: few are read at once that are longer, and one that is still longer."""
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
 
@@ -49,10 +54,17 @@ class Encoder:
     ) -> None:
         """With an engine and a reference where they are loaded; `ask` encodes as the reference, in another process."""
         self._recipe = recipe
-        self.engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
+        engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
+        self.engine = self._in_turn(engine)
         self._reference = reference
         self._ask = ask if recipe.can_ask else None
-        self._room = Room()
+        self._room = Room(share_bytes(recipe.workers))
+
+        shared = None if recipe.workers == 1 else recipe.directory
+        self._turn = Turn(shared, "read", some_bytes=_SOME_BYTES, much_bytes=_MUCH_BYTES)
+
+    def _in_turn(self, engine: Engine) -> Engine:
+        return engine if self._recipe.workers == 1 else turns.InTurn(engine, self._recipe.directory)
 
     def encode(self, piece: Piece, report: Report) -> Made:
         """Make the part but for its place; after BadSource, EngineDiffers or OSError it has no record."""
@@ -74,8 +86,12 @@ class Encoder:
                 self._files(piece, writer, verifying, faults, slices, report)
             else:
                 for batch in self._batches(piece, faults, slices):
-                    self._add(batch, writer, verifying)
+                    if isinstance(batch, Long):
+                        self._add_row(batch, writer, verifying, faults)
+                    else:
+                        self._add(batch, writer, verifying)
                     report(batch.input_bytes)
+                    del batch  # which may be large, before the next
             for message in piece.left_out:
                 faults.add_told(message)
             return writer.finish(
@@ -98,25 +114,37 @@ class Encoder:
             if not is_longer(text, longest):
                 continue
             self._add_short(batch, begin, batch.texts[begin:index], writer, verifying)
-            self._add_long(reading(text), writer, verifying, path=batch.path, place=batch.place(index))
+            self._add_long(reading(text), writer, verifying, path=batch.path, place=partial(batch.place, index))
             begin = index + 1
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
 
     def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
-        for some in _portions(texts, batch.most_bytes):
+        for some in _portions(texts, batch.most_bytes, 2 * BLOCK_BYTES // turns.weight_of(self.engine.name)):
             with translated(batch.path):
                 ids, lengths = self.engine.encode(some)
             verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
             writer.add(some, ids, lengths, batch.text_bytes if some is batch.texts else None)
             begin += len(some)
 
-    def _add_long(self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: str) -> None:
+    def _add_row(self, row: Long, writer: PartWriter, verifying: _Verifying, faults: Faults) -> None:
+        """Encode a long document among others."""
+        if faults.skip:  # once a part of it is written there is no way back
+            try:
+                _check_utf8(row.open(), path=row.path, place=row.place)
+            except BadDocument as exc:
+                faults.add_told(str(exc))
+                return
+        self._add_long(row.open(), writer, verifying, path=row.path, place=row.place)
+
+    def _add_long(
+        self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: feeding.Place
+    ) -> None:
         seen, comparing = LongDocument(), verifying.long()
         fed = feed(self.engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
         with translated(path):
             writer.add_long(fed, seen)
 
-    def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch]:
+    def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch | Long]:
         recipe = self._recipe
         if piece.kind in ("parquet", "arrow"):
             of = tables.of_row_groups if piece.kind == "parquet" else tables.of_batches
@@ -139,7 +167,7 @@ class Encoder:
             def leave_out(offset: int) -> None:
                 faults.add(piece.shown, documents.Place(lines, offset), cutting.too_long())
 
-            blocks = cutting.blocks(fd, start, end, separator, leave_out, is_open=is_open)
+            blocks = cutting.blocks(fd, start, end, separator, leave_out, is_open=is_open, turn=self._turn)
             if hashing:
                 blocks = read.watch(fd, blocks)
             if piece.kind == "jsonl":
@@ -222,7 +250,8 @@ class Encoder:
         if self._reference is None:
             recipe = self._recipe
             name = engines.reference_of(recipe.located)
-            self._reference = engines.load(recipe.located, name, parse_special=recipe.parse_special)
+            loaded = engines.load(recipe.located, name, parse_special=recipe.parse_special)
+            self._reference = self._in_turn(loaded)
         return self._reference
 
     def expected(self, text: str, *, now: bool) -> Ids:
@@ -232,15 +261,15 @@ class Encoder:
         return self.reference().encode([text])[0]
 
 
-def _portions(texts: list[str], most_bytes: int) -> Iterator[list[str]]:
-    """Texts of up to twice BLOCK_BYTES together, or one that is longer; they have `most_bytes` at most."""
-    if most_bytes <= 2 * BLOCK_BYTES or sum(map(len, texts)) <= 2 * BLOCK_BYTES:
+def _portions(texts: list[str], most_bytes: int, at_once: int) -> Iterator[list[str]]:
+    """Texts of up to `at_once` characters together, or one that is longer; they have `most_bytes` at most."""
+    if most_bytes <= at_once or sum(map(len, texts)) <= at_once:
         if texts:
             yield texts
         return
     begin = size = 0
     for index, text in enumerate(texts):
-        if size and size + len(text) > 2 * BLOCK_BYTES:
+        if size and size + len(text) > at_once:
             yield texts[begin:index]
             begin, size = index, 0
         size += len(text)
@@ -342,8 +371,8 @@ def _from(ahead: bytes, read: Read) -> Read:
     return then
 
 
-def _check_utf8(read: Read, *, path: str) -> None:
-    """Look through a document before any of it is written; raises BadDocument."""
+def _check_utf8(read: Read, *, path: str, place: feeding.Place = "") -> None:
+    """Look through a document before any of it is written; raises BadDocument, with a line if no place is given."""
     decoder = codecs.getincrementaldecoder("utf-8")()
     line = 1
     while True:
@@ -353,7 +382,8 @@ def _check_utf8(read: Read, *, path: str) -> None:
         except UnicodeDecodeError as exc:
             line += exc.object.count(b"\n", 0, exc.start)
             reason = f"not UTF-8: byte 0x{exc.object[exc.start]:02x}"
-            raise BadDocument(f"{path}:{line}: {reason}", path=path, place=str(line)) from exc
+            where = feeding.said(place) or str(line)
+            raise BadDocument(f"{path}:{where}: {reason}", path=path, place=where) from exc
         if not data:
             return
         line += data.count(b"\n")

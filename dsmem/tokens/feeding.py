@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, Ids
 
 Read = Callable[[int], bytes]
+Place = str | Callable[[], str]
+"""Of a document in its file, '' if it is all of it; lines are counted when it is told."""
 LONG_BYTES = 4 << 20
 """A longer document is fed in pieces of about this size."""
 MOST_WHOLE_BYTES = 8 << 20
@@ -62,7 +64,7 @@ def is_longer(text: str, size: int) -> bool:
     return len(text) > size or (4 * len(text) > size and not text.isascii() and len(text.encode()) > size)
 
 
-def feed(engine: Engine, read: Read, *, path: str, place: str, comparing: Comparing | None = None) -> Iterator[Ids]:
+def feed(engine: Engine, read: Read, *, path: str, place: Place, comparing: Comparing | None = None) -> Iterator[Ids]:
     """The ids of one document, whose UTF-8 `read(size)` gives piece by piece and b"" at the end.
 
     Raises BadDocument (not UTF-8), BadSource (more than MOST_WHOLE_BYTES without a place to cut), EngineDiffers.
@@ -83,7 +85,7 @@ def feed(engine: Engine, read: Read, *, path: str, place: str, comparing: Compar
             return
 
 
-def compare(engine: Engine, text: str, ids: Ids, *, path: str, place: str, comparing: Comparing) -> None:
+def compare(engine: Engine, text: str, ids: Ids, *, path: str, place: Place, comparing: Comparing) -> None:
     """Compare a document that the engine has encoded whole, and that is too long for the reference to: all of it in
     pieces, or the first piece and what lies before the end.
 
@@ -138,7 +140,7 @@ def reading_bytes(data: memoryview) -> Read:
 class _Pieces:
     """Text comes, and ids go out."""
 
-    def __init__(self, engine: Engine, piece_bytes: int, *, path: str, place: str, advice: str = "") -> None:
+    def __init__(self, engine: Engine, piece_bytes: int, *, path: str, place: Place, advice: str = "") -> None:
         self._engine = engine
         self._piece_bytes = self._try_bytes = piece_bytes
         is_reference = engine.name == "tokenizers"
@@ -163,7 +165,7 @@ class _Pieces:
         if found is None:
             if len(held) > self._most_bytes:
                 raise _NoCut(
-                    f"{self._path}{self._place and f':{self._place}'}: no place to cut this document in the "
+                    f"{named(self._path, self._place)}: no place to cut this document in the "
                     f"{units.format_bytes(len(held))} after {units.format_bytes(self._done_bytes)}: whatever was "
                     f"tried, {self._engine.name} might encode the text otherwise in pieces; whole, it is given "
                     f"{units.format_bytes(self._most_bytes)} at most{self._advice}"
@@ -198,7 +200,7 @@ class _Pieces:
 class _Compared:
     """The ids of an engine beside those of the reference."""
 
-    def __init__(self, comparing: Comparing, *, path: str, place: str) -> None:
+    def __init__(self, comparing: Comparing, *, path: str, place: Place) -> None:
         self._comparing = comparing
         self._path, self._place = path, place
         self._mine: list[Ids] = []
@@ -238,22 +240,33 @@ class _Compared:
 
     def _differing(self, where: str) -> EngineDiffers:
         return EngineDiffers(
-            f"{self._path}{self._place and f':{self._place}'}: the engine and {self._comparing.reference.name}, "
+            f"{named(self._path, self._place)}: the engine and {self._comparing.reference.name}, "
             f"the reference, differ {where}",
             path=self._path,
-            place=self._place,
+            place=said(self._place),
         )
 
 
 _NONE = np.empty(0, np.uint32)
 
 
-def decoded(data: bytes, *, path: str, place: str = "", line: int = 1) -> str:
+def said(place: Place) -> str:
+    """The place, now that it is told."""
+    return place if isinstance(place, str) else place()
+
+
+def named(path: str, place: Place) -> str:
+    """A document, for messages."""
+    where = said(place)
+    return f"{path}:{where}" if where else path
+
+
+def decoded(data: bytes, *, path: str, place: Place = "", line: int = 1) -> str:
     """UTF-8 that begins in that line of a document; raises BadDocument, which names the line if no place is given."""
     try:
         return data.decode()
     except UnicodeDecodeError as exc:
-        where = place or str(line + data.count(b"\n", 0, exc.start))
+        where = said(place) or str(line + data.count(b"\n", 0, exc.start))
         reason = f"not UTF-8: byte 0x{data[exc.start]:02x}"
         raise BadDocument(f"{path}:{where}: {reason}", path=path, place=where) from exc
 

@@ -15,8 +15,14 @@ import xxhash
 
 from dsmem import files
 
-_ROOM_BYTES = 96 << 20
+_ROOM_BYTES, _ALL_ROOM_BYTES = 96 << 20, 192 << 20
+"""For one process, and for all that do the same."""
 _BLOCK_BYTES = 1 << 20
+
+
+def share_bytes(processes: int) -> int:
+    """The room of each of so many processes."""
+    return min(_ROOM_BYTES, _ALL_ROOM_BYTES // processes)
 
 
 class Room:

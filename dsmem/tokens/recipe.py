@@ -34,6 +34,8 @@ class Recipe:
     with_keys: bool
     verify: int
     """Documents of every VERIFY_EVERY-th part; ALL = each of every part."""
+    workers: int = 1
+    """So many processes do this."""
     can_ask: bool = False
     """Whoever started the workers has loaded the reference, and encodes for those that compare."""
 

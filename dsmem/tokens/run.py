@@ -144,6 +144,7 @@ class Run:
             skip_bad=options.on_error == "skip",
             with_keys=self._with_keys,
             verify=ALL if options.verify == "all" else options.verify,
+            workers=1 if self._crew is None else self._crew.size,
             # Who waits for more of a stream answers nobody meanwhile.
             can_ask=self._vocabulary.reference is not None and not any(one.identity is None for one in self._sources),
         )

@@ -75,7 +75,7 @@ def test_parts_that_wait_in_files_make_the_same_output(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dsmem.tokenize(corpus, tmp_path / "a.bin", part_bytes=PART)
-    monkeypatch.setattr("dsmem.tokens.encoding.Room", lambda: Room(1 << 13))
+    monkeypatch.setattr("dsmem.tokens.encoding.Room", lambda size_bytes: Room(1 << 13))
     dsmem.tokenize(corpus, tmp_path / "b.bin", part_bytes=PART)
     assert outputs(tmp_path / "a.bin") == outputs(tmp_path / "b.bin")
 

@@ -1,0 +1,106 @@
+"""Long documents among others are read piece by piece, and are what they would be as a whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokentexts import written
+
+import dsmem
+from dsmem.tokens import documents, longrows, turns
+
+TEXTS = st.text(st.sampled_from('a"\\\n\tü東🙂/\x7f'), max_size=60)
+
+
+@settings(max_examples=200, deadline=None)
+@given(TEXTS, st.booleans(), st.integers(1, 20))
+def test_strings_of_json_in_pieces(text: str, ascii_only: bool, size: int) -> None:
+    raw = json.dumps(text, ensure_ascii=ascii_only).encode()[1:-1]
+    read = longrows.unescaped(memoryview(raw), path="x", place=lambda: "1")
+    found = b""
+    while data := read(size):
+        found += data
+    assert found == text.encode()
+
+
+@pytest.fixture
+def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(documents, "LONG_BYTES", 50)
+    monkeypatch.setattr(longrows, "_LONG_STRING_BYTES", 20)
+    yield
+
+
+def tokenized(path: Path, tmp_path: Path, **options: Any) -> tuple[dsmem.Tokenized, list[str]]:
+    done = dsmem.tokenize(path, tmp_path / "out.bin", overwrite=True, **options)
+    return done, [bytes(ids[:-1]).decode() for ids in written(tmp_path / "out.bin")]
+
+
+@pytest.mark.usefixtures("_small")
+def test_rows_of_all_kinds(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    texts = ["a", "long 🙂" * 40, "b\n", 'with "quotes" \\ and dsmem 0' * 9, "c", "x" * 100]
+    rows = [{"html": "y" * number * 60, "text": text, "z": ["dsmem 0"]} for number, text in enumerate(texts)]
+    for ascii_only in (True, False):
+        path.write_text("\n".join(json.dumps(row, ensure_ascii=ascii_only) for row in rows) + "\n\n")
+        done, found = tokenized(path, tmp_path)
+        assert found == texts and done.text_bytes == sum(len(text.encode()) for text in texts)
+    for gap, split_on in (("\n", "line"), ("\r\n", "line"), ("\n\n", "blank"), ("\r\n\r\n\n", "blank")):
+        lines = [text.replace("\n", "") for text in texts]
+        (tmp_path / "x.txt").write_text(gap.join(lines), newline="")
+        assert tokenized(tmp_path / "x.txt", tmp_path, split_on=split_on)[1] == lines
+        (tmp_path / "x.txt").write_text(gap.join(lines) + gap, newline="")
+        assert tokenized(tmp_path / "x.txt", tmp_path, split_on=split_on)[1] == lines
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        (b'{"text": "' + b"x" * 90 + b'\xff"}', "not UTF-8: byte 0xff at position 91 of the string"),
+        (b'{"text": "' + b"x" * 90 + b'\\ud800"}', "no JSON string: it holds .* half of an escape"),
+        (b'{"text": "' + b"x" * 90 + b'\t"}', "no JSON string: it holds a control character"),
+        (b'{"text": "' + b"x" * 90 + b'", 5}', "not JSON"),
+        (b'{"body": "' + b"x" * 90 + b'"}', "no field 'text'; there are: 'body'"),
+    ],
+)
+def test_what_is_bad_in_a_long_row(row: bytes, reason: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + row + b'\n{"text": "b"}\n')
+    with pytest.raises(dsmem.BadDocument, match=rf"x\.jsonl:2: {reason}"):
+        dsmem.tokenize(path, tmp_path / "out.bin")
+    done, found = tokenized(path, tmp_path, on_error="skip")
+    assert found == ["a", "b"] and done.skipped == 1
+
+
+def test_turns(tmp_path: Path) -> None:
+    """Who needs much waits for all others, who needs some for one of few, and who needs little for nobody."""
+
+    def turn() -> turns.Turn:
+        return turns.Turn(str(tmp_path), "x", some_bytes=10, much_bytes=100)
+
+    def is_free(size_bytes: int) -> bool:
+        """Whether another process gets it at once."""
+        pid = os.fork()
+        if not pid:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(1)
+            turn().need(size_bytes)
+            os._exit(0)
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+    mine = turn()
+    mine.need(101)
+    assert is_free(10)
+    assert not is_free(11) and not is_free(101)
+    mine.need(11)
+    assert not is_free(101)
+    mine.done()
+    assert is_free(101)
