@@ -49,7 +49,7 @@ class Info:
     """What told the dtype; `default`: nothing did, and uint16 is a guess."""
     tokens: int
     documents: int | None
-    """None where no side file tells where documents end."""
+    """None where nothing tells; the manifest may count them where no side file tells where they end."""
     lengths: Lengths | None
     """None without documents."""
     beside: tuple[str, ...]
@@ -81,16 +81,18 @@ def inspect(path: str | os.PathLike[str], *, token_dtype: TokenDtype | None = No
     ends = file.documents()
     if ends is not None:
         check_rising(cast(Ends, ends), file.path)
+    manifest = manifest_of(file)
+    counted = None if manifest is None else manifest.documents
     return Info(
         path=file.path,
         size_bytes=os.stat(file.path).st_size,
         dtype=file.dtype,
         known_by=file.known_by,
         tokens=file.tokens,
-        documents=None if ends is None else len(ends),
+        documents=counted if ends is None else len(ends),
         lengths=None if ends is None or not len(ends) else _lengths(cast(Ends, ends)),
         beside=tuple(one for one in (beside.idx, beside.docs, beside.manifest) if os.path.exists(one)),
-        manifest=manifest_of(file),
+        manifest=manifest,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import re
 import stat
 import struct
 from collections.abc import Sequence
@@ -29,6 +30,13 @@ LLMC_HEADER_BYTES = 256 * 4
 LLMC_VERSIONS: dict[tuple[int, int], TokenDtype] = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 """Magic and version of llm.c's data files, the first two int32 of a header of 256; the third is the count of tokens
 (llm.c, dev/data/data_common.py, `write_datafile`)."""
+_NPY_HEAD_BYTES = 4096
+_NPY = re.compile(
+    rb"\x93NUMPY(?:\x01\0(?P<length>..)|[\x02\x03]\0(?P<long>....))"
+    rb"(?P<header>\{'descr': '<u8', 'fortran_order': (?:True|False), 'shape': \((?P<count>\d{1,18}),\), \})",
+    re.DOTALL,
+)
+"""Magic, version, length of the header, and the header up to what fills it (numpy.lib.format)."""
 _IDX_HEAD = struct.Struct("<9sQBQQ")
 
 
@@ -220,13 +228,19 @@ def _read_manifest(path: str) -> manifests.Manifest | None:
 
 
 def _ends_of_npy(path: str, file: TokenFile) -> Tokens:
-    try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as exc:
-        raise BadSource(f"{path} holds no document ends: {exc}") from exc
-    if not isinstance(found, np.ndarray) or found.ndim != 1 or found.dtype != np.uint64:
-        raise BadSource(f"{path} holds no document ends: they are uint64 in one dimension")
-    return _checked(found.view(np.ndarray), path, file)
+    """Mapped. Its header is read strictly, as numpy writes it: numpy's own reading of a damaged one raises anything."""
+    with _open(path) as opened:
+        size_bytes = os.fstat(opened.fileno()).st_size
+        head = opened.read(_NPY_HEAD_BYTES)
+        found = _NPY.match(head)
+        if found is None:
+            raise BadSource(f"{path} holds no document ends: they are a .npy of uint64 in one dimension")
+        count = int(found["count"])
+        at = found.start("header") + int.from_bytes(found["length"] or found["long"], "little")
+        if head[found.end() : at].lstrip(b" ") != b"\n" or size_bytes != at + 8 * count:
+            raise BadSource(f"{path} holds no document ends: {count} of them don't make {size_bytes} bytes")
+        whole = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    return _checked(np.frombuffer(whole, "<u8", count, at), path, file)
 
 
 def _checked(ends: Tokens, path: str, file: TokenFile) -> Tokens:

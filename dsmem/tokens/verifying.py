@@ -27,6 +27,7 @@ from dsmem.tokens.opening import TokenFile, Tokens, open_tokens
 
 _BLOCK_TOKENS = 1 << 22
 _MOST_NAMED = 3
+_NO_ENDS = "nothing tells where they end"
 State = Literal["ok", "bad", "absent"]
 
 
@@ -110,7 +111,9 @@ def _ends(beside: Beside, file: TokenFile, manifest: Manifest | None, checks: li
         checks.append(Check("documents", "bad", str(exc)))
         return None
     if ends is None:
-        checks.append(Check("documents", "absent", "nothing tells where they end"))
+        told = manifest is not None and manifest.documents
+        detail = f"the manifest says {told}, and nothing tells where they end any more" if told else _NO_ENDS
+        checks.append(Check("documents", "bad" if told else "absent", detail))
         return None
     if manifest is not None and manifest.documents != len(ends):
         detail = f"{beside.docs} has {len(ends)} ends, the manifest says {manifest.documents}"

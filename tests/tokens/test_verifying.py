@@ -13,6 +13,7 @@ from tokenfiles import EOT, Documents, make_manifest, make_tokens, of_bytes
 
 from dsmem.errors import SourceMissing
 from dsmem.tokens import index, verifying
+from dsmem.tokens.inspecting import inspect
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.manifest import Manifest
 from dsmem.tokens.verifying import Verified, verify
@@ -182,3 +183,29 @@ def test_nothing(tmp_path: Path) -> None:
     assert verify(tmp_path / "a.bin").ok
     with pytest.raises(SourceMissing):
         verify(tmp_path / "none.bin")
+
+
+def test_no_bit_of_a_side_file_ends_the_search(tmp_path: Path) -> None:
+    """numpy's own reading of a damaged header raises what its parser does."""
+    make_tokens(tmp_path / "a.bin", of_bytes(*TEXTS))
+    for name in ("a.docs.npy", "a.idx"):
+        path = tmp_path / name
+        right = path.read_bytes()
+        for at in range(0, len(right) * 8, 3):
+            flipped = bytearray(right)
+            flipped[at // 8] ^= 1 << at % 8
+            path.write_bytes(flipped)
+            assert bad(verify(tmp_path / "a.bin")), (name, at)
+        for data in (right + b"\0", right + bytes(8), right[:-1], right[:64], right[:5], b""):
+            path.write_bytes(data)
+            assert bad(verify(tmp_path / "a.bin")), (name, len(data))
+        path.write_bytes(right)
+
+
+def test_documents_that_only_the_manifest_counts(tmp_path: Path) -> None:
+    make_tokens(tmp_path / "a.bin", of_bytes(*TEXTS))
+    for name in ("a.docs.npy", "a.idx"):
+        (tmp_path / name).unlink()
+    found = verify(tmp_path / "a.bin")
+    assert bad(found) == {"documents": "the manifest says 4, and nothing tells where they end any more"}
+    assert inspect(tmp_path / "a.bin").documents == 4
