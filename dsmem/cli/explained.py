@@ -48,13 +48,14 @@ def explain(
     *,
     only: Sequence[str] | None,
     allow: Sequence[Allow],
+    untrusted: bool,
 ) -> None:
     """Shows what pinning the files would do; what fails is kept in `failures`."""
     from dsmem.pinning.explaining import explain as explain_file
 
     found: list[Explanation] = []
     for path in files:
-        one = failures.attempt(path, partial(explain_file, path, only=only, allow=allow))
+        one = failures.attempt(path, partial(explain_file, path, only=only, allow=allow, untrusted=untrusted))
         if one is None:
             continue
         found.append(one)

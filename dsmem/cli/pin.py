@@ -77,12 +77,10 @@ def pin(
     out = Output(as_json=json)
     budget_bytes = None if budget is None else units.parse_bytes(budget)
     allowed = cast("list[Allow]", allow or [])  # the library looks at each
-    if explain and untrusted:
-        raise UsageError("--explain reads the file in this process, --untrusted does not")
     failures = Failures()
     files = _gathered(paths, failures)
     if explain:
-        explained.explain(files, failures, out, only=only, allow=allowed)
+        explained.explain(files, failures, out, only=only, allow=allowed, untrusted=untrusted)
         failures.end()
         return
     from dsmem.pinning.pin import pin as pin_file

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from dsmem.pinning.pin import checked_allow
 
 if TYPE_CHECKING:
     from dsmem.hdf5.datasets import Item
+    from dsmem.pinning.source import Source
 
 Tier = Literal["contiguous", "chunked", "h5py", "empty"]
 
@@ -61,33 +62,47 @@ class Explanation:
 
 
 def explain(
-    path: str | os.PathLike[str], *, only: Sequence[str] | None = None, allow: Collection[Allow] = ()
+    path: str | os.PathLike[str],
+    *,
+    only: Sequence[str] | None = None,
+    allow: Collection[Allow] = (),
+    untrusted: bool = False,
 ) -> Explanation:
     """What `pin` would do with an HDF5 file, found without reading data and without a store.
 
-    `only` and `allow` are those of `pin`. Raises SourceMissing, BadSource, SourceBusy (open for writing), UsageError.
+    `only`, `allow` and `untrusted` are those of `pin`. Raises SourceMissing, BadSource, SourceBusy (open for writing),
+    UsageError.
     """
+    from dsmem.hdf5 import opening
+    from dsmem.pinning import untrusted as child
+    from dsmem.pinning.source import Source
+
+    where = os.path.realpath(path)
+    allowed = checked_allow(allow)
+    fd = digest.open_source(where)
+    try:
+        opening.lock_source(fd, where)
+        opening.check_signature(fd, where)
+        source = Source(fd, where, os.fstat(fd).st_size, tuple(only or ()), allowed)
+        return child.explain(source) if untrusted else explain_source(source)
+    finally:
+        os.close(fd)
+
+
+def explain_source(source: Source, seen: Callable[[], None] | None = None) -> Explanation:
+    """`explain` of a file that is open; `seen` is called for every object in it."""
     from dsmem.hdf5 import opening, scan
     from dsmem.pinning import decoding
     from dsmem.pinning.loading import nothing_selected
 
-    source = os.path.realpath(path)
-    allowed = checked_allow(allow)
-    chosen = tuple(only or ())
-    fd = digest.open_source(source)
-    try:
-        opening.lock_source(fd, source)
-        opening.check_signature(fd, source)
-        size_bytes = os.fstat(fd).st_size
-        with opening.opened(fd, source, by_name="external" in allowed) as file:
-            found = scan.scan(file, source, only=chosen, allow=allowed, file_bytes=size_bytes)
-            if chosen and not found.items and not found.refusals:
-                raise nothing_selected(file, source, chosen)
-            small = {item.path for item in decoding.in_processes(found.items)}
-            explained = tuple(_explained(item, file, source, item.path in small) for item in found.items)
-    finally:
-        os.close(fd)
-    return Explanation(source, size_bytes, explained, tuple(found.refusals))
+    path, only, allow = source.path, source.only, source.allow
+    with opening.opened(source.fd, path, by_name="external" in allow) as file:
+        found = scan.scan(file, path, only=only, allow=allow, file_bytes=source.size_bytes, seen=seen)
+        if only and not found.items and not found.refusals:
+            raise nothing_selected(file, path, only)
+        small = {item.path for item in decoding.in_processes(found.items)}
+        explained = tuple(_explained(item, file, path, item.path in small) for item in found.items)
+    return Explanation(path, source.size_bytes, explained, tuple(found.refusals))
 
 
 def _explained(item: Item, file: Any, source: str, in_processes: bool) -> ExplainedDataset:

@@ -10,9 +10,10 @@ import socket
 import threading
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, get_args
 
 from dsmem.errors import BadSource, DsmemError, NoSpace, Refusal, SourceBusy, SourceChanged
+from dsmem.pinning.explaining import ExplainedDataset, Explanation, Tier
 from dsmem.pinning.filling import ReadDifferently
 
 _MOST_BYTES = 64 << 20
@@ -129,6 +130,46 @@ def refusals_from_json(value: Any) -> tuple[Refusal, ...]:
         return tuple(Refusal(_text(one["path"]), _text(one["reason"]), one["allow"]) for one in value)
     except (TypeError, KeyError) as exc:
         raise Nonsense("not a list of refusals") from exc
+
+
+def explained_to_json(explained: Explanation) -> dict[str, object]:
+    """What a file holds and what would be refused of it, as JSON."""
+    return {"datasets": [asdict(one) for one in explained.datasets], "refusals": refusals_to_json(explained.refused)}
+
+
+def explained_from_json(value: Any, path: str, size_bytes: int) -> Explanation:
+    """The inverse, of a file of that size; raises Nonsense."""
+    try:
+        datasets = tuple(_dataset(one) for one in value["datasets"])
+        return Explanation(path, size_bytes, datasets, refusals_from_json(value["refusals"]))
+    except (TypeError, KeyError) as exc:
+        raise Nonsense("not an explanation") from exc
+
+
+def _dataset(record: Any) -> ExplainedDataset:
+    ratio, tier = record["ratio"], record["tier"]
+    if tier not in get_args(Tier) or type(ratio) not in (float, type(None)):
+        raise TypeError("not a dataset")
+    return ExplainedDataset(
+        path=_text(record["path"]),
+        shape=_extents(record["shape"]),
+        dtype=_text(record["dtype"]),
+        layout=_text(record["layout"]),
+        chunks=_extents(record["chunks"]),
+        filters=tuple(map(_text, record["filters"])),
+        size_bytes=_count(record["size_bytes"]),
+        stored_bytes=_count(record["stored_bytes"]),
+        ratio=ratio,
+        tier=tier,
+        why=_text(record["why"]),
+        is_outside=record["is_outside"] is True,
+        note=None if record["note"] is None else _text(record["note"]),
+        in_processes=record["in_processes"] is True,
+    )
+
+
+def _extents(value: Any) -> tuple[int, ...] | None:
+    return None if value is None else tuple(map(_count, value))
 
 
 def _text(value: Any) -> str:

@@ -22,6 +22,7 @@ from dsmem.arrays.summary import summarize
 from dsmem.errors import BadSource, DamagedObject, Refusal
 from dsmem.pinning import messages
 from dsmem.pinning.copying import Digests
+from dsmem.pinning.explaining import Explanation
 from dsmem.pinning.growing import Growth
 from dsmem.pinning.loading import Reader, Seal
 from dsmem.pinning.messages import Channel, Nonsense, Silence
@@ -44,6 +45,20 @@ def opened(source: Source, store: Store) -> Iterator[Reader]:
 
     Raises what reading it in this process raises, and BadSource when the child crashes, hangs or makes no sense.
     """
+    with _started(source) as child:
+        yield _Reader(child, source, store)
+
+
+def explain(source: Source) -> Explanation:
+    """What a child finds that `pin` would do with the file; raises as `opened` does."""
+    with _started(source) as child:
+        found = child.ask("explain", _described(source), "explained")
+        with child.checked():
+            return messages.explained_from_json(found, source.path, source.size_bytes)
+
+
+@contextmanager
+def _started(source: Source) -> Iterator[_Child]:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
@@ -56,36 +71,36 @@ def opened(source: Source, store: Store) -> Iterator[Reader]:
                 env=helpers.environment(),
             )
         try:
-            yield _Child(process, Channel(ours), source, store)
+            yield _Child(process, Channel(ours), source.path)
         finally:
             process.kill()
             process.wait()
 
 
-class _Child:
-    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, source: Source, store: Store) -> None:
-        self._process = process
-        self._channel = channel
-        self._path = source.path
+def _described(source: Source) -> dict[str, object]:
+    return {
+        "fd": source.fd,
+        "path": source.path,
+        "size_bytes": source.size_bytes,
+        "only": source.only,
+        "allow": sorted(source.allow),
+    }
+
+
+class _Reader:
+    def __init__(self, child: _Child, source: Source, store: Store) -> None:
+        self._child = child
         self._wide = ""
         self._need_bytes = 0
-        request = {
-            "fd": source.fd,
-            "path": source.path,
-            "size_bytes": source.size_bytes,
-            "only": source.only,
-            "allow": sorted(source.allow),
-            "store": store.root,
-        }
-        found = self._ask("scan", request, "scanned")
-        with self._checked():
+        found = child.ask("scan", {**_described(source), "store": store.root}, "scanned")
+        with child.checked():
             self.refusals: Sequence[Refusal] = messages.refusals_from_json(found["refusals"])
             self.is_outside: bool = found["is_outside"] is True
 
     def plan(self, provenance: Provenance) -> int:
         self._wide = provenance.dump()
-        need_bytes = self._ask("plan", self._wide, "planned")
-        with self._checked():
+        need_bytes = self._child.ask("plan", self._wide, "planned")
+        with self._child.checked():
             self._need_bytes = messages.checked_count(need_bytes)
         return self._need_bytes
 
@@ -97,9 +112,9 @@ class _Child:
             growth.to(os.fstat(draft.fd).st_size)
             progress(done_bytes, total_bytes)
 
-        digests = self._ask("fill", request, "filled", draft.fd, at_progress)
-        self._end()
-        with self._checked():
+        digests = self._child.ask("fill", request, "filled", draft.fd, at_progress)
+        self._child.end()
+        with self._child.checked():
             parsed, tensors = _checked_object(draft.fd, self._wide)
             found = Digests(_hex(digests["tree"]), _hex(digests["stream"]) if stream_algo is not None else None)
 
@@ -109,12 +124,21 @@ class _Child:
 
         return found, seal
 
-    def _ask(self, kind: str, value: object, expected: str, fd: int | None = None, progress: Progress = ignore) -> Any:
+
+class _Child:
+    """The process that reads a file, and the socket to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], channel: Channel, path: str) -> None:
+        self._process = process
+        self._channel = channel
+        self._path = path
+
+    def ask(self, kind: str, value: object, expected: str, fd: int | None = None, progress: Progress = ignore) -> Any:
         """Have the child do something; returns what it answers, raises what it raises."""
         with suppress(ConnectionError):  # it is dead: its last words, or the lack of them, come next
             self._channel.send(kind, value, fd)
         while True:
-            with self._checked():
+            with self.checked():
                 message = self._channel.receive(PATIENCE_S)
             if message is None:
                 raise self._death()
@@ -122,17 +146,17 @@ class _Child:
             if said == expected:
                 return value
             if said == "failed":
-                with self._checked():
+                with self.checked():
                     error = messages.error_from_json(value, self._path)
                 raise error
-            with self._checked():
+            with self.checked():
                 if said != "progress":
                     raise Nonsense(f"{said!r:.40} instead of {expected}")
                 done_bytes, total_bytes = map(messages.checked_count, _pair(value))
             progress(done_bytes, total_bytes)
 
     @contextmanager
-    def _checked(self) -> Iterator[None]:
+    def checked(self) -> Iterator[None]:
         """Turn what a child must not do into BadSource."""
         try:
             yield
@@ -158,7 +182,7 @@ class _Child:
             )
         return BadSource(f"{self._path}: the process that read it ended ({helpers.ending(code)})")
 
-    def _end(self) -> None:
+    def end(self) -> None:
         """See to it that the child is gone: it has the draft open for writing."""
         try:
             self._process.wait(_ENDING_S)

@@ -18,7 +18,7 @@ from typing import Any
 
 from dsmem import helpers, proc
 from dsmem.errors import DsmemError
-from dsmem.pinning import loading, messages
+from dsmem.pinning import explaining, loading, messages
 from dsmem.pinning.loading import Reader
 from dsmem.pinning.messages import Channel
 from dsmem.pinning.source import Source
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _serve(channel: Channel) -> None:
-    wanted = _expect(channel, "scan")
+    kind, wanted = _expect(channel, "scan", "explain")
     source = Source(
         fd=wanted["fd"],
         path=wanted["path"],
@@ -60,13 +60,17 @@ def _serve(channel: Channel) -> None:
         allow=frozenset(wanted["allow"]),
         is_distrusted=True,
     )
-    store = Store(wanted["store"])
     report = _Report(channel)
     _limit(source.size_bytes, 0)
+    if kind == "explain":
+        channel.send("explained", messages.explained_to_json(explaining.explain_source(source, report.seen)))
+        return
+    store = Store(wanted["store"])
     with loading.opened(source, report.seen) as reader:
         found = {"refusals": messages.refusals_to_json(reader.refusals), "is_outside": reader.is_outside}
         channel.send("scanned", found)
-        provenance = Provenance.load(_expect(channel, "plan"))
+        _, planned = _expect(channel, "plan")
+        provenance = Provenance.load(planned)
         need_bytes = reader.plan(provenance)
         channel.send("planned", need_bytes)
         _limit(source.size_bytes, need_bytes)
@@ -76,7 +80,7 @@ def _serve(channel: Channel) -> None:
 def _fill(
     reader: Reader, channel: Channel, store: Store, provenance: Provenance, report: _Report
 ) -> dict[str, str | None]:
-    request = _expect(channel, "fill")
+    _, request = _expect(channel, "fill")
     draft = Draft(store, fd=channel.take_fd())  # never closed here: it is the parent's to publish or to drop
     digests, seal = reader.fill(
         draft, stream_algo=request["stream_algo"], verify=request["verify"], progress=report.progress
@@ -85,12 +89,12 @@ def _fill(
     return {"tree": digests.tree_hex, "stream": digests.stream_hex}
 
 
-def _expect(channel: Channel, kind: str) -> Any:
+def _expect(channel: Channel, *kinds: str) -> tuple[str, Any]:
     message = channel.receive()
     if message is None:
         sys.exit("not wanted any more")
-    assert message[0] == kind, message[0]
-    return message[1]
+    assert message[0] in kinds, message[0]
+    return message
 
 
 class _Report:

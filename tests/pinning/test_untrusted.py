@@ -142,6 +142,66 @@ def test_a_file_that_crashes_hdf5_is_an_error(tmp_path: Path, store_root: Path) 
     assert_nothing_left(store_root)
 
 
+def test_explained_in_a_child(tmp_path: Path) -> None:
+    path = write_sample(tmp_path / "x.h5")
+    with h5py.File(path, "a") as file:
+        file["elsewhere"] = h5py.ExternalLink("other.h5", "/x")
+        file["null"] = h5py.Empty("<f4")
+        zoo.HELD["bfloat16"](file.create_group("brain"))
+    found = dsmem.explain(path, untrusted=True)
+    assert found == dsmem.explain(path)
+    assert [one.path for one in found.refused] == ["/elsewhere"]
+    assert dsmem.explain(path, untrusted=True, only=["images"]).datasets == found.datasets[-1:]
+    with pytest.raises(dsmem.BadSource, match="nothing matches nothing"):
+        dsmem.explain(path, untrusted=True, only=["nothing"])
+    with pytest.raises(dsmem.BadSource, match=r"HDF5 crashed \(signal 11\) while reading it"):
+        dsmem.explain(crashing(tmp_path / "crashing.h5"), untrusted=True)
+    assert readers() == []
+
+
+DATASET: dict[str, Any] = {
+    "path": "x",
+    "shape": [1],
+    "dtype": "u1",
+    "layout": "chunked",
+    "chunks": [1],
+    "filters": [],
+    "size_bytes": 1,
+    "stored_bytes": 1,
+    "ratio": 1.0,
+    "tier": "chunked",
+    "why": "",
+    "is_outside": False,
+    "note": None,
+    "in_processes": False,
+}
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        {"tier": "other"},
+        {"tier": []},
+        {"path": 5},
+        {"shape": [-1]},
+        {"shape": 7},
+        {"size_bytes": 2**63},
+        {"ratio": "1"},
+        {"note": {}},
+        {"filters": [1]},
+        {"filters": None},
+    ],
+    ids=repr,
+)
+def test_an_explanation_that_is_none_is_not_believed(lie: dict[str, Any]) -> None:
+    told = {"datasets": [DATASET], "refusals": []}
+    assert messages.explained_from_json(told, "x.h5", 1).datasets[0].shape == (1,)
+    wrong: Any
+    for wrong in ({**told, "datasets": [{**DATASET, **lie}]}, {**told, "refusals": [lie]}, [], {"datasets": 5}):
+        with pytest.raises(Nonsense):
+            messages.explained_from_json(wrong, "x.h5", 1)
+
+
 @pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
 def test_a_crash_is_an_error(
     tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
