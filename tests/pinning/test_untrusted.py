@@ -151,7 +151,8 @@ def test_explained_in_a_child(tmp_path: Path) -> None:
     found = dsmem.explain(path, untrusted=True)
     assert found == dsmem.explain(path)
     assert [one.path for one in found.refused] == ["/elsewhere"]
-    assert dsmem.explain(path, untrusted=True, only=["images"]).datasets == found.datasets[-1:]
+    (images,) = dsmem.explain(path, untrusted=True, only=["images"]).datasets
+    assert images in found.datasets
     with pytest.raises(dsmem.BadSource, match="nothing matches nothing"):
         dsmem.explain(path, untrusted=True, only=["nothing"])
     with pytest.raises(dsmem.BadSource, match=r"HDF5 crashed \(signal 11\) while reading it"):
