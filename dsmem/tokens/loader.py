@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
+from operator import index
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -37,8 +39,10 @@ class TokenLoader:
 
     State: `state_dict()` is the place after the last batch that was handed out, counted in samples of all ranks, and
     the same on every rank. `load_state_dict` goes on exactly there, with any other `rank`, `world_size`, `batch_size`
-    and `prefetch`. `for` after `break` goes on in the same epoch. Every rank gets the same number of batches: what is
-    left at the end of an epoch (less than a step; with drop_last=False, less than one sample a rank) is left out.
+    and `prefetch`. `for` after `break` goes on in the same epoch. A loader has one iterator: a new one, a state that is
+    loaded, and a fork end the one before, whose next batch is a UsageError. Every rank gets the same number of batches:
+    what is left at the end of an epoch (less than a step; with drop_last=False, less than one sample a rank) is left
+    out.
 
     Who owns a batch: you, for ever, unless `buffers` is given. With `buffers=k` the memory is made once an epoch
     (pinned, with `pin_memory`) and used in turns: the last k batches that you got are whole, older ones overwritten.
@@ -80,7 +84,9 @@ class TokenLoader:
         prefetch: int = 0,
         drop_last: bool = True,
     ) -> None:
-        whole(batch_size=batch_size, seq_len=seq_len, stride=stride, prefetch=prefetch, buffers=buffers)
+        whole(batch_size=batch_size, seq_len=seq_len, stride=stride, prefetch=prefetch, buffers=buffers, seed=seed)
+        batch_size, seq_len, seed = index(batch_size), index(seq_len), index(seed)  # numpy's are not fit for JSON
+        stride = None if stride is None else index(stride)
         if batch_size < 1 or prefetch < 0 or (buffers is not None and buffers < 1):
             raise UsageError(f"batch_size={batch_size}, buffers={buffers}, prefetch={prefetch}: at least 1, 1 and 0")
         if documents not in ("ignore", "within", "mark", "pack"):
@@ -116,6 +122,8 @@ class TokenLoader:
         self._batch_size, self._dtype = batch_size, dtype
         self._pinned = pin_memory and _can_pin()
         self._buffers, self._prefetch = buffers, prefetch
+        self._turn = 0
+        """Of iterations and of places that were told: an iterator of an earlier one has ended."""
         self._at_once = self._reader.steps_at_once(batch_size)
 
     def __len__(self) -> int:
@@ -126,19 +134,23 @@ class TokenLoader:
         return steps
 
     def __iter__(self) -> Iterator[Batch]:
+        self._turn += 1
+        mine = (self._turn, os.getpid())
         made = self._made_ahead() if self._prefetch else self._made()
         try:
             for block in made:
                 for batch, after in block:
                     self._order.move(after)
                     yield batch
+                    if mine != (self._turn, os.getpid()):
+                        raise UsageError("the loader was told another place, or iterated anew or forked: iterate anew")
         finally:
             made.close()
         self._order.next_epoch()
 
     def state_dict(self) -> dict[str, Any]:
         """Where it stands, fit for JSON: some hundred bytes, the same on every rank."""
-        return {"dsmem_token_loader": _STATE, "order": self._order.kind, "about": self._about} | {
+        return {"dsmem_token_loader": _STATE, "order": self._order.kind, "about": dict(self._about)} | {
             "position": self._order.position()
         }
 
@@ -152,12 +164,14 @@ class TokenLoader:
             if told.get(name) != saved.get(name):
                 raise UsageError(f"the state is of {name}={saved.get(name)!r}, this loader has {told.get(name)!r}")
         self._order.restore(mapping_of(state, "position"))
+        self._turn += 1
 
     def set_epoch(self, epoch: int) -> None:
         """Stand at the start of that epoch; a mixture has none."""
         if isinstance(self._order, Mixture):
             raise UsageError("a mixture has no epochs: each of its files has its own")
-        self._order.restore({"epoch": epoch, "group": 0, "consumed": 0})
+        self._order.restore({"epoch": index(epoch), "group": 0, "consumed": 0})
+        self._turn += 1
 
     def _made(self) -> Generator[_Made]:
         memory = self._memory(ahead=0)

@@ -11,8 +11,10 @@ import hashlib
 import logging
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -52,7 +54,8 @@ class Mixture:
             raise UsageError(f"{len(weights)} weights for {len(paths)} files")
         if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not sum(weights) > 0:
             raise UsageError(f"weights {list(weights)}: they are 0 or more, and one is more than 0")
-        self._names = names_of(paths)
+        self._paths = [os.path.abspath(path) for path in paths]
+        self._names = names_of(self._paths)
         self._firsts, self._counts = offsets[:-1], np.diff(offsets)
         for name, weight, count in zip(self._names, weights, self._counts.tolist(), strict=True):
             if weight and not count:
@@ -71,25 +74,30 @@ class Mixture:
 
     def position(self) -> dict[str, Any]:
         """See Order."""
-        told = zip(self._names, self._at.cursors.tolist(), self._counts.tolist(), strict=True)
-        files = {name: {"consumed": cursor, "samples": count} for name, cursor, count in told}
+        told = zip(self._names, self._at.cursors.tolist(), self._counts.tolist(), self._paths, strict=True)
+        files = {name: {"consumed": cursor, "samples": count, "path": path} for name, cursor, count, path in told}
         return {"consumed": self._at.consumed, "files": {**self._others, **files}}
 
     def restore(self, position: Mapping[str, Any]) -> None:
-        """See Order. A file that the state does not know begins at its start."""
+        """See Order. A file that the state does not know begins at its start; raises UsageError if it knows none."""
         consumed = whole_numbers(position, "consumed")["consumed"]
         files = mapping_of(position, "files")
-        cursors = np.zeros_like(self._counts)
-        for place, name in enumerate(self._names):
-            if name not in files:
-                _log.warning("the state knows nothing of %s: it begins at its start", name)
-                continue
+        saved = {name: str(mapping_of(files, name).get("path", name)) for name in files}
+        known = same_files(self._paths, saved)
+        if files and not known:
+            raise UsageError(f"the state is of other files: {', '.join(saved.values())}")
+        cursors, names, others = np.zeros_like(self._counts), list(names_of(self._paths)), dict(files)
+        for place, name in known.items():
             found = whole_numbers(mapping_of(files, name), "consumed", "samples")
-            del files[name]
+            del others[name]
             if found["samples"] != self._counts[place]:
                 raise UsageError(f"{name} has {self._counts[place]} samples, and had {found['samples']}")
-            cursors[place] = found["consumed"]
-        self._at, self._others = Cursors(consumed, cursors), files
+            cursors[place], names[place] = found["consumed"], name  # its order hangs on the name that it had
+        for place in set(range(len(names))) - known.keys():
+            _log.warning("the state knows nothing of %s: it begins at its start", self._paths[place])
+            if names[place] in files:
+                names[place] = self._paths[place]
+        self._at, self._names, self._others = Cursors(consumed, cursors), names, others
 
     def move(self, after: Cursors) -> None:
         """See Order."""
@@ -145,10 +153,38 @@ class Mixture:
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
-    """What a state calls the files: by name, so that they may move; by path where two have the same name."""
-    names = [os.path.basename(path) for path in paths]
-    if len(set(names)) == len(names):
-        return names
-    if len(set(paths)) == len(paths):
-        return list(paths)
-    raise UsageError("a mixture that has a file twice: give it once, with both weights together")
+    """What a state calls the files: by as many last parts of their paths as tell them apart, so that they may move."""
+    if len(set(paths)) < len(paths):
+        raise UsageError("a mixture that has a file twice: give it once, with both weights together")
+    parts = [path.split("/") for path in paths]
+    for size in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(one[-size:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+    return list(paths)
+
+
+def same_files(paths: Sequence[str], saved: Mapping[str, str]) -> dict[int, str]:
+    """Which of these is which of a state's (name: path): the same path; else the name, and where several have it the
+    directory, too: the more of it the better.
+    """
+    found: dict[int, str] = {}
+    bases = Counter(map(os.path.basename, paths)), Counter(map(os.path.basename, saved.values()))
+    pairs = []
+    for place, path in enumerate(paths):
+        for name, before in saved.items():
+            base = os.path.basename(path)
+            least = 1 if bases[0][base] == bases[1][base] == 1 else 2
+            alike = _alike(path, before)
+            if alike >= least:
+                pairs.append((path == before, alike, place, name))
+    for _, _, place, name in sorted(pairs, key=lambda pair: pair[:2], reverse=True):
+        if place not in found and name not in found.values():
+            found[place] = name
+    return found
+
+
+def _alike(path: str, other: str) -> int:
+    """How many last parts they have in common."""
+    both = zip(reversed(path.split("/")), reversed(other.split("/")), strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))

@@ -145,11 +145,14 @@ def open_tokens(path: str | os.PathLike[str], *, token_dtype: TokenDtype | None 
 def open_all(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], *, token_dtype: TokenDtype | None = None
 ) -> tuple[TokenFile, ...]:
-    """`open_tokens` for one path or several; raises UsageError for none."""
+    """`open_tokens` for one path or several, which are opened when they are read: as they are meant from here.
+
+    Raises UsageError for none.
+    """
     many = [paths] if isinstance(paths, (str, os.PathLike)) else list(paths)
     if not many:
         raise UsageError("no token file is given")
-    return tuple(open_tokens(path, token_dtype=token_dtype) for path in many)
+    return tuple(open_tokens(os.path.abspath(path), token_dtype=token_dtype) for path in many)
 
 
 def read_idx(path: str) -> Index | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from itertools import islice
@@ -137,6 +139,68 @@ def test_a_state_after_a_break(path: Path) -> None:
     other = dsmem.TokenLoader(path, 10, T)
     other.load_state_dict(loader.state_dict())
     assert seen + firsts(other) == whole == seen + firsts(loader)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_an_iterator_ends_where_another_place_is_told(path: Path, prefetch: int) -> None:
+    loader = dsmem.TokenLoader(path, 4, 8, prefetch=prefetch)
+    start = loader.state_dict()
+
+    def begun() -> Iterator[Batch]:
+        iterator = iter(loader)
+        next(iterator)
+        return iterator
+
+    for told in (lambda: loader.load_state_dict(start), lambda: loader.set_epoch(0), begun):
+        iterator = begun()
+        told()
+        place = loader.state_dict()
+        with pytest.raises(UsageError, match="iterate anew"):
+            next(iterator)
+        assert loader.state_dict() == place
+    loader.load_state_dict(start)
+    iterator = iter(loader)
+    loader.load_state_dict(start)  # it has not begun yet
+    assert torch.equal(next(iterator)[0], next(iter(dsmem.TokenLoader(path, 4, 8)))[0])
+
+
+FORKED = """
+import os, signal, sys, dsmem
+loader = dsmem.TokenLoader(sys.argv[1], 4, 8, prefetch=2)
+iterator = iter(loader)
+next(iterator)
+if not os.fork():
+    signal.alarm(20)
+    try:
+        next(iterator)
+    except dsmem.UsageError:
+        next(iter(loader))
+        os._exit(7)
+    os._exit(8)
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+"""
+
+
+def test_an_iterator_does_not_go_on_in_a_fork(path: Path) -> None:
+    """Its threads stay behind: it would wait for them for ever."""
+    assert subprocess.run([sys.executable, "-c", FORKED, str(path)], timeout=60).returncode == 7
+
+
+def test_numbers_of_numpy_are_fit_for_a_state(path: Path) -> None:
+    loader = dsmem.TokenLoader(path, np.int64(4), np.int32(8), seed=np.int64(3), stride=np.int64(8))  # type: ignore[arg-type]
+    loader.set_epoch(np.int64(2))  # type: ignore[arg-type]
+    other = dsmem.TokenLoader(path, 4, 8, seed=3)
+    other.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    assert torch.equal(next(iter(other))[0], next(iter(loader))[0])
+    other.state_dict()["about"]["seed"] = 4
+    assert other.state_dict()["about"]["seed"] == 3
+
+
+def test_a_relative_path_is_meant_from_where_it_was_given(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(path.parent)
+    loader, data = dsmem.TokenLoader(path.name, 4, 8), dsmem.TokenDataset(path.name, 8)
+    monkeypatch.chdir("/")
+    assert len(next(iter(loader))[0]) == 4 and len(data[0][0]) == 8
 
 
 def test_states_of_another_loader_are_refused(path: Path, tmp_path: Path) -> None:

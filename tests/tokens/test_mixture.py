@@ -108,7 +108,9 @@ def test_files_come_and_go_and_move(paths: list[Path], tmp_path: Path, caplog: p
     second = loader([moved, paths[2]], [1, 1])
     second.load_state_dict(first.state_dict())
     assert "c.bin: it begins at its start" in caplog.text
-    assert second.state_dict()["position"]["files"] == {**files, "c.bin": {"consumed": 0, "samples": 10}}
+    files["b.bin"] |= {"path": str(moved)}
+    files["c.bin"] = {"consumed": 0, "samples": 10, "path": str(paths[2])}
+    assert second.state_dict()["position"]["files"] == files
     third = loader(paths, [1, 1, 1])
     third.load_state_dict(second.state_dict())
     assert third.state_dict()["position"]["files"]["a.bin"] == files["a.bin"]
@@ -126,9 +128,47 @@ def test_files_of_the_same_name(paths: list[Path], tmp_path: Path) -> None:
     other = tmp_path / "a.bin"
     other.write_bytes(paths[0].read_bytes())
     files = loader([paths[0], other], [1, 1]).state_dict()["position"]["files"]
-    assert list(files) == [str(paths[0]), str(other)]
+    assert list(files) == [f"{paths[0].parent.name}/a.bin", f"{tmp_path.name}/a.bin"]
     with pytest.raises(UsageError, match="twice"):
         loader([other, other], [1, 1])
+
+
+def taken(mixture: dsmem.TokenLoader, steps: int) -> set[int]:
+    """Windows of the first file that so many steps read."""
+    return {first for first in firsts(islice(iter(mixture), steps)) if first < 10_000}
+
+
+def test_no_window_is_read_twice_whatever_joins_or_how_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of one name in directories: one alone, then two, then one again, by relative and by absolute paths."""
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("wiki", "code")):
+        (tmp_path / name).mkdir()
+        (10_000 * number + np.arange(400 * T + 1)).astype(np.uint16).tofile(tmp_path / name / "train.bin")
+    wiki, code = "wiki/train.bin", "code/train.bin"
+    seen: set[int] = set()
+    state: Any = None
+    for files in ([wiki], [wiki, code], [code, wiki], [wiki], [tmp_path / wiki, tmp_path / code], [tmp_path / wiki]):
+        mixture = loader(files, [1] * len(files))
+        if state:
+            mixture.load_state_dict(state)
+        here = taken(mixture, 5)
+        assert here and not here & seen
+        seen |= here
+        state = json.loads(json.dumps(mixture.state_dict()))
+    (tmp_path / "elsewhere").mkdir()
+    for name in ("wiki", "code"):
+        (tmp_path / name).rename(tmp_path / "elsewhere" / name)
+    mixture = loader([tmp_path / "elsewhere" / code, tmp_path / "elsewhere" / wiki], [1, 1])
+    mixture.load_state_dict(state)
+    assert not taken(mixture, 10) & seen
+
+
+def test_a_state_of_other_files_is_refused(paths: list[Path]) -> None:
+    state = loader(paths[:1], [1]).state_dict()
+    with pytest.raises(UsageError, match=r"the state is of other files: .*a\.bin"):
+        loader(paths[1:], [1, 1]).load_state_dict(state)
 
 
 def test_it_has_no_length_and_no_epoch(paths: list[Path]) -> None:
