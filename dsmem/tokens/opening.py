@@ -30,6 +30,13 @@ LLMC_HEADER_BYTES = 256 * 4
 LLMC_VERSIONS: dict[tuple[int, int], TokenDtype] = {(20240520, 1): "uint16", (20240801, 7): "uint32"}
 """Magic and version of llm.c's data files, the first two int32 of a header of 256; the third is the count of tokens
 (llm.c, dev/data/data_common.py, `write_datafile`)."""
+_NO_IDS = {
+    b"\x93NUMPY": "numpy's header (a .npy)",
+    b"\x1f\x8b\x08": "the header of gzip",
+    b"(\xb5/\xfd": "the header of zstd",
+    b"PK\x03\x04": "that of a zip file",
+    IDX_MAGIC: "that of a Megatron index",
+}
 _NPY_HEAD_BYTES = 4096
 _NPY = re.compile(
     rb"\x93NUMPY(?:\x01\0(?P<length>..)|[\x02\x03]\0(?P<long>....))"
@@ -139,6 +146,7 @@ def open_tokens(path: str | os.PathLike[str], *, token_dtype: TokenDtype | None 
     if header is not None:
         dtype, tokens = header
         return _fitting(text, dtype, size_bytes, LLMC_HEADER_BYTES, ("its header", tokens), "header")
+    _refuse_known(text, head)
     return _fitting(text, "uint16", size_bytes, 0, None, "default")
 
 
@@ -208,6 +216,16 @@ def _llmc(head: bytes) -> tuple[TokenDtype, int] | None:
     magic, version, tokens = struct.unpack("<iii", head)
     dtype = LLMC_VERSIONS.get((magic, version))
     return None if dtype is None else (dtype, tokens)
+
+
+def _refuse_known(path: str, head: bytes) -> None:
+    """What is known to be no bare ids would be read as such, header and all."""
+    magic, version = struct.unpack("<ii", head[:8]) if len(head) >= 8 else (0, 0)
+    what = next((what for begin, what in _NO_IDS.items() if head.startswith(begin)), None)
+    if any(magic == known for known, _ in LLMC_VERSIONS):
+        what = f"llm.c's magic {magic} with version {version}, which is not known"
+    if what is not None:
+        raise BadSource(f"{path} begins with {what}: token_dtype= reads it as bare ids all the same")
 
 
 def _read_manifest(path: str) -> manifests.Manifest | None:

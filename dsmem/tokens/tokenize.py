@@ -100,6 +100,10 @@ def tokenize(
     )
     arrangement.check()
     target = os.path.abspath(os.fspath(out))
+    if not target.endswith(".bin"):
+        raise UsageError(
+            f"{os.fspath(out)}: the name of a token file ends in .bin, by which Megatron-LM and dsmem know it"
+        )
     claim = Claim(target, arrangement, overwrite=overwrite)
     claim.refuse_reading(inode_of_stdin() if one == STDIN else inode_of(one) for one in (*named, options.tokenizer))
     claim.refuse_taken()  # again once the output is ours: this is to wait for nothing

@@ -172,3 +172,21 @@ def test_size_costs_nothing(tmp_path: Path) -> None:
         file.truncate(2 << 40)
     mapped = open_tokens(path).map()
     assert len(mapped) == 1 << 40 and int(mapped[-1]) == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (struct.pack("<iii", 20240520, 2, 10), "llm.c's magic 20240520 with version 2, which is not known"),
+        (b"\x93NUMPY\x01\x00v\x00{'de", r"numpy's header \(a .npy\)"),
+        (b"\x1f\x8b\x08\0" * 3, "the header of gzip"),
+        (b"(\xb5/\xfd" * 3, "the header of zstd"),
+        (b"MMIDIDX\0\0\1\0\0", "that of a Megatron index"),
+    ],
+)
+def test_known_headers_are_not_read_as_ids(head: bytes, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(head + bytes(100))
+    with pytest.raises(BadSource, match=f"a.bin begins with {told}"):
+        open_tokens(path)
+    assert open_tokens(path, token_dtype="uint16").known_by == "asked"

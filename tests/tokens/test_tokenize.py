@@ -428,3 +428,12 @@ def test_closed_standard_descriptors_and_few_of_others(
     out = tmp_path / "a.bin"
     subprocess.run([sys.executable, "-c", code, str(path), str(out), str(trained)], check=True, timeout=60)
     assert tokentexts.written(out) == tokentexts.expected(texts)
+
+
+@pytest.mark.parametrize("name", ["out.txt", "out", "out.bin.npy"])
+def test_a_token_file_is_known_by_its_name(name: str, tmp_path: Path) -> None:
+    """Under another it would be an input of the next run."""
+    (tmp_path / "in.txt").write_text("text")
+    with pytest.raises(dsmem.UsageError, match=r"the name of a token file ends in \.bin"):
+        dsmem.tokenize(tmp_path / "in.txt", tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.txt"]
