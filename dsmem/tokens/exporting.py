@@ -98,6 +98,8 @@ class _Names:
         held = [one for one in self._source if os.path.exists(one)]
         if there in self._source or (os.path.exists(there) and any(os.path.samefile(there, one) for one in held)):
             raise UsageError(f"{path} is what is to be exported, or lies beside it; give another name")
+        if not os.path.isdir(os.path.dirname(there)):
+            raise UsageError(f"there is no directory {os.path.dirname(there)}")
         if os.path.isdir(there):
             raise UsageError(f"{path} is a directory")
         if os.path.lexists(there) and not self._overwrite:

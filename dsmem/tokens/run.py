@@ -30,7 +30,7 @@ from dsmem.tokens.pieces import Cutting, Piece
 from dsmem.tokens.places import Places
 from dsmem.tokens.recipe import ALL, Recipe
 from dsmem.tokens.slices import Slices
-from dsmem.tokens.vocabularies import Located, describe
+from dsmem.tokens.vocabularies import Located, describe, meant_from_here
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName
@@ -258,7 +258,7 @@ class Run:
             bos=options.bos,
             eos=options.eos,
             tokenizer=About(
-                spec=vocabulary.spec,
+                spec=meant_from_here(vocabulary.spec),
                 kind=vocabulary.located.kind,
                 sha256=vocabulary.sha256,
                 vocab_size=vocabulary.vocab_size,

@@ -147,6 +147,12 @@ def locate(spec: str, scratch: Callable[[], str]) -> Located:
     return _from_file(_from_hub(spec))
 
 
+def meant_from_here(spec: str) -> str:
+    """The same for whoever stands in another directory."""
+    is_name = spec == "bytes" or spec.startswith("tiktoken:")
+    return os.path.abspath(spec) if not is_name and os.path.exists(spec) else spec
+
+
 def _from_file(path: str) -> Located:
     path = os.path.abspath(path)
     if path.endswith(".tiktoken"):

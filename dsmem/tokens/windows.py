@@ -79,8 +79,10 @@ class Windows:
         self.count = int(self.offsets[-1])
         if not self.count:
             tokens = sum(file.tokens for file in files)
-            where = "in no document" if within_documents else f"not in the {tokens} tokens"
-            raise UsageError(f"no window: {seq_len} tokens and one more fit {where} of {self.files[0].path}")
+            where = "any document" if within_documents else f"the {tokens} tokens"
+            raise UsageError(
+                f"no window: {seq_len} tokens and one more do not fit into {where} of {self.files[0].path}"
+            )
         self._maps: list[tuple[Tokens, Tokens] | None] = [None] * len(files)
         self._pages = {
             item: np.append(np.arange(0, seq_len, _PAGE_BYTES // item), seq_len) for item in ITEM_BYTES.values()

@@ -8,9 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tokentexts
 
+import dsmem
 from dsmem.errors import BadSource, SourceMissing
+from dsmem.tokens import manifest
 from dsmem.tokens.decoding import decoder
 from dsmem.tokens.manifest import Tokenizer
 from dsmem.tokens.vocabularies import describe
@@ -122,3 +126,15 @@ def test_ids_that_a_tokenizer_does_not_have(json_file: tuple[str, Any], tmp_path
             decoder(tokenizer)([97, largest + 1])
     with pytest.raises(BadSource, match="lacks an id that stands there"):
         decoder(made_by(str(path), tmp_path))([97, 300])
+
+
+def test_a_tokenizer_by_a_relative_path_is_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tokenizer.json").write_text(tokentexts.trained())
+    Path("in.txt").write_text("some text")
+    dsmem.tokenize("in.txt", "out.bin", tokenizer="tokenizer.json")
+    monkeypatch.chdir("/")
+    tokenizer = manifest.load((tmp_path / "out.json").read_bytes()).tokenizer
+    assert decoder(tokenizer)(np.fromfile(tmp_path / "out.bin", np.uint16).tolist()) == f"some text{tokentexts.END}"

@@ -298,6 +298,8 @@ def test_misuse(tmp_path: Path) -> None:
     assert (tmp_path / "a.bin").read_bytes() == before
     with pytest.raises(UsageError, match=r"the forms are llm\.c, datatrove, olmo"):
         export(tmp_path / "a.bin", tmp_path / "b", "tfrecord")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"there is no directory .*/none"):
+        export(tmp_path / "a.bin", tmp_path / "none" / "b", "olmo")
     with pytest.raises(UsageError, match="only llm"):
         export(tmp_path / "a.bin", tmp_path / "b", "olmo", eot=5)
     (tmp_path / "bare.bin").write_bytes(b"\1\0")
