@@ -135,6 +135,7 @@ def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faul
                     yield Batch(path, texts, _RowOf(block, skipped, lines, offset), 0, size)
                     texts = []
                 yield text
+                text = _NOTHING  # it holds on to the block
                 skipped = list(range(number + 1))
             elif type(text) is str:
                 texts.append(text)
@@ -244,9 +245,13 @@ class _RowOf:
         return self.lines.number(self.offset + before)
 
 
-def plain_lines(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+def plain_lines(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch | Long]:
     """Each line is a document."""
-    for offset, block in blocks:
+    for offset, block in _without_long(blocks, path, lines, "line"):
+        if isinstance(block, Long):
+            yield block
+            del block  # it holds on to the memory of the one before the next
+            continue
         try:
             texts = str(block, "utf-8").split("\n")
         except UnicodeDecodeError:
@@ -303,9 +308,13 @@ def _without_end(row: bytes) -> bytes:
     return row[:-1].removesuffix(b"\r") if row.endswith(b"\n") else row
 
 
-def paragraphs(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch]:
+def paragraphs(blocks: Blocks, *, path: str, lines: Lines, faults: Faults) -> Iterator[Batch | Long]:
     """What blank lines part is a document, its inner line ends included."""
-    for offset, view in blocks:
+    for offset, view in _without_long(blocks, path, lines, "blank"):
+        if isinstance(view, Long):
+            yield view
+            del view  # it holds on to the memory of the one before the next
+            continue
         block = bytes(view)
         found: list[tuple[int, bytes]] = []
         leading = _BLANK_LINES.match(block)

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
-_SOME_BYTES, _MUCH_BYTES = 8 << 20, 32 << 20
+_SOME_BYTES, _MUCH_BYTES = 4 << 20, 16 << 20
 """Of a document among others: few are read at once that are longer, and one that is still longer."""
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tokentexts import written
 
 import dsmem
-from dsmem.tokens import documents, longrows, turns
+from dsmem.tokens import cutting, documents, longrows, turns
 
 TEXTS = st.text(st.sampled_from('a"\\\n\tü東🙂/\x7f'), max_size=60)
 
@@ -44,7 +44,16 @@ def tokenized(path: Path, tmp_path: Path, **options: Any) -> tuple[dsmem.Tokeniz
 
 
 @pytest.mark.usefixtures("_small")
-def test_rows_of_all_kinds(tmp_path: Path) -> None:
+def test_rows_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def plain(data: memoryview) -> longrows.Read:
+        seen.append(len(data))
+        return before(data)
+
+    before = longrows.plain
+    monkeypatch.setattr(longrows, "plain", plain)
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 64)
     path = tmp_path / "x.jsonl"
     texts = ["a", "long 🙂" * 40, "b\n", 'with "quotes" \\ and dsmem 0' * 9, "c", "x" * 100]
     rows = [{"html": "y" * number * 60, "text": text, "z": ["dsmem 0"]} for number, text in enumerate(texts)]
@@ -54,10 +63,12 @@ def test_rows_of_all_kinds(tmp_path: Path) -> None:
         assert found == texts and done.text_bytes == sum(len(text.encode()) for text in texts)
     for gap, split_on in (("\n", "line"), ("\r\n", "line"), ("\n\n", "blank"), ("\r\n\r\n\n", "blank")):
         lines = [text.replace("\n", "") for text in texts]
+        seen.clear()
         (tmp_path / "x.txt").write_text(gap.join(lines), newline="")
         assert tokenized(tmp_path / "x.txt", tmp_path, split_on=split_on)[1] == lines
         (tmp_path / "x.txt").write_text(gap.join(lines) + gap, newline="")
         assert tokenized(tmp_path / "x.txt", tmp_path, split_on=split_on)[1] == lines
+        assert seen  # or else nothing was read by pieces
 
 
 @pytest.mark.usefixtures("_small")
