@@ -17,10 +17,10 @@ import numpy as np
 from dsmem import files
 from dsmem.errors import BadSource
 from dsmem.hdf5.chunkindex import read_table
-from dsmem.hdf5.chunks import LARGEST_BAND_BYTES, ChunkedDataset
+from dsmem.hdf5.chunks import ChunkedDataset
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, pointers
-from dsmem.hdf5.reading import Array
+from dsmem.hdf5.reading import Array, as_bytes
 
 BLOCK_BYTES = 16 << 20
 """Of items that are read at once: HDF5, Python and what is written each have them once."""
@@ -28,8 +28,10 @@ _LENGTH = np.dtype("<u4")
 _INDEX_BYTES = 4
 _MOST_ITEMS = 1 << 17
 """Of a read: each costs about 100 bytes of Python's beside its own."""
+_LARGE_ITEM_BYTES = 4 << 10
 _FIRST_ITEMS = 64
-_MOST_POINTERS_BYTES = 64 << 20
+_POINTERS_BYTES = 2 << 20
+_MOST_POINTERS_BYTES = 32 << 20
 _UNKNOWN_BYTES = 256 << 20
 """What a read of compact data may come to if every item is as long as the whole file: they are few (64 KiB)."""
 
@@ -75,7 +77,10 @@ class Counts:
 
 
 def read(dataset: Any, base: np.dtype[Any], counts: Counts) -> Iterator[tuple[memoryview, Array]]:
-    """(the items' bytes end to end, their lengths in elements of `base`) in C order, so many items at a time."""
+    """(the items' bytes end to end, their lengths in elements of `base`) in C order, so many items at a time.
+
+    The bytes are valid until the next are taken.
+    """
     done = 0
     for count in counts:
         end = done + count
@@ -86,7 +91,10 @@ def read(dataset: Any, base: np.dtype[Any], counts: Counts) -> Iterator[tuple[me
             encoded = [_item_bytes(item, base) for item in items]
             lengths = np.fromiter(map(len, encoded), np.int64, len(encoded)) // base.itemsize
             counts.saw(lengths, base.itemsize)
-            yield memoryview(b"".join(encoded)), lengths
+            joined = memoryview(encoded[0] if len(encoded) == 1 else b"".join(encoded))
+            del items, encoded
+            yield joined, lengths
+            joined.release()  # or the next ones would be read beside them
 
 
 def _box(shape: tuple[int, ...], start: int, most: int) -> tuple[tuple[int | slice, ...], int]:
@@ -102,25 +110,24 @@ def _box(shape: tuple[int, ...], start: int, most: int) -> tuple[tuple[int | sli
     return (*corner[:axis], slice(corner[axis], corner[axis] + steps)), steps * below
 
 
-def _item_bytes(item: Any, base: np.dtype[Any]) -> bytes:
+def _item_bytes(item: Any, base: np.dtype[Any]) -> bytes | memoryview:
     if isinstance(item, bytes):
         return item
     if isinstance(item, str):
         return item.encode("utf-8", "surrogateescape")
-    return np.ascontiguousarray(item, dtype=base).tobytes()
+    array = np.ascontiguousarray(item, dtype=base)
+    return array.tobytes() if array.nbytes < _LARGE_ITEM_BYTES else as_bytes(array)  # a copy is quicker for a small one
 
 
 def _fitting(lengths: Iterable[Array], element_bytes: int) -> Iterator[int]:
     """How many items make up a block, at least one."""
     for some in lengths:
-        ends = np.cumsum(some * element_bytes)
         done = 0
         while done < len(some):
-            before = int(ends[done - 1]) if done else 0
-            fitting = int(np.searchsorted(ends, before + BLOCK_BYTES, "right"))
-            end = min(max(fitting, done + 1), done + _MOST_ITEMS)
-            yield end - done
-            done = end
+            ends = np.cumsum(some[done : done + _MOST_ITEMS], dtype=np.int64) * element_bytes
+            count = max(int(np.searchsorted(ends, BLOCK_BYTES, "right")), 1)
+            yield count
+            done += count
 
 
 def _pointer_bytes(dataset: Any) -> int:
@@ -131,14 +138,13 @@ def _pointer_bytes(dataset: Any) -> int:
 
 
 def _lengths(some: Array) -> Array:
-    """Of pointers, uint8 of shape (items, bytes of a pointer), the lengths, int64."""
-    heads = np.ascontiguousarray(some[:, : _LENGTH.itemsize])
-    return heads.view(_LENGTH).ravel().astype(np.int64)
+    """Of pointers, uint8 of shape (items, bytes of a pointer), a copy of the lengths."""
+    return some[:, : _LENGTH.itemsize].copy().view(_LENGTH).ravel()
 
 
 def _contiguous_lengths(stored: Item, begin: int, fd: int, label: str) -> Iterator[Array]:
     total, item_bytes = math.prod(stored.info.shape or ()), stored.info.dtype.itemsize
-    at_once = LARGEST_BAND_BYTES // item_bytes
+    at_once = _POINTERS_BYTES // item_bytes
     for start in range(0, total, at_once):
         some = np.empty((min(at_once, total - start), item_bytes), np.uint8)
         if files.pread_full(fd, some.reshape(-1).data, begin + start * item_bytes) < some.nbytes:
@@ -170,4 +176,6 @@ def _chunked_lengths(dataset: Any, stored: Item, fill: Any, fd: int, file_bytes:
         for band in row:
             decoded = decoded if len(decoded) else np.empty(band.size_bytes, np.uint8)
             chunked.decode(band, decoded)
-        yield _lengths(decoded.reshape(-1, item_bytes))
+        lengths = _lengths(decoded.reshape(-1, item_bytes))
+        del decoded  # a large chunk, four times as long
+        yield lengths

@@ -139,13 +139,14 @@ def _work(arguments: Sequence[str]) -> None:
     helpers.end_with_parent(parent)
     import h5py
 
-    from dsmem.hdf5.opening import reason
+    from dsmem.hdf5.opening import keep_little, reason
 
     if with_plugins:
         filters.load_package()
     with ExitStack() as stack:
         try:
             file = stack.enter_context(h5py.File(f"/proc/self/fd/{fd}", "r"))
+            keep_little(file.id)
         except (OSError, RuntimeError) as exc:
             _answer({"error": reason(exc)})
             return
