@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from h5py import h5d
 
 from dsmem import proc
 from dsmem.arrays import tree
@@ -49,10 +50,12 @@ _BESIDE_BYTES = 24 << 20
 """Beside a chunk for each thread: for what threads have at once of large chunks, as stored, and between filters."""
 WORTH_CHUNKS = 16_384
 """Below this, threads are done (0.2 s) before processes have gained what their start takes (0.05 s of a CPU each)."""
+LEAST_CHUNKS = 64
+"""Of a dataset: what processes must be told of each (0.2 ms) takes longer than fewer chunks do in threads."""
 
 
 def in_processes(items: Iterable[Item]) -> list[Item]:
-    """Which of a file's datasets are decoded by processes: those of small chunks, if there are enough of them."""
+    """Which of a file's datasets are decoded by processes: those of many small chunks, if there are enough of them."""
     cpus = proc.usable_cpus()
     small = [item for item in items if item.tier == "chunked" and _is_small(item, cpus)]
     is_worth_it = sum(math.prod(grid(item)) for item in small) >= WORTH_CHUNKS and cpus > 1
@@ -62,8 +65,8 @@ def in_processes(items: Iterable[Item]) -> list[Item]:
 def _is_small(item: Item, cpus: int) -> bool:
     shape, chunks, item_bytes = item.info.shape or (), item.info.chunks or (), item.info.dtype.itemsize
     band_bytes = math.prod((*chunks[:1], *shape[1:])) * item_bytes
-    is_small = chunk_bytes(item) <= SMALL_BYTES_PER_CPU * cpus
-    return is_small and band_bytes <= LARGEST_BAND_BYTES
+    is_small = chunk_bytes(item) <= SMALL_BYTES_PER_CPU * cpus and band_bytes <= LARGEST_BAND_BYTES
+    return is_small and math.prod(grid(item)) >= LEAST_CHUNKS
 
 
 def grid(item: Item) -> tuple[int, ...]:
@@ -157,7 +160,7 @@ def _table(item: Item, source: Source, file: Any, looked: Callable[[], None]) ->
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
     with translated(source.path, f"/{item.path}"):
-        found = file[tree.raw(item.path)].id
+        found = h5d.open(file.id, tree.raw(item.path))
         return read_table(found, shape, chunks, source.size_bytes, looked=looked if source.is_distrusted else None)
 
 

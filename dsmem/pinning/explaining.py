@@ -106,12 +106,14 @@ def explain_source(source: Source, seen: Callable[[], None] | None = None) -> Ex
 
 
 def _explained(item: Item, file: Any, source: str, in_processes: bool) -> ExplainedDataset:
+    from h5py import h5d
+
     from dsmem.hdf5 import chunkindex, filters, opening
 
     info, size_bytes, stored_bytes = item.info, item.size_bytes, item.storage_bytes
     if stored_bytes is None:
         with opening.translated(source, f"/{item.path}"):
-            stored_bytes = chunkindex.stored_bytes(file[tree.raw(item.path)].id)
+            stored_bytes = chunkindex.stored_bytes(h5d.open(file.id, tree.raw(item.path)))
     origins = [(one.name, filters.origin(one.code)) for one in item.filters]
     return ExplainedDataset(
         path=item.path,

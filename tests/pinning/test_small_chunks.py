@@ -32,6 +32,7 @@ DIFFERENT = 61
 @pytest.fixture(autouse=True)
 def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "WORTH_CHUNKS", 1)
+    monkeypatch.setattr(decoding, "LEAST_CHUNKS", 1)
     monkeypatch.setattr(proc, "usable_cpus", lambda: 2)
 
 
@@ -280,3 +281,17 @@ def test_more_datasets_than_descriptors(tmp_path: Path) -> None:
 
     with dsmem.attach(children.call(pin)) as file:
         assert_reads_as_h5py(file, path)
+
+
+def test_few_chunks_are_not_worth_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: list[bool]) -> None:
+    """However many datasets there are of them."""
+    monkeypatch.setattr(decoding, "LEAST_CHUNKS", 11)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for number, items in enumerate((100, 100, 110)):
+            data = np.arange(number, number + items, dtype="<i4")
+            file.create_dataset(f"{number}", data=data, chunks=(10,), compression="gzip")
+    path = settle(tmp_path / "x.h5")
+    assert [one.in_processes for one in dsmem.explain(path).datasets] == [False, False, True]
+    with dsmem.attach(dsmem.pin(path).name) as file:
+        assert_reads_as_h5py(file, path)
+    assert asked
