@@ -29,7 +29,12 @@ def _rebuild(kind: type[DsmemError], args: tuple[object, ...], facts: dict[str, 
 
 
 class UsageError(DsmemError, ValueError):
-    """Arguments that cannot be meant."""
+    """Arguments that cannot be meant; `option` with `value` in its place would do."""
+
+    def __init__(self, message: str, *, option: str = "", value: str = "") -> None:
+        super().__init__(message)
+        self.option = option
+        self.value = value
 
 
 class NotPinned(DsmemError, LookupError):

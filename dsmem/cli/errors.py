@@ -85,7 +85,7 @@ def because(refusal: Refusal) -> str:
 
 TABLE: Mapping[type[BaseException], Rule] = {
     NoAnswer: Rule(USAGE, lambda error, typed: f"say yes in advance: {typed.again('-y')}"),
-    UsageError: Rule(USAGE, lambda error, typed: f"{typed.command} --help"),
+    UsageError: Rule(USAGE, hints.usage),
     NotPinned: Rule(NOT_FOUND, hints.not_pinned),
     Ambiguous: Rule(USAGE, hints.ambiguous),
     SourceMissing: Rule(NOT_FOUND),

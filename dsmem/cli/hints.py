@@ -28,6 +28,7 @@ from dsmem.errors import (
     UnsafeRoot,
     Unsupported,
     UntrustedPickle,
+    UsageError,
 )
 
 _MIB = 1 << 20
@@ -59,6 +60,10 @@ class Typed:
             elif not word.startswith(f"{option}="):
                 kept.append(word)
         return Typed(self.command, tuple(kept)).again(option, value)
+
+
+def usage(error: UsageError, typed: Typed) -> str:
+    return typed.instead(error.option, error.value) if error.option else f"{typed.command} --help"
 
 
 def not_pinned(error: NotPinned, typed: Typed) -> str:

@@ -59,6 +59,11 @@ class Source:
     identity: FileIdentity | None
     """None for a stream (stdin, a pipe), which can be read once only."""
 
+    @property
+    def shown(self) -> str:
+        """What messages call it."""
+        return "standard input" if self.path == STDIN else self.path
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:

@@ -152,6 +152,8 @@ def dtype_of(vocabulary: Vocabulary, wanted: TokenDtype | None) -> TokenDtype:
     if largest > LARGEST_ID[wanted]:
         raise UsageError(
             f"{wanted} holds ids up to {LARGEST_ID[wanted]}; {vocabulary.spec} has {vocabulary.vocab_size}, "
-            f"up to {largest}: use uint32"
+            f"up to {largest}: use uint32",
+            option="--dtype",
+            value="uint32",
         )
     return wanted

@@ -179,7 +179,7 @@ def _spooled(
             number,
             kind,
             one.path,
-            source.path,
+            source.shown,
             0,
             one.size_bytes,
             one.weight_bytes,

@@ -21,7 +21,7 @@ from dsmem.tokens import workdir
 from dsmem.tokens.claim import Claim
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.failures import translated
-from dsmem.tokens.inputs import BINARY, STDIN, Source
+from dsmem.tokens.inputs import BINARY, Source
 from dsmem.tokens.manifest import Input, Manifest
 from dsmem.tokens.manifest import Tokenizer as About
 from dsmem.tokens.options import Arrangement, Options, Output, dtype_of, frame_of
@@ -176,7 +176,7 @@ class Run:
         return [records[number] for number in sorted(records)]
 
     def _no_documents(self, records: Sequence[Record]) -> NoDocuments:
-        named = ["standard input" if source.path == STDIN else source.path for source in self._sources[:MOST_NAMED]]
+        named = [source.shown for source in self._sources[:MOST_NAMED]]
         more = f" and {len(self._sources) - len(named)} more" if len(self._sources) > len(named) else ""
         skipped = sum(record.skipped for record in records)
         bad = f": {skipped} bad {'one was' if skipped == 1 else 'ones were'} left out" if skipped else ""

@@ -64,7 +64,7 @@ def spooled(
     with _text(source, encoding, skip_bad) as (raw, text):
         chunks, unit = _chunks(text, source, min(piece_bytes, cutting.BLOCK_BYTES))
         before_bytes = 0
-        found = stretches(chunks, separator, piece_bytes, shown=source.path, unit=unit, skip_bad=skip_bad)
+        found = stretches(chunks, separator, piece_bytes, shown=source.shown, unit=unit, skip_bad=skip_bad)
         for one in found:
             path = path_of()
             if path is not None:
@@ -184,8 +184,8 @@ def _as_lines(found: Iterator[bytes | None]) -> Iterator[bytes | None]:
 @contextmanager
 def _text(source: Source, encoding: str, skip_bad: bool) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The file as it lies, and its text as UTF-8."""
-    with _raw(source) as (raw, compression), compressed.opened(raw, compression, path=source.path) as plain:
-        yield raw, recoding.as_utf8(plain, encoding, path=source.path, skip_bad=skip_bad)
+    with _raw(source) as (raw, compression), compressed.opened(raw, compression, path=source.shown) as plain:
+        yield raw, recoding.as_utf8(plain, encoding, path=source.shown, skip_bad=skip_bad)
 
 
 @contextmanager

@@ -192,6 +192,14 @@ def _from_hub(name: str) -> str:
         raise SourceMissing(f"{name} is neither a file nor a tokenizer that the hub gives: {reason}") from exc
 
 
+def _innermost(error: BaseException) -> str:
+    """What went wrong in the first place, in a few words: of a request that is below three others."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 def _from_tiktoken(name: str, scratch: Callable[[], str]) -> Located:
     """The ranks of an encoding by name, written to a file: workers then need no network."""
     tiktoken = need("tiktoken")
@@ -201,7 +209,10 @@ def _from_tiktoken(name: str, scratch: Callable[[], str]) -> Located:
         known = ", ".join(tiktoken.list_encoding_names())
         raise UsageError(f"tiktoken knows no {name!r}; it knows {known}") from exc
     except OSError as exc:
-        raise SourceMissing(f"tiktoken:{name} can't be had: {exc}") from exc
+        raise SourceMissing(
+            f"tiktoken:{name} is not at hand and can't be fetched ({_innermost(exc)}); a file of it can be given: "
+            f"--tokenizer {name}.tiktoken"
+        ) from exc
     special = {token: encoding.encode_single_token(token) for token in sorted(encoding.special_tokens_set)}
     ranks: dict[bytes, int] = {}
     for rank in range(encoding.n_vocab):

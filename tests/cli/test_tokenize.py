@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer, models
 
 from dsmem.errors import SourceChanged
 from dsmem.tokens import workdir
@@ -196,3 +198,21 @@ def test_ctrl_c(tmp_path: Path) -> None:
     done = subprocess.run([*command, "--json"], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=True)
     assert json.loads(done.stdout)["resumed_parts"] > 0
     assert json.loads(done.stdout)["documents"] == 2_000_000
+
+
+def test_a_dtype_too_narrow_hints_at_one_that_does(tmp_path: Path, dsmem: Dsmem) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    vocabulary = Tokenizer(models.WordLevel({"a": 0, "far": 70_000}, unk_token="a"))
+    vocabulary.save(str(tmp_path / "far.json"))
+    given = ("tokenize", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "x.bin"), "--eos", "none")
+    ran = dsmem(*given, "--tokenizer", str(tmp_path / "far.json"), "--dtype", "uint16")
+    assert ran.exit_code == 2
+    *_, hint = ran.err.splitlines()
+    assert hint.startswith("hint: dsmem tokenize ") and hint.endswith(" --dtype uint32")
+    assert dsmem(*shlex.split(hint)[2:]).exit_code == 0
+
+
+def test_errors_in_standard_input_are_said_to_be_there(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "dsmem", "tokenize", "-", "-o", str(tmp_path / "x.bin")]
+    ran = subprocess.run(command, input='{"text": "a"}\n{"text": \n', capture_output=True, text=True, timeout=60)
+    assert ran.returncode == 1 and ran.stderr.startswith("error: standard input:2: not JSON")

@@ -101,4 +101,5 @@ def test_streams_that_are_cut_off_are_skipped(
     done = dsmem.tokenize(["-", last], tmp_path / "out.bin", format=form, on_error="skip", workers=1)
     assert written(tmp_path / "out.bin") == bytes_of(texts)
     assert done.skipped == 1
-    assert done.skipped_places[0].startswith(f"-{place and f':{place}'}: the gz data is truncated after 28 B of text")
+    where = f"standard input:{place}" if place else "standard input"
+    assert done.skipped_places[0].startswith(f"{where}: the gz data is truncated after 28 B of text")

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 import dsmem
 from dsmem.tokens import engines, feeding, vocabularies
-from dsmem.tokens.seams import Seams
+from dsmem.tokens.seams import ByteSeams, Seams
 from dsmem.tokens.vocabularies import Vocabulary, describe
 
 
@@ -167,6 +167,22 @@ def test_tiktoken_files(name: str, engine: str, tmp_path: Path) -> None:
     texts = tokentexts.documents(40)
     assert encoded(vocabulary, texts, engine=engine) == [theirs.encode_ordinary(text) for text in texts]
     assert encoded(vocabulary, [tokentexts.END], engine=engine, special=True) == [[vocabulary.largest_id]]
+
+
+def test_tiktoken_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str) -> None:
+        try:
+            raise OSError(-2, "Name or service not known")
+        except OSError as exc:
+            raise ConnectionError("HTTPSConnectionPool(…): Max retries exceeded") from exc
+
+    monkeypatch.setattr(tiktoken, "get_encoding", fail)
+    with pytest.raises(dsmem.SourceMissing) as caught:
+        known("tiktoken:mine", tmp_path)
+    assert str(caught.value) == (
+        "tiktoken:mine is not at hand and can't be fetched (Name or service not known); "
+        "a file of it can be given: --tokenizer mine.tiktoken"
+    )
 
 
 def test_tiktoken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,7 +382,7 @@ def test_a_document_that_can_not_be_cut(tmp_path: Path, monkeypatch: pytest.Monk
             return np.array([len(text) for text in texts], np.uint32), np.ones(len(texts), np.int64)
 
         def seams(self) -> Seams:
-            return Seams([], within_words=True)
+            return ByteSeams([], within_words=True)
 
     monkeypatch.setattr(feeding, "LONG_BYTES", 5000)
     monkeypatch.setattr(feeding, "_READ_BYTES", 1000)
