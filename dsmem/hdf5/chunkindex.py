@@ -67,21 +67,35 @@ def stored_bytes(dataset_id: Any) -> int:
     plist = dataset_id.get_create_plist()
     if plist.get_layout() != h5d.CHUNKED:
         return int(dataset_id.get_storage_size())
-    shape, chunks = dataset_id.shape, plist.get_chunk()
+    size_bytes = 0
+
+    def add(info: Any) -> None:
+        nonlocal size_bytes
+        size_bytes += info.size
+
+    visit(dataset_id, dataset_id.shape, plist.get_chunk(), add)
+    return size_bytes
+
+
+def visit(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], seen: Callable[[Any], object]) -> object:
+    """Call `seen` with h5py's StoreInfo of every chunk that is listed, until it returns something, which is returned.
+
+    Raises DamagedIndex for more chunks than there can be.
+    """
     if len(shape) != len(chunks):
         raise DamagedIndex(f"chunks {chunks} of another rank than its shape {shape}")
     total = math.prod(grid_of(shape, chunks))
-    size_bytes, left = 0, total
+    left = total
 
-    def add(info: Any) -> None:
-        nonlocal size_bytes, left
-        size_bytes += info.size
+    def count(info: Any) -> object:
+        nonlocal left
         left -= 1
         if left < 0:
             raise _too_many(total)
+        return seen(info)
 
-    dataset_id.chunk_iter(add)
-    return size_bytes
+    found: object = dataset_id.chunk_iter(count)
+    return found
 
 
 class _Index:

@@ -11,21 +11,56 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-_MOST_LOOKED_AT = 256
+from dsmem.hdf5.chunkindex import visit
+
+_MOST_LOOKED_UP = 256
 
 
 def may_be_unfiltered(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], item_bytes: int) -> bool:
     """Whether, of a dataset with filters, chunks at the edge may be unfiltered, though their masks do not say so.
 
     One that is stored in another size than its whole size rules that out; of filters that change no size none is.
+    Raises DamagedIndex for more chunks than it can have.
     """
     whole_bytes = item_bytes * math.prod(chunks)
     corners = _corners(shape, chunks)
-    for corner in itertools.islice(corners, _MOST_LOOKED_AT):
-        found = dataset_id.get_chunk_info_by_coord(corner)
-        if found.byte_offset is not None and not found.filter_mask:
-            return bool(found.size == whole_bytes)
-    return next(corners, None) is not None  # none of those is there, or is filtered at all
+    found = next(
+        (corner for corner in itertools.islice(corners, _MOST_LOOKED_UP) if _is_there(dataset_id, corner)), None
+    )
+    if found is not None:
+        info = dataset_id.get_chunk_info_by_coord(found)  # which walks over the index, up to where it is
+        if info.byte_offset is None:  # without an index HDF5 2.0.0 finds any, of a size that was never set
+            return next(itertools.islice(corners, _MOST_LOOKED_UP - 1, None), None) is not None
+        if not info.filter_mask:
+            return bool(info.size == whole_bytes)
+    elif next(corners, None) is None:
+        return False
+    return _is_any_whole(dataset_id, shape, chunks, whole_bytes)
+
+
+def _is_there(dataset_id: Any, corner: tuple[int, ...]) -> bool:
+    """Whether a chunk was written: reading finds it through the index, then that there is no room for it."""
+    try:
+        dataset_id.read_direct_chunk(corner, out=bytearray())
+    except ValueError:
+        return True
+    except (OSError, RuntimeError):
+        return False
+    return False
+
+
+def _is_any_whole(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], whole_bytes: int) -> bool:
+    """Whether the first chunk at the edge that is listed, and is filtered, has its whole size."""
+    last = [(axis, n - n % step) for axis, (n, step) in enumerate(zip(shape, chunks, strict=True)) if n % step]
+
+    def look(info: Any) -> bool | None:
+        corner = info[0]
+        for axis, start in last:
+            if corner[axis] == start and not info.filter_mask:
+                return bool(info.size == whole_bytes)
+        return None
+
+    return bool(visit(dataset_id, shape, chunks, look))
 
 
 def _corners(shape: tuple[int, ...], chunks: tuple[int, ...]) -> Iterator[tuple[int, ...]]:

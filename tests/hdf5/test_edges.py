@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import ctypes
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from h5py import h5d, h5p, h5s, h5t
 
 import dsmem
 from dsmem.arrays import attributes
+from dsmem.hdf5 import edges
 from dsmem.hdf5.datasets import Item, inspect
 
 _DONT_FILTER_PARTIAL_CHUNKS = 2
@@ -82,6 +84,46 @@ def test_edges_that_were_never_written_are_passed_over(tmp_path: Path) -> None:
         dataset = file.create_dataset("x", (103, 25), "<i4", chunks=(10, 10), compression="gzip")
         dataset[:10, 20:] = np.arange(50).reshape(10, 5)  # one of the twelve at the edge
     assert look_at(path).tier == "chunked"
+
+
+@pytest.mark.parametrize("unfiltered", [True, False])
+def test_a_chunk_at_the_edge_is_found_behind_many_that_were_never_written(tmp_path: Path, unfiltered: bool) -> None:
+    path = tmp_path / "sparse.h5"
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_chunk((2, 5))
+    plist.set_deflate(4)
+    if unfiltered:
+        leave_edges_unfiltered(plist)
+    with h5py.File(path, "w", libver="latest") as file:
+        dataset = h5py.Dataset(h5d.create(file.id, b"x", h5t.STD_I32LE, h5s.create_simple((2000, 13)), plist))
+        dataset[:100, :10] = 1
+        dataset[1990:, 10:] = 1
+    assert look_at(path).tier == ("h5py" if unfiltered else "chunked")
+    dsmem.pin(path, verify=True)
+
+
+class Counted:
+    """A DatasetID that counts what is asked of it."""
+
+    def __init__(self, dataset_id: Any) -> None:
+        self._dataset_id = dataset_id
+        self.asked: Counter[str] = Counter()
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked[name] += 1
+        return getattr(self._dataset_id, name)
+
+
+@pytest.mark.parametrize("rows", [(0, 1600), (0, 1605), (1600, 1605), (0, 0)])
+def test_the_index_is_walked_over_no_more_than_once(tmp_path: Path, rows: tuple[int, int]) -> None:
+    """h5py does so for each chunk that it is asked for: where many are missing, that took longer than reading all."""
+    shape, chunks = (1605, 800), (16, 2)
+    with h5py.File(tmp_path / "many.h5", "w") as file:
+        dataset = file.create_dataset("x", shape, "u1", chunks=chunks, compression="gzip")
+        dataset[slice(*rows)] = 1
+        counted = Counted(dataset.id)
+        assert edges.may_be_unfiltered(counted, shape, chunks, 1) == (rows == (0, 0))
+    assert counted.asked["get_chunk_info_by_coord"] + counted.asked["chunk_iter"] <= 1
 
 
 def test_a_grid_of_very_many_chunks_is_not_gone_through(tmp_path: Path) -> None:
