@@ -248,9 +248,7 @@ class _SentencePiece:
     def seams(self) -> Seams:
         from dsmem.tokens import seams
 
-        if self._seams is None:
-            tokens = map(self._model.id_to_piece, range(self._model.get_piece_size()))
-            self._seams = seams.Seams(tokens, within_words=False, is_normalized=True)
+        self._seams = self._seams or seams.of_sentencepiece(self._model)
         return self._seams
 
 
@@ -287,5 +285,5 @@ class _Bytes:
     def seams(self) -> Seams:
         from dsmem.tokens import seams
 
-        self._seams = self._seams or seams.Seams([END_OF_TEXT], within_words=True)
+        self._seams = self._seams or seams.ByteSeams([END_OF_TEXT], within_words=True)
         return self._seams

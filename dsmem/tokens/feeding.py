@@ -1,9 +1,11 @@
 """One long document to an engine in pieces, cut where that changes nothing.
 
-A cut must be a seam (`dsmem.tokens.seams`: no token reaches across it, whatever comes later), and what is right of it,
-encoded by itself, must give the very ids that it gives behind all that is left of it, from the last cut on. Text that
-can't be cut is encoded whole, up to MOST_WHOLE_BYTES. What is given to an engine at once is bounded by the memory that
-this takes: up to 50 bytes for a byte of text, and up to 280 by Hugging Face's tokenizers.
+A cut must be a seam (`dsmem.tokens.seams`: no token reaches across it, whatever comes later), and what is right of it
+must give the same ids behind a little of what is left of it (the lead) and behind all of that, from the last cut on.
+Every piece is encoded behind its lead, whose ids are left out then: whatever a tokenizer puts before a text or takes
+from its begin befalls the lead. Text that can't be cut is encoded whole, up to MOST_WHOLE_BYTES. What is given to an
+engine at once is bounded by the memory that this takes: up to 50 bytes for a byte of text, and up to 280 by Hugging
+Face's tokenizers.
 """
 
 from __future__ import annotations
@@ -147,6 +149,7 @@ class _Pieces:
         self._most_bytes = min(MOST_WHOLE_BYTES, _MOST_REFERENCE_BYTES) if is_reference else MOST_WHOLE_BYTES
         self._path, self._place, self._advice = path, place, advice
         self._held = b""
+        self._lead, self._lead_tokens = "", 0
         self._done_bytes, self._line = 0, 1
         self.seam: str | None = None
         """Of the last push: what lies around its cut; all that was left, at the end."""
@@ -156,14 +159,14 @@ class _Pieces:
         self._held += data
         held, self.seam = self._held, None
         if not data:
-            text = self._text(held)
-            self.seam = text[-2 * _WINDOW_BYTES :]
-            return self._engine.encode([text])[0]
+            self.seam = self._text(held)[-2 * _WINDOW_BYTES :]
+            return self._encode(held)
         if len(held) < self._try_bytes:
             return None
         found = self._cut()
         if found is None:
             if len(held) > self._most_bytes:
+                self._text(_whole(held))  # that is not UTF-8 is told first
                 raise _NoCut(
                     f"{named(self._path, self._place)}: no place to cut this document in the "
                     f"{units.format_bytes(len(held))} after {units.format_bytes(self._done_bytes)}: whatever was "
@@ -174,7 +177,6 @@ class _Pieces:
             return None
         cut, ids = found
         self._try_bytes = self._piece_bytes
-        self.seam = "".join(_around(held, cut) or ())
         self._line += held.count(b"\n", 0, cut)
         self._done_bytes += cut
         self._held = held[cut:]
@@ -183,16 +185,20 @@ class _Pieces:
     def _text(self, data: bytes) -> str:
         return decoded(data, path=self._path, place=self._place, line=self._line)
 
+    def _encode(self, data: bytes) -> Ids:
+        return self._engine.encode([self._lead + self._text(data)])[0][self._lead_tokens :]
+
     def _cut(self) -> tuple[int, Ids] | None:
         """The last place where what is held may be cut, and the ids of what is left of it."""
         held = self._held
         ids: Ids | None = None
-        for cut in places(self._engine, held):
-            rest = _whole(held[cut:])
+        for cut, lead, right in places(self._engine, held):
             if ids is None:
-                ids = self._engine.encode([self._text(held[:cut] + rest)])[0]
-            behind = self._engine.encode([rest.decode()])[0]
-            if 0 < len(behind) <= len(ids) and np.array_equal(ids[len(ids) - len(behind) :], behind):
+                ids = self._encode(_whole(held))
+            own, near = _split(self._engine, [lead, lead + _whole(held[cut:]).decode()])
+            behind = _behind(own, near, ids)
+            if behind is not None:
+                self._lead, self._lead_tokens, self.seam = lead, len(own), lead + right
                 return cut, ids[: len(ids) - len(behind)]
         return None
 
@@ -271,34 +277,45 @@ def decoded(data: bytes, *, path: str, place: Place = "", line: int = 1) -> str:
         raise BadDocument(f"{path}:{where}: {reason}", path=path, place=where) from exc
 
 
-def places(engine: Engine, held: bytes) -> Iterator[int]:
-    """Seams where this text may be cut as far as a window on both sides tells, the last of the best kind first."""
+def places(engine: Engine, held: bytes) -> Iterator[tuple[int, str, str]]:
+    """Seams where this text may be cut as far as windows on both sides tell, the last of the best kind first; with
+    some text left and right of them."""
     seams = engine.seams()
     end = len(held) - _WINDOW_BYTES
     reaches = iter(_REACHES)
     reach = 0
-    while end > 1:
+    while end > _WINDOW_BYTES:
         reach = next(reaches, reach)
-        begin = max(end - reach, 1)
+        begin = max(end - reach, _WINDOW_BYTES)
         for found in seams.cuts(held, begin, end):
             for cut in reversed(found[-_TRIES:]):
-                if _changes_nothing(engine, held, cut):
-                    yield cut
+                texts = _around(held, cut, _WINDOW_BYTES)
+                further = _around(held, cut, 2 * _WINDOW_BYTES)
+                if texts is None or further is None:
+                    continue  # what is not UTF-8 is told when it is encoded
+                lead, right = texts
+                if _behind(*_split(engine, [lead, lead + right, "".join(further)])) is not None:
+                    yield cut, lead, right
         end = begin
 
 
-def _changes_nothing(engine: Engine, held: bytes, cut: int) -> bool:
-    texts = _around(held, cut)
-    if texts is None:
-        return False  # what is not UTF-8 is told when it is encoded
-    ids, lengths = engine.encode(["".join(texts), *texts])
-    return bool(np.array_equal(ids[: lengths[0]], ids[lengths[0] :]))
+def _split(engine: Engine, texts: list[str]) -> list[Ids]:
+    """The ids of each text."""
+    ids, lengths = engine.encode(texts)
+    return np.split(ids, np.cumsum(lengths)[:-1])
 
 
-def _around(held: bytes, cut: int) -> tuple[str, str] | None:
+def _behind(own: Ids, near: Ids, far: Ids) -> Ids | None:
+    """The ids of a text behind its lead (`near`) without the lead's `own`, if behind more (`far`) it has the same."""
+    behind = near[len(own) :]
+    same = np.array_equal(near[: len(own)], own) and np.array_equal(far[max(len(far) - len(behind), 0) :], behind)
+    return behind if same and len(behind) else None
+
+
+def _around(held: bytes, cut: int, left_bytes: int) -> tuple[str, str] | None:
     """Some text left and right of a cut; None where it is not UTF-8."""
-    begin, end = max(cut - _WINDOW_BYTES, 0), min(cut + _WINDOW_BYTES, len(held))
-    # A cut is between ASCII characters or beside one; the window's own ends may lie inside others.
+    begin, end = max(cut - left_bytes, 0), min(cut + _WINDOW_BYTES, len(held))
+    # A cut is where a character begins; the window's own ends may lie inside others.
     left = held[begin:cut].lstrip(_CONTINUATION) if begin else held[:cut]
     try:
         return left.decode(), _whole(held[cut:end]).decode()

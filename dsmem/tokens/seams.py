@@ -2,17 +2,17 @@
 
 Where no token holds these two characters one after the other, no merge, no piece of a Unigram model and no added token
 can join them: a model encodes what is left and what is right of them independently, also within one pre-token. That
-normalizer and pre-tokenizer begin there as they would go on is for whoever cuts to compare (`dsmem.tokens.feeding`).
+normalizer and pre-tokenizer go on there as they would is for whoever cuts to compare (`dsmem.tokens.feeding`).
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,8 +24,17 @@ _SPACES = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "\n", "ĉ": "\t", "č": "\
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 
 
-class Seams:
+class Seams(Protocol):
     """Where text may be parted, as far as a vocabulary goes."""
+
+    def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
+        """Places from `begin` to `end` - 1 where characters begin, the best kind first: at line ends, before spaces,
+        elsewhere."""
+        ...
+
+
+class ByteSeams:
+    """Of any vocabulary; characters that are not of ASCII are known by their first byte only."""
 
     def __init__(self, tokens: Iterable[str], *, within_words: bool, is_normalized: bool = False) -> None:
         """From every token as the vocabulary writes it (bytes as latin-1).
@@ -55,8 +64,8 @@ class Seams:
                     self._parts[ord(one), [other.encode()[0], min(ord(other), 255)]] = False
 
     def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
-        """Places from `begin` to `end` - 1, the best kind first: after a line end between characters that are no
-        spaces; before a single space between others of ASCII; between two of ASCII."""
+        """After a line end between characters that are no spaces; before a single space between others of ASCII;
+        between two of ASCII."""
         begin = max(begin, 2)
         end = min(end, len(data) - 1)
         if begin >= end:
@@ -70,6 +79,59 @@ class Seams:
         return [(np.flatnonzero(found) + begin).tolist() for found in (line, space, word)]
 
 
+class TextSeams:
+    """Of merges over the characters of a text as it is, but for spaces: these are written as "▁"."""
+
+    def __init__(self, tokens: Iterable[str]) -> None:
+        codes = _codes("\0".join(tokens))
+        """Tokens are parted by NUL, beside which nothing is cut."""
+        self._joined = np.unique(_pairs(codes))
+
+    def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
+        """After a line end, before a space, between others; the character on the other side is never white space."""
+        begin = max(begin, 1)
+        end = min(end, len(data))
+        first, last = _at_character(data, begin - 1), _at_character(data, end)
+        try:
+            text = data[first:last].decode()
+        except UnicodeDecodeError:
+            return [[], [], []]  # which is told when it is encoded
+        if len(text) < 2:
+            return [[], [], []]
+        places = np.flatnonzero(np.frombuffer(data, np.uint8)[first:last] & 0xC0 != 0x80)[1:] + first
+        codes = _codes(text)
+        solid = ~np.isin(codes, _WHITE)
+        pairs = _pairs(codes)
+        found = np.minimum(np.searchsorted(self._joined, pairs), len(self._joined) - 1)
+        parts = (self._joined[found] != pairs) if len(self._joined) else np.ones(len(pairs), np.bool_)
+        parts &= places >= begin
+        before, after = codes[:-1], codes[1:]
+        line = parts & (before == ord("\n")) & solid[1:]
+        space = parts & solid[:-1] & (after == _SPACE)
+        other = parts & solid[:-1] & solid[1:]
+        return [places[kind].tolist() for kind in (line, space, other)]
+
+
+def _codes(text: str) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Of all characters, spaces as vocabularies write them."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)
+    codes[codes == ord(" ")] = _SPACE
+    return codes
+
+
+def _pairs(codes: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Each character with the next, as one number."""
+    joined: np.ndarray[Any, np.dtype[np.int64]] = codes[:-1] << 32 | codes[1:]
+    return joined
+
+
+def _at_character(data: bytes, at: int) -> int:
+    """The nearest place, there or before, where a character begins or the data ends."""
+    while 0 < at < len(data) and data[at] & 0xC0 == 0x80:
+        at -= 1
+    return at
+
+
 def _flags(data: Iterable[int]) -> Flags:
     found = np.zeros(256, np.bool_)
     found[list(data)] = True
@@ -78,15 +140,22 @@ def _flags(data: Iterable[int]) -> Flags:
 
 _SOLID = ~_flags(b" \t\n\r\x0b\x0c")
 _PLAIN = _flags(range(0x21, 0x7F))
+_SPACE = ord("▁")
+_WHITE = np.array([0, _SPACE, *(code for code in range(0x3001) if chr(code).isspace())], np.int64)
 
 
 def of_tokenizer(tokenizer: Any) -> Seams:
     """Of a Hugging Face tokenizer."""
-    return Seams(
-        tokenizer.get_vocab(with_added_tokens=True),
-        within_words=type(tokenizer.model).__name__ == "BPE",
-        is_normalized=tokenizer.normalizer is not None,
-    )
+    tokens = tokenizer.get_vocab(with_added_tokens=True)
+    model = tokenizer.model
+    merges = type(model).__name__ == "BPE"
+    steps = [
+        None if part is None else json.loads(part.__getstate__())
+        for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)
+    ]
+    if merges and not model.continuing_subword_prefix and not model.end_of_word_suffix and _keeps_text(*steps):
+        return TextSeams(tokens)
+    return ByteSeams(tokens, within_words=merges, is_normalized=tokenizer.normalizer is not None)
 
 
 def of_file(located: Located) -> Seams:
@@ -94,13 +163,85 @@ def of_file(located: Located) -> Seams:
     data = Path(located.path).read_bytes()
     if located.kind == "tiktoken":
         ranks = (base64.b64decode(line.split()[0]).decode("latin-1") for line in data.splitlines() if line)
-        return Seams([*ranks, *located.special_tokens], within_words=True)
+        return ByteSeams([*ranks, *located.special_tokens], within_words=True)
     raw: Any = json.loads(data)
-    vocab = raw["model"]["vocab"]
-    tokens = vocab if isinstance(vocab, dict) else [piece for piece, _ in vocab]
-    added = [token["content"] for token in raw.get("added_tokens") or ()]
-    return Seams(
-        [*tokens, *added],
-        within_words=raw["model"].get("type", "BPE") == "BPE",
-        is_normalized=raw.get("normalizer") is not None,
-    )
+    model = raw["model"]
+    vocab = model["vocab"]
+    tokens = [*(vocab if isinstance(vocab, dict) else (piece for piece, _ in vocab))]
+    tokens += [token["content"] for token in raw.get("added_tokens") or ()]
+    merges = model.get("type", "BPE") == "BPE"
+    normalizer = raw.get("normalizer")
+    if (
+        merges
+        and not model.get("continuing_subword_prefix")
+        and not model.get("end_of_word_suffix")
+        and _keeps_text(normalizer, raw.get("pre_tokenizer"))
+    ):
+        return TextSeams(tokens)
+    return ByteSeams(tokens, within_words=merges, is_normalized=normalizer is not None)
+
+
+def of_sentencepiece(model: Any) -> Seams:
+    """Of a SentencePiece processor."""
+    tokens = [model.id_to_piece(number) for number in range(model.get_piece_size())]
+    specs = {_TRAINER: b"", _NORMALIZER: b""}
+    for number, value in _fields(model.serialized_model_proto()):
+        if number in specs:
+            specs[number] += value  # one that comes twice says more of the same
+    trainer, normalizer = (dict(_fields(spec)) for spec in specs.values())
+    is_plain = not normalizer.get(_CHARSMAP) and normalizer.get(_ESCAPE_SPACES, 1)
+    if trainer.get(_MODEL_TYPE) == _BPE and is_plain:
+        return TextSeams(tokens)
+    return ByteSeams(tokens, within_words=False, is_normalized=True)
+
+
+_TRAINER, _NORMALIZER = 2, 3
+_MODEL_TYPE, _BPE = 3, 2
+_CHARSMAP, _ESCAPE_SPACES = 2, 5
+"""Numbers of sentencepiece_model.proto, the schema of its files."""
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """Fields of a protobuf message that its library has read: numbers, and bytes undecoded."""
+    at = 0
+
+    def number() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 0x7F) << shift
+            shift += 7
+            if byte < 0x80:
+                return value
+
+    while at < len(message):
+        key = number()
+        if key & 7 == 0:
+            yield key >> 3, number()
+            continue
+        size = number() if key & 7 == 2 else 8 if key & 7 == 1 else 4
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+def _keeps_text(normalizer: Any, pre_tokenizer: Any) -> bool:
+    """Whether the model sees every character of a text as it is, but spaces as "▁"; from a tokenizer.json."""
+    return all(map(_keeps, (*_steps(normalizer), *_steps(pre_tokenizer))))
+
+
+def _keeps(step: dict[str, Any]) -> bool:
+    if step["type"] == "Replace":
+        return bool(step["pattern"] == {"String": " "} and step["content"] == "▁")
+    if step["type"] == "Metaspace":
+        return bool(step["replacement"] == "▁")
+    return step["type"] in ("Prepend", "Split")
+
+
+def _steps(part: Any) -> list[dict[str, Any]]:
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    return [step for inner in part.get("normalizers", part.get("pretokenizers")) for step in _steps(inner)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,11 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokentexts
-from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import dsmem
-from dsmem.tokens import engines, feeding, seams, vocabularies
-from dsmem.tokens.seams import Seams
+from dsmem.tokens import engines, feeding, vocabularies
+from dsmem.tokens.seams import ByteSeams, TextSeams, of_file, of_sentencepiece, of_tokenizer
 from dsmem.tokens.vocabularies import Located
 
 STUFF = [*"0=-x \n\té.", "00", "123", "the", "  ", "\r\n", "東京", "🙂", "Word", "_a", "'s"]
@@ -79,6 +81,40 @@ def no_pre_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def sentences(*, unknown: bool = False, pre_tokenizer: Any = None, normalizer: Any = None) -> Tokenizer:
+    """As Llama 2's and Mistral's: the whole document is one word, or what is between spaces; `unknown`: some characters
+    have no token, and there are no bytes to fall back to."""
+    names = ["<unk>", *(() if unknown else (f"<0x{byte:02X}>" for byte in range(256)))]
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=not unknown))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    rng = random.Random(6)
+    trainer = trainers.BpeTrainer(vocab_size=900, special_tokens=names, show_progress=False, limit_alphabet=90)
+    tokenizer.train_from_iterator([*tokentexts.sources()[:3], *(some_text(rng, 2000) for _ in range(9))], trainer)
+    made = json.loads(tokenizer.to_str())
+    made["added_tokens"] = made["added_tokens"][:1]
+    made["pre_tokenizer"] = None
+    tokenizer = Tokenizer.from_str(json.dumps(made))
+    llama = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizer or normalizers.Sequence(llama if pre_tokenizer is None else [])
+    if pre_tokenizer is not None:
+        tokenizer.pre_tokenizer = pre_tokenizer
+    return tokenizer
+
+
+def with_added(tokenizer: Tokenizer) -> Tokenizer:
+    both = AddedToken("_a", lstrip=True, rstrip=True)
+    ends = AddedToken("東京", rstrip=True, normalized=False)
+    begins = AddedToken("123", lstrip=True, normalized=True)
+    tokenizer.add_tokens([both, ends, begins, AddedToken("Word", single_word=True), AddedToken("the 'd")])
+    tokenizer.add_special_tokens(["\r\n"])
+    return tokenizer
+
+
+def metaspace(scheme: str, split: bool) -> Any:
+    return pre_tokenizers.Metaspace(prepend_scheme=scheme, split=split)
+
+
 def unigram() -> Tokenizer:
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
@@ -99,6 +135,15 @@ TOKENIZERS: dict[str, Callable[[], Tokenizer]] = {
     "three digits": lambda: bpe(pre_tokenizers.Split(Regex(THREE), "isolated")),
     "superwords": lambda: bpe(pre_tokenizers.Split(Regex(r"\p{N}{1,3}|[^\p{N}]+"), "isolated")),
     "no pre-tokenizer": no_pre_tokenizer,
+    "llama": sentences,
+    "llama, unknown": lambda: sentences(unknown=True),
+    "llama, added": lambda: with_added(sentences()),
+    "llama, composed": lambda: sentences(
+        normalizer=normalizers.Sequence([normalizers.NFC(), normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    ),
+    "metaspace first": lambda: with_added(sentences(pre_tokenizer=metaspace("first", True))),
+    "metaspace always": lambda: sentences(unknown=True, pre_tokenizer=metaspace("always", False)),
+    "metaspace never": lambda: with_added(sentences(unknown=True, pre_tokenizer=metaspace("never", True))),
     "unigram": unigram,
     "wordpiece": wordpiece,
 }
@@ -118,8 +163,9 @@ def test_pieces_have_the_ids_of_the_whole(kind: str, small: None, tmp_path: Path
     path = tmp_path / "tokenizer.json"
     path.write_text(made.to_str())
     reference = Tokenizer.from_file(str(path))
+    reference.encode_special_tokens = True  # what looks so in a text is text
     found: list[Any] = [engines.load(Located("tokenizer.json", str(path)), "tokenizers", parse_special=False)]
-    if kind in ("runs", "gpt2", "three digits"):
+    if kind in ("runs", "gpt2", "three digits", "llama"):
         found.append(engines.load(Located("tokenizer.json", str(path)), "fastokens", parse_special=False))
     rng = random.Random(kind)
     cuts = 0
@@ -134,22 +180,32 @@ def test_pieces_have_the_ids_of_the_whole(kind: str, small: None, tmp_path: Path
 
 def test_pieces_of_sentencepiece(small: None, tmp_path: Path) -> None:
     rng = random.Random(3)
-    for kind in ("unigram", "bpe"):
+    plain = {"normalization_rule_name": "identity", "remove_extra_whitespaces": False}
+    options: dict[str, dict[str, Any]] = {
+        "unigram": {},
+        "bpe": {},
+        "plain": plain,
+        "bytes": {**plain, "byte_fallback": True, "vocab_size": 600, "user_defined_symbols": ["\n", "the", "東京"]},
+        "suffix": {**plain, "treat_whitespace_as_suffix": True},
+        "collapsed": {**plain, "remove_extra_whitespaces": True},
+        "whole": {**plain, "add_dummy_prefix": False},
+    }
+    for kind, chosen in options.items():
         path = tmp_path / f"{kind}.model"
         with path.open("wb") as file:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=iter("\n".join(tokentexts.sources()[:4]).splitlines()[:2000]),
                 model_writer=file,
-                vocab_size=400,
-                model_type=kind,
+                model_type="unigram" if kind == "unigram" else "bpe",
                 minloglevel=2,
+                **{"vocab_size": 400, **chosen},
             )
         engine = engines.load(Located("sentencepiece", str(path)), "sentencepiece", parse_special=False)
         theirs = sentencepiece.SentencePieceProcessor(model_file=str(path))
         cuts = 0
         # Unigram sums up scores in float32 from the beginning of a text: of two ways to take a run apart that are as
         # good as each other it chooses by the rounding.
-        odd = [some_text(rng, 9000) for _ in range(15)] if kind == "bpe" else []
+        odd = [] if kind == "unigram" else [some_text(rng, 9000) for _ in range(15)]
         for text in (*odd, "\n".join(tokentexts.sources()[5:9])):
             pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place=""))
             assert np.concatenate(pieces).tolist() == theirs.encode(text)
@@ -196,16 +252,114 @@ def test_no_token_lies_across_a_cut(tmp_path: Path) -> None:
     assert len(engines.load(Located("bytes"), "bytes", parse_special=False).seams().cuts(data, 1, len(data))[2]) > 2000
 
 
+@pytest.mark.parametrize(
+    "stuff", ["Съешь же ещё этих мягких французских булок\n", "天地玄黄、宇宙洪荒。", "no  one space "]
+)
+def test_text_of_any_script_is_cut(stuff: str, small: None, tmp_path: Path) -> None:
+    path = tmp_path / "tokenizer.json"
+    path.write_text(sentences().to_str())
+    text = stuff * 500
+    for name in ("fastokens", "tokenizers"):
+        engine = engines.load(Located("tokenizer.json", str(path)), name, parse_special=False)
+        pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place=""))
+        assert len(pieces) > len(text.encode()) // 4000
+        assert np.concatenate(pieces).tolist() == engine.encode([text])[0].tolist()
+
+
+def test_what_is_not_utf8_is_said_where_nothing_can_be_cut(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeding, "MOST_WHOLE_BYTES", 9000)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(sentences().to_str())
+    engine = engines.load(Located("tokenizer.json", str(path)), "fastokens", parse_special=False)
+    data = memoryview(("Съешь же ещё\n" * 3000).encode("koi8-r"))
+    with pytest.raises(dsmem.BadDocument, match=r"x:1: not UTF-8: byte 0xf3"):
+        list(feeding.feed(engine, feeding.reading_bytes(data), path="x", place=""))
+
+
+AS_IT_IS = [
+    sentences,
+    lambda: with_added(sentences()),
+    lambda: sentences(normalizer=normalizers.Replace(" ", "▁")),
+    lambda: sentences(pre_tokenizer=metaspace("first", True)),
+    lambda: sentences(pre_tokenizer=pre_tokenizers.Split(" ", "merged_with_previous")),
+]
+OTHERWISE = [
+    runs,
+    unigram,
+    wordpiece,
+    lambda: sentences(normalizer=normalizers.NFC()),
+    lambda: sentences(normalizer=normalizers.Sequence([normalizers.Replace(" ", "▁"), normalizers.Lowercase()])),
+    lambda: sentences(normalizer=normalizers.Replace(Regex(" "), "▁")),
+    lambda: sentences(normalizer=normalizers.Replace("x", "▁")),
+    lambda: sentences(normalizer=normalizers.Replace(" ", "_")),
+    lambda: sentences(pre_tokenizer=pre_tokenizers.Metaspace(replacement="_")),
+    lambda: sentences(pre_tokenizer=pre_tokenizers.Sequence([pre_tokenizers.ByteLevel(), metaspace("never", True)])),
+    lambda: Tokenizer(models.BPE(end_of_word_suffix="</w>")),
+    lambda: Tokenizer(models.BPE(continuing_subword_prefix="##")),
+]
+
+
+@pytest.mark.parametrize("make", [*AS_IT_IS, *OTHERWISE])
+def test_whose_seams_go_by_characters(make: Callable[[], Tokenizer], tmp_path: Path) -> None:
+    made = make()
+    path = tmp_path / "tokenizer.json"
+    path.write_text(made.to_str())
+    expected = TextSeams if make in AS_IT_IS else ByteSeams
+    assert type(of_tokenizer(made)) is type(of_file(Located("tokenizer.json", str(path)))) is expected
+
+
+@pytest.mark.parametrize(
+    ("expected", "options"),
+    [
+        (TextSeams, {"normalization_rule_name": "identity"}),
+        (ByteSeams, {"normalization_rule_name": "nmt_nfkc"}),
+        (ByteSeams, {"normalization_rule_name": "identity", "model_type": "unigram"}),
+    ],
+)
+def test_whose_seams_go_by_characters_of_sentencepiece(expected: type, options: dict[str, Any]) -> None:
+    held = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(tokentexts.sources()[0].splitlines()),
+        model_writer=held,
+        minloglevel=2,
+        **{"vocab_size": 150, "model_type": "bpe", **options},
+    )
+    model = held.getvalue()
+    assert type(of_sentencepiece(sentencepiece.SentencePieceProcessor(model_proto=model))) is expected
+    spaced = model + b"\x1a\x02\x28\x00"  # normalizer_spec: escape_whitespaces is false
+    assert type(of_sentencepiece(sentencepiece.SentencePieceProcessor(model_proto=spaced))) is ByteSeams
+
+
+def test_seams_of_text() -> None:
+    data = "aé é\n東京  x▁y\0z".encode()
+
+    def cuts(*tokens: str) -> list[list[str]]:
+        return [[data[:cut].decode() for cut in kind] for kind in TextSeams(tokens).cuts(data, 1, len(data))]
+
+    spaces = ["aé", "aé é\n東京", "aé é\n東京  x"]
+    everywhere = [["aé é\n"], spaces, ["a", "aé é\n東"]]
+    assert cuts() == cuts("é", "xy", "\0z") == everywhere
+    assert cuts("aé")[2] == ["aé é\n東"] and cuts("aé", "x東京")[2] == []
+    assert cuts("é▁") == cuts("é ") == [everywhere[0], spaces[1:], everywhere[2]]
+    assert cuts("\n東")[0] == []
+    assert TextSeams(["é▁"]).cuts(data, 4, 5) == [[], [], []]
+    assert TextSeams([]).cuts(data, 2, 3) == [[], [], []]  # inside a character
+    assert TextSeams([]).cuts(data, 3, 4) == [[], [3], []]
+    assert TextSeams([]).cuts(b"a\xff b", 1, 4) == TextSeams([]).cuts(b"a", 1, 1) == [[], [], []]
+
+
 def test_how_vocabularies_write_what_they_hold() -> None:
     data = b"xx aB\nBc"
 
     def cuts(*tokens: str, is_normalized: bool = False) -> list[int]:
-        found = Seams(tokens, within_words=True, is_normalized=is_normalized).cuts(data, 1, len(data))
+        found = ByteSeams(tokens, within_words=True, is_normalized=is_normalized).cuts(data, 1, len(data))
         return sorted(found[0] + found[1] + found[2])
 
     assert cuts() == [2, 4, 6]
     assert cuts("xĠ") == cuts("x▁") == cuts("x ") == [4, 6]
     assert cuts("ab") == [2, 4, 6] and cuts("ab", is_normalized=True) == [2, 6]
     assert cuts("ĊB") == cuts("▁B") == [2, 4]
-    assert Seams([], within_words=False).cuts(data, 1, len(data)) == [[6], [2], []]
-    assert seams.Seams([], within_words=True).cuts(b"a", 1, 1) == [[], [], []]
+    assert ByteSeams([], within_words=False).cuts(data, 1, len(data)) == [[6], [2], []]
+    assert ByteSeams([], within_words=True).cuts(b"a", 1, 1) == [[], [], []]
