@@ -161,10 +161,23 @@ def _of_long(row: memoryview, offset: int, path: str, text_field: str, lines: Li
         text: object = loads(rest)[text_field]
     except (ValueError, LookupError, TypeError):
         text = _slowly(bytes(rest), text_field)
-    if instead is None or text != instead:
+    if instead is None:
         return text
     place = Place(lines, offset)
-    return Long(path, place, 0, partial(longrows.unescaped, raw, path=path, place=place))
+    of_longest = partial(longrows.unescaped, raw, path=path, place=place)
+    if text == instead:
+        return Long(path, place, 0, of_longest)
+    return _of_other(of_longest(), path, place) or text
+
+
+def _of_other(read: longrows.Read, path: str, place: Place) -> _Fault | None:
+    """What is wrong with a string that is not the text, and was not parsed with the rest of its row."""
+    try:
+        while read(BLOCK_BYTES):
+            pass
+    except BadDocument as exc:
+        return _Fault(str(exc).removeprefix(f"{path}:{place()}: "))
+    return None
 
 
 @dataclass(frozen=True, slots=True)

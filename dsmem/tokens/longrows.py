@@ -6,6 +6,7 @@ A string of Python takes up to four bytes for a character, and a parser as much 
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -41,11 +42,8 @@ def without_longest(row: memoryview) -> tuple[bytes, str, memoryview] | None:
     if longest is None or _size_of(longest) < _LONG_STRING_BYTES:
         return None
     begin, end = longest.start() + 1, longest.end() - 1
-    before, after = bytes(row[:begin]), bytes(row[end:])
-    number = 0
-    while (instead := f"dsmem {number}").encode() in before or instead.encode() in after:
-        number += 1
-    return before + instead.encode() + after, instead, row[begin:end]
+    instead = secrets.token_hex()  # nobody can have written it into the row, in whatever way
+    return bytes(row[:begin]) + instead.encode() + bytes(row[end:]), instead, row[begin:end]
 
 
 def _size_of(match: re.Match[bytes]) -> int:

@@ -115,3 +115,22 @@ def test_turns(tmp_path: Path) -> None:
     assert not is_free(101)
     mine.done()
     assert is_free(101)
+
+
+@pytest.mark.usefixtures("_small")
+@pytest.mark.parametrize("bad", [b"\xff", b"\\q", b"\x01", b"\\ud800"], ids=repr)
+def test_a_long_string_beside_the_text_is_looked_at_too(bad: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    long = b'{"html": "' + b"x" * 60 + bad + b'", "text": "second"}\n'
+    path.write_bytes(b'{"text": "first"}\n' + long + b'{"html": "' + b"y" * 60 + b'", "text": "third"}\n')
+    with pytest.raises(dsmem.BadDocument, match="x.jsonl:2: not"):
+        tokenized(path, tmp_path)
+    done, texts = tokenized(path, tmp_path, on_error="skip")
+    assert (done.skipped, texts) == (1, ["first", "third"])
+
+
+@pytest.mark.usefixtures("_small")
+def test_what_stands_in_for_a_string_is_nothing_that_can_be_written(tmp_path: Path) -> None:
+    row = b'{"html": "' + b"x" * 60 + b'", "text": "dsm\\u0065m 0"}\n'
+    (tmp_path / "x.jsonl").write_bytes(row)
+    assert tokenized(tmp_path / "x.jsonl", tmp_path)[1] == ["dsmem 0"]
