@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,13 +87,23 @@ class TreeContents:
         try:
             if self._attributes is None:
                 self._attributes = json.loads(self._header.metadata.get(ATTRIBUTES_KEY, "{}"))
-            return self._decoded_attributes(self._attributes, path)
+            return _Attributes(
+                self, {tree.shown(name): value for name, value in self._attributes.get(path, {}).items()}
+            )
         except _NONSENSE as exc:
-            raise DamagedObject(f"{self._label}: its attributes can't be read", name=self._label) from exc
+            raise self.damaged_attributes() from exc
 
-    def _decoded_attributes(self, table: dict[str, dict[str, Any]], path: str) -> dict[str, Any]:
-        inside = table.get(path, {})
-        return {tree.shown(name): attributes.from_json(value, self._long) for name, value in inside.items()}
+    def attribute(self, value: object) -> Any:
+        """One that is JSON, as h5py gives it."""
+        self.check_open()
+        try:
+            return attributes.from_json(value, self._long)
+        except _NONSENSE as exc:
+            raise self.damaged_attributes() from exc
+
+    def damaged_attributes(self) -> DamagedObject:
+        """The error for attributes that can't be."""
+        return DamagedObject(f"{self._label}: its attributes can't be read", name=self._label)
 
     def _long(self, begin: int, end: int) -> memoryview:
         """What is long of an attribute; raises IndexError for what is not there."""
@@ -189,6 +199,26 @@ class TreeContents:
         if self._buffer is None:
             raise ValueError(f"{self._label} is closed")
         return self._buffer
+
+
+class _Attributes(Mapping[str, Any]):
+    """Those of one group or dataset; each is read when it is asked for, and belongs to who asks."""
+
+    def __init__(self, contents: TreeContents, table: Mapping[str, object]) -> None:
+        self._contents = contents
+        self._table = table
+
+    def __getitem__(self, name: str) -> Any:
+        return self._contents.attribute(self._table[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 class TreeDataset(Dataset):

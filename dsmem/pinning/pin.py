@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, get_args
 from dsmem import digest, files, settings
 from dsmem.arrays.summary import DatasetSummary, summarize
 from dsmem.digest import cache
-from dsmem.errors import Allow, BadSource, DamagedObject, Refusal, SourceChanged, Unsupported, UsageError
+from dsmem.errors import Allow, BadSource, DamagedObject, Refusal, SourceBusy, SourceChanged, Unsupported, UsageError
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
 from dsmem.store import names, objects, refs
@@ -212,11 +212,17 @@ def _already(store: Store, request: PinRequest, identity: FileIdentity) -> Obtai
 
 
 def _left_out(store: Store, request: PinRequest, fd: int, found: Obtained) -> tuple[Refusal, ...]:
-    """What an object that is there does not hold of what was asked for: the file is looked through once more for it."""
+    """What an object that is there does not hold of what was asked for: the file is looked through once more for it.
+
+    Nothing is known of it while the file is open for writing; the object is good all the same.
+    """
     if found.ref.provenance.selection != request.selection(skipped=True):
         return ()
-    with _opened(store, request, fd) as (reader, _):
-        return tuple(reader.refusals)
+    try:
+        with _opened(store, request, fd) as (reader, _):
+            return tuple(reader.refusals)
+    except SourceBusy:
+        return ()
 
 
 def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tuple[Obtained, tuple[Refusal, ...]]:

@@ -133,4 +133,4 @@ def test_a_header_without_the_tensor_is_damage() -> None:
     parsed = header.Header(raw, {views.TREE_KEY: tree.Tree().dump(), views.ATTRIBUTES_KEY: json.dumps(table)}, 8, 0)
     contents = views.TreeContents(parsed, np.empty(0, np.uint8), "pinned", "", label="x")
     with pytest.raises(dsmem.DamagedObject, match="x"):
-        contents.attributes("")
+        contents.attributes("")["x"]

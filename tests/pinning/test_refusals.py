@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import subprocess
@@ -688,6 +689,10 @@ def test_what_was_left_out_is_said_again(tmp_path: Path, untrusted: bool) -> Non
     assert again.refused == first.refused
     whole = dsmem.pin(path, only=["data"], skip_unsupported=True)
     assert whole.refused == ()
+    with path.open("rb") as writer:  # one that has not written yet
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        busy = dsmem.pin(path, skip_unsupported=True, untrusted=untrusted)
+    assert busy.already and busy.name == first.name
 
 
 def test_a_type_that_is_nested_too_deep(tmp_path: Path) -> None:
