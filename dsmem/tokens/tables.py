@@ -30,7 +30,7 @@ from dsmem.tokens.documents import need_column, rows_together
 from dsmem.tokens.pages import BadPages, Page
 
 MOST_BYTES = 448 << 20
-"""Of memory for pages, or for a record batch: with it all processes stay below 1 GiB."""
+"""Of memory for pages, or for a record batch; what encodes them, and what other workers keep, comes on top."""
 ALONE_BYTES = 32 << 20
 """Who needs more waits for its turn."""
 _BATCH_BYTES = 32 << 20
