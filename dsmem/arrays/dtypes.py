@@ -73,6 +73,11 @@ def is_plain(dtype: np.dtype[Any]) -> bool:
     return dtype.names is None and dtype.subdtype is None and not dtype.metadata and dtype.str in _NATIVE
 
 
+def shared(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """An equal dtype, one for all that are plain: h5py makes one of 100 bytes for each dataset."""
+    return np.dtype(dtype.str) if is_plain(dtype) else dtype
+
+
 def to_json(dtype: np.dtype[Any], depth: int = 0) -> object:
     """A JSON value from which `from_json` rebuilds the dtype, metadata included; raises UnsupportedType."""
     if depth > _MAX_DEPTH:

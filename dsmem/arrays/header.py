@@ -6,10 +6,11 @@ and nesting are bounded, and every tensor is checked against the file before it 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsmem.errors import BadSource, DamagedObject
@@ -26,6 +27,7 @@ ITEM_BYTES: Mapping[str, int] = {
     "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
 }  # fmt: skip
 _WIDEST_NUMBER = 10**18
+_AT_ONCE = 1000
 
 
 class HeaderTooLong(BadSource):
@@ -93,10 +95,11 @@ def parse(data: memoryview, file_bytes: int) -> Header:
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, size_bytes: int) -> bytes:
     """The header as `size_bytes` bytes of file (padded with spaces); raises ValueError when it does not fit."""
-    text = _dump(tensors, metadata)
-    if len(text) > size_bytes - 8:
-        raise ValueError(f"the header needs {len(text) + 8} bytes and has {size_bytes}")
-    return struct.pack("<Q", size_bytes - 8) + text.ljust(size_bytes - 8)
+    parts = list(_dumped(tensors.items(), metadata))
+    needed = 8 + sum(map(len, parts))
+    if needed > size_bytes:
+        raise ValueError(f"the header needs {needed} bytes and has {size_bytes}")
+    return b"".join((struct.pack("<Q", size_bytes - 8), *parts, b" " * (size_bytes - needed)))
 
 
 def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare_bytes: int) -> int:
@@ -104,22 +107,25 @@ def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare
 
     Raises HeaderTooLong for one that nobody could read.
     """
-    widest = {
-        name: Tensor(t.dtype, (*t.shape[:-1], _WIDEST_NUMBER) if t.shape else (), _WIDEST_NUMBER, _WIDEST_NUMBER)
+    widest = (
+        (name, Tensor(t.dtype, (*t.shape[:-1], _WIDEST_NUMBER) if t.shape else (), _WIDEST_NUMBER, _WIDEST_NUMBER))
         for name, t in tensors.items()
-    }
-    needed = 8 + len(_dump(widest, metadata)) + spare_bytes
+    )
+    needed = 8 + sum(map(len, _dumped(widest, metadata))) + spare_bytes
     size_bytes = -(-needed // PAGE_BYTES) * PAGE_BYTES
     if size_bytes - 8 > MAX_HEADER_BYTES:
         raise HeaderTooLong(f"names, shapes and attributes take {needed:,} bytes; {MAX_HEADER_BYTES:,} is the most")
     return size_bytes
 
 
-def _dump(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    table: dict[str, object] = {"__metadata__": dict(metadata)}
-    for name, t in tensors.items():
-        table[name] = {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin, t.end]}
-    return json.dumps(table, separators=(",", ":")).encode("ascii")
+def _dumped(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> Iterator[bytes]:
+    """The JSON, some tensors at a time: until it is text, each takes 1 KB of Python's objects."""
+    yield b'{"__metadata__":' + json.dumps(dict(metadata), separators=(",", ":")).encode("ascii")
+    remaining = iter(tensors)
+    while some := list(itertools.islice(remaining, _AT_ONCE)):
+        table = {name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin, t.end]} for name, t in some}
+        yield b"," + json.dumps(table, separators=(",", ":"))[1:-1].encode("ascii")
+    yield b"}"
 
 
 def shape_bytes(dtype: str, shape: Sequence[int]) -> int:

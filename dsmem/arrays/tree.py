@@ -197,6 +197,8 @@ def shown(name: str) -> str:
 def tensor_name(path: str) -> str:
     """The tensor that carries a dataset: its path, percent-escaped where safetensors or UTF-8 would not allow it."""
     escaped = urllib.parse.quote(path, safe="/ !#$&'()*+,:;=?@[]^`{|}<>\\~", errors="surrogateescape")
+    if escaped == path and not path.startswith("__"):
+        return path  # not a copy: there may be many
     return "%5F" + escaped[1:] if escaped.startswith("__") else escaped
 
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from h5py import h5d
 
-from dsmem.hdf5.chunks import ChunkTable, grid_of
+from dsmem.hdf5.chunks import ChunkTable, Column, grid_of
 from dsmem.hdf5.stored import MISSING
 
-_AT_ONCE = 1 << 16
-"""Chunks that are put into a table together: each takes some 100 bytes until then, and 24 in the table."""
+_AT_ONCE = 1 << 14
+"""Chunks that are put into a table together: each takes some 100 bytes until then, and 8 to 16 in the table."""
+_WIDEST_SIZE = 2**32 - 1
 
 
 class DamagedIndex(ValueError):
@@ -51,12 +52,12 @@ def read_table(
         raise DamagedIndex("its chunk index leads outside the file") from exc
     if numbers:
         index.put(numbers)
-    index.finish()
+    table = index.finish()
     if not index.is_ascending:
-        _check_found(dataset_id, index.table, chunks)
+        _check_found(dataset_id, table, chunks)
     elif looked is not None:
-        _check_there(dataset_id, index.table, chunks, looked)
-    return index.table
+        _check_there(dataset_id, table, chunks, looked)
+    return table
 
 
 def stored_bytes(dataset_id: Any) -> int:
@@ -102,10 +103,13 @@ class _Index:
     """A table that is filled with chunks as HDF5 tells of them, many at a time."""
 
     def __init__(self, shape: tuple[int, ...], chunks: tuple[int, ...], file_bytes: int) -> None:
-        grid = grid_of(shape, chunks)
-        total = math.prod(grid)
-        columns = (np.full(total, MISSING, np.int64), np.zeros(total, np.int64), np.zeros(total, np.int64))
-        self.table = ChunkTable(grid, *columns)
+        self._grid = grid_of(shape, chunks)
+        self._total = math.prod(self._grid)
+        self._offsets = np.full(self._total, MISSING, np.int64)
+        self._sizes: Column | None = None
+        self._size: int | None = None
+        """Of every chunk so far, while there are no `_sizes`."""
+        self._masks: Column | None = None
         self.is_ascending = True
         """Whether they came in the order of the dataset, as they do where HDF5 finds each by its place."""
         self._chunks = np.array(chunks, np.int64)
@@ -117,25 +121,45 @@ class _Index:
         """Enter chunks, each its corner, mask, offset and size; raises DamagedIndex."""
         infos = np.frombuffer(numbers, np.int64).reshape(-1, len(self._chunks) + 3)
         self._told += len(infos)
-        if self._told > len(self.table.offsets):
-            raise _too_many(len(self.table.offsets))
+        if self._told > self._total:
+            raise _too_many(self._total)
         starts, (masks, offsets, sizes) = infos[:, :-3], infos[:, -3:].T
         positions, beside = np.divmod(starts, self._chunks)
-        if (positions >= np.array(self.table.grid)).any() or (starts < 0).any():
+        if (positions >= np.array(self._grid)).any() or (starts < 0).any():
             raise DamagedIndex("its chunk index leads outside the dataset")
         if beside.any():
             raise DamagedIndex("its chunk index is damaged: a chunk lies between others")
         if (offsets < 0).any() or (sizes < 0).any() or (offsets > self._file_bytes - sizes).any():
             raise DamagedIndex("its chunk index leads outside the file")
-        where = np.ravel_multi_index(tuple(positions.T), self.table.grid)
+        where = np.ravel_multi_index(tuple(positions.T), self._grid)
         self.is_ascending &= self._last < int(where[0]) and bool((np.diff(where) > 0).all())
         self._last = int(where[-1])
-        self.table.offsets[where], self.table.sizes[where], self.table.masks[where] = offsets, sizes, masks
+        self._enter_sizes(where, sizes)
+        self._offsets[where] = offsets
+        if masks.any():
+            if self._masks is None:
+                self._masks = np.zeros(self._total, np.uint32)
+            self._masks[where] = masks
 
-    def finish(self) -> None:
-        """Raises DamagedIndex."""
-        if self._told > len(self.table.offsets) - self.table.missing:
+    def _enter_sizes(self, where: Column, sizes: Column) -> None:
+        if self._sizes is None:
+            self._size = int(sizes[0]) if self._size is None else self._size
+            if (sizes == self._size).all():
+                return
+            self._sizes = np.zeros(self._total, np.uint32 if self._size <= _WIDEST_SIZE else np.int64)
+            self._sizes[self._offsets != MISSING] = self._size
+        if self._sizes.dtype != np.int64 and int(sizes.max()) > _WIDEST_SIZE:
+            self._sizes = self._sizes.astype(np.int64)
+        self._sizes[where] = sizes
+
+    def finish(self) -> ChunkTable:
+        """The table; raises DamagedIndex."""
+        sizes = np.broadcast_to(np.int64(self._size or 0), self._total) if self._sizes is None else self._sizes
+        masks = np.broadcast_to(np.int64(0), self._total) if self._masks is None else self._masks
+        table = ChunkTable(self._grid, self._offsets, sizes, masks)
+        if self._told > self._total - table.missing:
             raise DamagedIndex("its chunk index is damaged: there are two of one chunk")
+        return table
 
 
 def _too_many(total: int) -> DamagedIndex:
@@ -177,9 +201,8 @@ def _check_there(dataset_id: Any, table: ChunkTable, chunks: tuple[int, ...], lo
 def _corners(table: ChunkTable, chunks: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:
     """Every chunk that was written: its position in the table, and the place of its first item."""
     steps = np.array(chunks, np.int64)
-    written = np.flatnonzero(table.offsets != MISSING)
-    for start in range(0, len(written), _AT_ONCE):
-        positions = written[start : start + _AT_ONCE]
+    for start in range(0, len(table.offsets), _AT_ONCE):
+        positions = start + np.flatnonzero(table.offsets[start : start + _AT_ONCE] != MISSING)
         places = np.stack(np.unravel_index(positions, table.grid), axis=-1) * steps
         yield from zip(positions.tolist(), map(tuple, places.tolist()), strict=True)
 

@@ -20,10 +20,15 @@ from dsmem.hdf5.stored import MISSING, StoredChunks
 
 BAND_BYTES = 2 << 20
 """What a band is filled up to, of small chunks."""
+_MOST_CHUNKS = 1 << 14
+"""Whose places are Python's numbers at once, 100 bytes each: of a band of several rows, and of a part of a long row."""
 LARGEST_BAND_BYTES = 16 << 20
 """A longer band is decoded into the object itself, in pieces, not through a buffer."""
 _LARGE_BYTES = 4 << 20
 """Of a larger chunk no buffer is kept for the next one."""
+
+
+Column = np.ndarray[Any, np.dtype[Any]]
 
 
 def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
@@ -33,12 +38,15 @@ def grid_of(shape: Sequence[int], chunks: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class ChunkTable:
-    """All chunks of a dataset by grid position in C order: int64 file offsets (-1 = never written) and sizes, masks."""
+    """All chunks of a dataset by grid position in C order: int64 file offsets (-1 = never written), sizes and masks.
+
+    Integers of 4 or 8 bytes; a column whose values are all the same has strides of 0, and takes no memory.
+    """
 
     grid: tuple[int, ...]
-    offsets: np.ndarray[Any, np.dtype[np.int64]]
-    sizes: np.ndarray[Any, np.dtype[np.int64]]
-    masks: np.ndarray[Any, np.dtype[np.int64]]
+    offsets: Column
+    sizes: Column
+    masks: Column
 
     @property
     def missing(self) -> int:
@@ -94,7 +102,7 @@ class ChunkedDataset:
         in_row = math.prod(self._table.grid[1:])
         row_bytes = math.prod(self._shape[1:]) * self._item_bytes
         band_bytes = self._chunks[0] * row_bytes
-        together = max(BAND_BYTES // max(band_bytes, 1), 1)
+        together = max(min(BAND_BYTES // max(band_bytes, 1), _MOST_CHUNKS // max(in_row, 1)), 1)
         for row in range(0, self._table.grid[0], together):
             last_row = min(row + together, self._table.grid[0])
             start = row * band_bytes
@@ -103,7 +111,7 @@ class ChunkedDataset:
             if size <= LARGEST_BAND_BYTES:
                 yield Band(first, last, start, size, True, self._source_end(first, last))
                 continue
-            step = max(BAND_BYTES // self._chunk_bytes, 1)
+            step = max(min(BAND_BYTES // self._chunk_bytes, _MOST_CHUNKS), 1)
             for i in range(first, last, step):
                 j = min(i + step, last)
                 yield Band(i, j, start, size, last - first <= step, self._source_end(i, j))
@@ -146,11 +154,17 @@ class ChunkedDataset:
         if band.whole and (self._table.offsets[band.first : band.last] == MISSING).all():
             target[...] = self._fill
             return band.size_bytes
-        offsets = self._table.offsets[band.first : band.last].tolist()
-        sizes = self._table.sizes[band.first : band.last].tolist()
-        masks = self._table.masks[band.first : band.last].tolist()
+        for first in range(band.first, band.last, _MOST_CHUNKS):
+            self._decode_some(first, min(first + _MOST_CHUNKS, band.last), out, target, first_row)
+        return band.size_bytes if band.whole else min((band.last - band.first) * self._chunk_bytes, band.size_bytes)
+
+    def _decode_some(self, first: int, last: int, out: Array, target: Array, first_row: int) -> None:
+        """Decode chunks of a band that begins with that row; `target` are the bytes of `out`, as items."""
+        offsets = self._table.offsets[first:last].tolist()
+        sizes = self._table.sizes[first:last].tolist()
+        masks = self._table.masks[first:last].tolist()
         pieces = self._stored.read(offsets, sizes)
-        position = band.first
+        position = first
         # The size of a chunk in whole rows; 0: none goes straight to its place. Small chunks must not drown in Python.
         straight = self._chunk_bytes if self._whole_rows else 0
         at = (position * self._chunks[0] - first_row) * (self._chunk_bytes // self._chunks[0])
@@ -166,7 +180,6 @@ class ChunkedDataset:
                 at = end
         except Undecodable as exc:
             raise BadSource(f"{self._label}: the chunk at {self._corner(position)} can't be decoded: {exc}") from exc
-        return band.size_bytes if band.whole else min((band.last - band.first) * self._chunk_bytes, band.size_bytes)
 
     def _decode_one(self, position: int, data: memoryview | None, mask: int, target: Array, first_row: int) -> None:
         """A chunk that is missing, cut off at an edge, or narrower than a row."""

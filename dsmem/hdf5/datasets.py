@@ -68,7 +68,7 @@ def inspect(
     """
     plist = dataset.id.get_create_plist()
     try:
-        dtype = dataset.dtype
+        dtype = dtypes.shared(dataset.dtype)
     except (TypeError, ValueError) as exc:
         raise UnsupportedType(f"a type that numpy lacks ({reason(exc)})") from exc
     _check_type(dataset, dtype)
@@ -228,6 +228,8 @@ def _info(
     if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and shape is not None:
         fill = dataset.fillvalue
     maxshape = None if shape is None else tuple(dataset.maxshape)
+    if maxshape == shape:
+        maxshape = shape  # not a copy: there may be many
     return tree.Dataset(shape, dtype, maxshape=maxshape, fillvalue=fill, note=note, **options)
 
 

@@ -13,6 +13,8 @@ import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BLOCK_BYTES = 4 << 20
+MOST_CHUNKS = 2048
+"""Of a read: each takes HDF5 6 KB beside its bytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,16 +37,20 @@ def blocks(
 ) -> Iterator[Block]:
     """Cut an array into boxes of whole chunks, in ascending order of where they begin, and of where they end.
 
-    A chunk that is cut would be decoded once for each piece. A box is at most `limit_bytes`, or one chunk; without
-    chunks it is contiguous. It is as long as can be along the last axes, so that its items lie together.
+    A chunk that is cut would be decoded once for each piece. A box is at most `limit_bytes`, or one chunk, and not of
+    very many; without chunks it is contiguous. It is as long as can be along the last axes: its items lie together.
     """
+    if chunks is not None:
+        limit_bytes = min(limit_bytes, MOST_CHUNKS * math.prod(chunks) * item_bytes)
     box = _box(shape, item_bytes, chunks, limit_bytes)
     for corner in itertools.product(*(range(0, length, step) for length, step in zip(shape, box, strict=True))):
         yield _block(shape, corner, box)
 
 
-def some_block(shape: Sequence[int], item_bytes: int, limit_bytes: int) -> Block:
-    """One of the pieces that `blocks` would cut without chunks, chosen at random."""
+def some_block(shape: Sequence[int], item_bytes: int, chunks: Sequence[int] | None, limit_bytes: int) -> Block:
+    """One of the pieces that `blocks` would cut without chunks, chosen at random; `chunks`: it lies in few of those."""
+    if chunks:
+        limit_bytes = min(limit_bytes, MOST_CHUNKS * chunks[-1] * item_bytes)
     box = _box(shape, item_bytes, None, limit_bytes)
     corner = [step * random.randrange(-(-length // step) or 1) for length, step in zip(shape, box, strict=True)]
     return _block(shape, corner, box)

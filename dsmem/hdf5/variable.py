@@ -20,7 +20,7 @@ from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import ChunkedDataset
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, pointers
-from dsmem.hdf5.reading import Array, as_bytes
+from dsmem.hdf5.reading import MOST_CHUNKS, Array, as_bytes
 
 BLOCK_BYTES = 16 << 20
 """Of items that are read at once: HDF5, Python and what is written each have them once."""
@@ -82,10 +82,11 @@ def read(dataset: Any, base: np.dtype[Any], counts: Counts) -> Iterator[tuple[me
     The bytes are valid until the next are taken.
     """
     done = 0
+    most = MOST_CHUNKS * dataset.chunks[-1] if dataset.chunks else _MOST_ITEMS
     for count in counts:
         end = done + count
         while done < end:
-            selection, taken = _box(dataset.shape, done, end - done)
+            selection, taken = _box(dataset.shape, done, min(end - done, most))
             done += taken
             items = np.asarray(dataset[selection], object).ravel() if selection else [dataset[()]]
             encoded = [_item_bytes(item, base) for item in items]

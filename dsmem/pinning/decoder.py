@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import mmap
 import os
 import signal
+import struct
 import sys
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
@@ -23,7 +25,6 @@ from dsmem.store import writing
 if TYPE_CHECKING:
     from dsmem.hdf5.chunks import Band, ChunkedDataset
 
-_ITEM_BYTES = 8
 _MOST_MAPPED = 32
 """Datasets whose chunk tables are mapped at once: each takes three maps, and a descriptor for each map."""
 
@@ -64,19 +65,22 @@ class _Dataset:
         chunks = 1
         for count in known["grid"]:
             chunks *= count
-        self._columns = [self._column(known["table"] + index * chunks * _ITEM_BYTES, chunks) for index in range(3)]
+        self._columns = [self._column(code, start, chunks) for code, start in known["columns"]]
 
-    def _column(self, start: int, items: int) -> memoryview:
-        """One column of its chunk table: int64, read-only, shared with the parent."""
+    def _column(self, code: str, start: int, items: int) -> memoryview | int:
+        """One column of its chunk table, read-only, shared with the parent; an int: all are that."""
+        if not code:
+            return start
         before = start % mmap.ALLOCATIONGRANULARITY
         whole = mmap.mmap(
             self._tables_fd,
-            before + items * _ITEM_BYTES,
+            before + items * struct.calcsize(code),
             offset=start - before,
             prot=mmap.PROT_READ,
             flags=mmap.MAP_SHARED,
         )
-        return memoryview(whole)[before:].cast("q")
+        numbers: memoryview = memoryview(whole)[before:].cast(code)  # type: ignore[call-overload]  # as numpy calls it
+        return numbers
 
     @cached_property
     def _decoding(self) -> ChunkedDataset:
@@ -87,10 +91,16 @@ class _Dataset:
 
         known = self._known
         filters = [Filter(code, tuple(values), name) for code, values, name in known["filters"]]
-        offsets, sizes, masks = (np.frombuffer(column, np.int64) for column in self._columns)
+        grid = tuple(known["grid"])
+        offsets, sizes, masks = (
+            np.broadcast_to(np.int64(column), math.prod(grid))
+            if isinstance(column, int)
+            else np.frombuffer(column, column.format)
+            for column in self._columns
+        )
         return ChunkedDataset(
             self._fd,
-            ChunkTable(tuple(known["grid"]), offsets, sizes, masks),
+            ChunkTable(grid, offsets, sizes, masks),
             shape=tuple(known["shape"]),
             chunks=tuple(known["chunks"]),
             item_bytes=known["item_bytes"],
@@ -104,9 +114,11 @@ class _Dataset:
         first, last, start, size_bytes = place[:4]
         offset = self._known["place"] + start
         if is_plain:
-            offsets, sizes, _ = self._columns
-            there = offsets[first:last].tolist(), sizes[first:last].tolist()
-            pieces = self._stored.inflated(*there, self._chunk_bytes)
+            offsets, sizes = (
+                [column] * (last - first) if isinstance(column, int) else column[first:last].tolist()
+                for column in self._columns[:2]
+            )
+            pieces = self._stored.inflated(offsets, sizes, self._chunk_bytes)
             if pieces is not None:
                 target.write_pieces(offset, pieces)
                 return size_bytes

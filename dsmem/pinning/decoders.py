@@ -22,11 +22,12 @@ import numpy as np
 
 from dsmem import files, helpers
 from dsmem.errors import BadSource
-from dsmem.hdf5.chunks import Band, ChunkTable
+from dsmem.hdf5.chunks import Band, ChunkTable, Column
 from dsmem.store.draft import Draft
 
 _PATIENCE_S = 5.0
 _ANSWER_BYTES = 4096
+_ALIGNED_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +66,19 @@ class Decoders:
 
     def add(self, description: Description, table: ChunkTable) -> int:
         """Announce a dataset; returns its number. Not to be called by two threads at once."""
-        start = self._tables_bytes
-        for column in (table.offsets, table.sizes, table.masks):
-            files.pwrite_full(self._tables_fd, column.view(np.uint8).data, self._tables_bytes)
-            self._tables_bytes += column.nbytes
-        known = {**asdict(description), "grid": table.grid, "table": start}
+        columns = [self._column(column) for column in (table.offsets, table.sizes, table.masks)]
+        known = {**asdict(description), "grid": table.grid, "columns": columns}
         self._told.append(json.dumps(known).encode() + b"\n")
         return len(self._told) - 1
+
+    def _column(self, column: Column) -> tuple[str, int]:
+        """Share a column: its format and where it lies; of one that takes no memory "" and its value."""
+        if column.strides == (0,):
+            return "", int(column[0])
+        start = self._tables_bytes
+        files.pwrite_full(self._tables_fd, column.view(np.uint8).data, start)
+        self._tables_bytes += -(-column.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
+        return column.dtype.char, start
 
     def decode(self, number: int, band: Band, *, is_plain: bool) -> int:
         """Have a band of a dataset decoded into its place; returns how many bytes that was.

@@ -184,7 +184,7 @@ def fill(
             done += size
             progress(done, total)
         cursor = plan.known_bytes
-        by_name = {tree.tensor_name(item.path): item for item in plan.scan.items}
+        by_name = {tree.tensor_name(item.path): item for item in plan.scan.items if item.info.dtype.kind == "O"}
         growth, varying = Growth(draft, plan.need_bytes), Variable(path, size_bytes, source.allow)
 
         def at_piece(item: Item, start: int, data: memoryview) -> None:
@@ -303,7 +303,7 @@ def compare(
         if whole:
             cuts = reading.blocks(shape, item_bytes, item.info.chunks)
         else:
-            cuts = iter([reading.some_block(shape, item_bytes, _SAMPLE_BYTES)])
+            cuts = iter([reading.some_block(shape, item_bytes, item.info.chunks, _SAMPLE_BYTES)])
         for block in cuts:
             with translated(path, f"/{item.path}"):
                 expected = reading.read_block(file[tree.raw(item.path)], block.selection)

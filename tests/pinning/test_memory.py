@@ -199,6 +199,40 @@ def test_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> No
     assert taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
 
 
+@pytest.mark.parametrize("width", [1, 200])
+def test_many_small_chunks_without_filters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    """16 bytes a chunk at most, and 100 of those that are decoded now; in whole rows, and many in a row."""
+    monkeypatch.setattr(proc, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(decoding, "WORTH_CHUNKS", 1 << 30)
+    path, chunks = tmp_path / "x.h5", 80_000
+
+    def write() -> None:
+        with h5py.File(path, "w") as file:
+            dataset = file.create_dataset("x", (chunks // width, 4 * width), "u1", chunks=(1, 4))
+            for row in range(0, len(dataset), len(dataset) // 10):
+                dataset[row : row + len(dataset) // 10] = 1
+
+    call(write)
+    taken = taken_bytes(path)
+    allowed = 20 * MIB + 16 * chunks
+    assert taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
+
+
+def test_many_datasets(tmp_path: Path) -> None:
+    """About 1 KB each; of HDF5's structures only the last that were looked at."""
+    path, count = tmp_path / "x.h5", 3000
+
+    def write() -> None:
+        with h5py.File(path, "w") as file:
+            for number in range(count):
+                file[f"{number // 500}/dataset{number}"] = np.arange(4.0)
+
+    call(write)
+    taken = taken_bytes(path)
+    allowed = 8 * MIB + 1500 * count
+    assert taken <= allowed, f"{taken / MIB:.0f} MiB taken, {allowed / MIB:.0f} allowed"
+
+
 def test_what_is_taken_is_seen() -> None:
     def take() -> int:
         with Peak() as peak:
