@@ -108,7 +108,7 @@ def test_pipe(dsmem: Dsmem, fake: Fake) -> None:
 
 def test_json(dsmem: Dsmem, fake: Fake) -> None:
     seen = library(fake)
-    ran = dsmem("pin", "--explain", "t.h5", "--json", "--allow", "external", "--only", "a*")
+    ran = dsmem("pin", "--explain", "t.h5", "--json", "--allow", "external", "--only", "a*", "--untrusted")
     read = json.loads(ran.out)
     assert set(read) == {"explained", "failed"}
     (one,) = read["explained"]
@@ -130,7 +130,7 @@ def test_json(dsmem: Dsmem, fake: Fake) -> None:
         "in_processes": False,
     }
     assert one["refused"][0] == {"path": "/away\x1b", "reason": "leads to o.h5", "allow": "external"}
-    assert seen == [{"only": ["a*"], "allow": ["external"]}]
+    assert seen == [{"only": ["a*"], "allow": ["external"], "untrusted": True}]
 
 
 @pytest.mark.parametrize(
