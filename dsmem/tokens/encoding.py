@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsmem.errors import BadDocument, EngineDiffers
-from dsmem.tokens import compressed, cutting, documents, engines, feeding, recoding, tables, turns
+from dsmem.tokens import columns, compressed, cutting, documents, engines, feeding, recoding, tables, turns
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
@@ -149,7 +149,7 @@ class Encoder:
         if piece.kind in ("parquet", "arrow"):
             of = tables.of_row_groups if piece.kind == "parquet" else tables.of_batches
             with of(piece.path, piece.start, piece.end, recipe.text_field, recipe.directory) as found:
-                yield from documents.rows(
+                yield from columns.rows(
                     found, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
                 )
             return

@@ -25,8 +25,9 @@ import numpy as np
 from dsmem import files, units
 from dsmem.errors import BadDocument, BadSource, TableTooLarge
 from dsmem.tokens import messages, pages
+from dsmem.tokens.columns import rows_together
 from dsmem.tokens.cutting import BLOCK_BYTES
-from dsmem.tokens.documents import need_column, rows_together
+from dsmem.tokens.documents import need_column
 from dsmem.tokens.pages import BadPages, Page
 
 MOST_BYTES = 448 << 20

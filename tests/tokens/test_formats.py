@@ -20,7 +20,7 @@ import tokentexts
 from pyarrow import parquet
 
 import dsmem
-from dsmem.tokens import documents, encoding, inputs, tables
+from dsmem.tokens import columns, encoding, inputs, tables
 from dsmem.tokens.inputs import Wanted
 from dsmem.tokens.verifying import verify
 
@@ -444,7 +444,7 @@ def test_columns_are_cut_by_bytes(
     suffix: str, kind: str, stored_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Texts far below and far above what is encoded together, and every kind of column that holds text."""
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(columns, "BLOCK_BYTES", 100)
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 100)
     monkeypatch.setattr(tables, "_MOST_STORED_BYTES", stored_bytes)
     texts = ["", "ä" * 70, *(f"{number} Größe" * (number % 7) for number in range(400)), "x" * 5000, "", "z" * 100]
@@ -466,13 +466,13 @@ def test_rows_together_have_the_bytes_of_a_block_or_are_one() -> None:
     wanted = [(0, 2, 10), (2, 4, 1), (4, 5, 25), (5, 8, 10), (8, 9, 11), (9, 10, 3)]
     for kind in (pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())):
         one = column.dictionary_encode().cast(kind) if pa.types.is_dictionary(kind) else column.cast(kind)
-        assert list(documents.rows_together(one, 10)) == wanted
-        assert list(documents.rows_together(one.slice(0, 0), 10)) == []
-        assert list(documents.rows_together(pa.array([], kind), 10)) == []
+        assert list(columns.rows_together(one, 10)) == wanted
+        assert list(columns.rows_together(one.slice(0, 0), 10)) == []
+        assert list(columns.rows_together(pa.array([], kind), 10)) == []
 
 
 def test_the_row_of_a_hole_is_told_whatever_is_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 100)
+    monkeypatch.setattr(columns, "BLOCK_BYTES", 100)
     monkeypatch.setattr(encoding, "BLOCK_BYTES", 100)
     texts: list[str | None] = ["word " * (number % 9) for number in range(1000)]
     texts[777] = None

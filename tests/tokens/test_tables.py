@@ -20,7 +20,7 @@ from pyarrow import parquet
 import dsmem
 from dsmem.cli import hints
 from dsmem.cli.hints import Typed
-from dsmem.tokens import documents, failures, messages, pages, tables
+from dsmem.tokens import columns, failures, messages, pages, tables
 from dsmem.tokens.pages import Page
 
 TEXTS = [f"{number} Größe 🙂 " * (number % 40) for number in range(3000)]
@@ -165,8 +165,8 @@ ARRAYS: dict[str, Callable[[list[str]], pa.Array]] = {
 def test_record_batches(
     kind: str, form: str, compression: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 5000)
-    monkeypatch.setattr(documents, "LONG_ROW_BYTES", 10_000)
+    monkeypatch.setattr(columns, "BLOCK_BYTES", 5000)
+    monkeypatch.setattr(columns, "LONG_ROW_BYTES", 10_000)
     monkeypatch.setattr(tables, "_BATCH_BYTES", 40_000)
     texts = [*TEXTS, "x" * 9999, "ä" * 30_000, "", *TEXTS[:9]]
     table = pa.table({"n": pa.array(range(len(texts))), "text": ARRAYS[kind](texts)})
@@ -231,9 +231,9 @@ def test_a_text_that_lies_elsewhere_is_not_read(offsets: list[int], large: bool,
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 def test_rows_too_long_are_told_and_left_out(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "LONG_ROW_BYTES", 1000)
-    monkeypatch.setattr(documents, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(documents, "MOST_DOCUMENT_BYTES", 5000)
+    monkeypatch.setattr(columns, "LONG_ROW_BYTES", 1000)
+    monkeypatch.setattr(columns, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(columns, "MOST_DOCUMENT_BYTES", 5000)
     texts = ["a", "ä" * 2500, "b" * 5001, "c", "d" * 4999]
     bad = b"e" * 2000 + b"\xff" + b"e" * 2000
     column = pa.array([*(text.encode() for text in texts), bad, b"f"]).view(pa.string())
