@@ -181,21 +181,26 @@ def _check_found(dataset_id: Any, table: ChunkTable, chunks: tuple[int, ...]) ->
 
 
 def _check_there(dataset_id: Any, table: ChunkTable, chunks: tuple[int, ...], looked: Callable[[], None]) -> None:
-    """Raise DamagedIndex unless HDF5 finds a chunk at the place of each; nothing is read of them.
-
-    h5py looks for a chunk before it finds that there is no room for it, which is its ValueError.
-    """
-    nothing = bytearray()
+    """Raise DamagedIndex unless HDF5 finds a chunk at the place of each; nothing is read of them."""
     for count, (_, corner) in enumerate(_corners(table, chunks)):
         if count % _AT_ONCE == 0:
             looked()
-        try:
-            dataset_id.read_direct_chunk(corner, out=nothing)
-        except ValueError:
-            continue
-        except (OSError, RuntimeError) as exc:
-            raise _not_found(corner) from exc
-        raise _not_found(corner)
+        if not is_found(dataset_id, corner):
+            raise _not_found(corner)
+
+
+def is_found(dataset_id: Any, corner: tuple[int, ...]) -> bool:
+    """Whether HDF5 finds a chunk there through the index; nothing of it is read.
+
+    h5py looks for a chunk before it finds that there is no room for it, which is its ValueError.
+    """
+    try:
+        dataset_id.read_direct_chunk(corner, out=bytearray())
+    except ValueError:
+        return True
+    except (OSError, RuntimeError):
+        return False
+    return False
 
 
 def _corners(table: ChunkTable, chunks: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, ...]]]:

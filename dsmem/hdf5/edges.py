@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from dsmem.hdf5.chunkindex import visit
+from dsmem.hdf5.chunkindex import is_found, visit
 
 _MOST_LOOKED_UP = 256
 
@@ -25,7 +25,7 @@ def may_be_unfiltered(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int
     whole_bytes = item_bytes * math.prod(chunks)
     corners = _corners(shape, chunks)
     found = next(
-        (corner for corner in itertools.islice(corners, _MOST_LOOKED_UP) if _is_there(dataset_id, corner)), None
+        (corner for corner in itertools.islice(corners, _MOST_LOOKED_UP) if is_found(dataset_id, corner)), None
     )
     if found is not None:
         info = dataset_id.get_chunk_info_by_coord(found)  # which walks over the index, up to where it is
@@ -36,17 +36,6 @@ def may_be_unfiltered(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int
     elif next(corners, None) is None:
         return False
     return _is_any_whole(dataset_id, shape, chunks, whole_bytes)
-
-
-def _is_there(dataset_id: Any, corner: tuple[int, ...]) -> bool:
-    """Whether a chunk was written: reading finds it through the index, then that there is no room for it."""
-    try:
-        dataset_id.read_direct_chunk(corner, out=bytearray())
-    except ValueError:
-        return True
-    except (OSError, RuntimeError):
-        return False
-    return False
 
 
 def _is_any_whole(dataset_id: Any, shape: tuple[int, ...], chunks: tuple[int, ...], whole_bytes: int) -> bool:

@@ -8,7 +8,6 @@ are given back as they are done with.
 
 from __future__ import annotations
 
-import fcntl
 import mmap
 import os
 import sys
@@ -22,13 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from dsmem import files, units
+from dsmem import units
 from dsmem.errors import BadDocument, BadSource, TableTooLarge
 from dsmem.tokens import messages, pages
 from dsmem.tokens.columns import rows_together
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import need_column
 from dsmem.tokens.pages import BadPages, Page
+from dsmem.tokens.turns import Turn
 
 MOST_BYTES = 448 << 20
 """Of memory for pages, or for a record batch; what encodes them, and what other workers keep, comes on top."""
@@ -194,18 +194,16 @@ def _too_large(path: str, text_field: str, found: Sequence[Page], need_bytes: in
 @contextmanager
 def _turn(directory: str, need_bytes: int) -> Iterator[None]:
     """Inside, nobody else of this run holds pages or batches that need as much; nothing may be left of them."""
-    if need_bytes <= ALONE_BYTES:
-        yield
-        return
     import pyarrow as pa
 
-    fd = files.open_own(f"{directory}/turn", os.O_RDWR | os.O_CREAT)
+    turn = Turn(directory, "table", some_bytes=ALONE_BYTES, much_bytes=ALONE_BYTES)
+    turn.need(need_bytes)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
         yield
     finally:
-        pa.default_memory_pool().release_unused()
-        os.close(fd)
+        if need_bytes > ALONE_BYTES:
+            pa.default_memory_pool().release_unused()
+        turn.done()
 
 
 def record_batches(path: str, text_field: str) -> list[tuple[int, int]]:
