@@ -7,10 +7,11 @@ byte-level.
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
+
+from dsmem.tokens.seams import described, steps
 
 _BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 ALPHABET = [chr(byte) for byte in _BYTES] + [chr(0x100 + number) for number in range(256 - len(_BYTES))]
@@ -28,7 +29,7 @@ def obstacle(tokenizer: Any, *, parse_special: bool) -> str | None:
 
 def _of_replacing(tokenizer: Any) -> str | None:
     """Empty matches and texts go wrong in Hugging Face's own way."""
-    for step in _steps(tokenizer.normalizer):
+    for step in steps(described(tokenizer.normalizer)):
         if step["type"] == "Prepend" and not step["prepend"]:
             return "it does not prepend the empty text as Hugging Face does"
         if step["type"] == "Replace":
@@ -40,7 +41,7 @@ def _of_replacing(tokenizer: Any) -> str | None:
 
 def _of_vocabulary(tokenizer: Any) -> str | None:
     model = tokenizer.model
-    is_bytes = any(step["type"] == "ByteLevel" for step in _steps(tokenizer.pre_tokenizer))
+    is_bytes = any(step["type"] == "ByteLevel" for step in steps(described(tokenizer.pre_tokenizer)))
     if is_bytes and all(model.token_to_id(char) is not None for char in ALPHABET):
         return None
     tokens = tokenizer.get_vocab(with_added_tokens=False)
@@ -91,15 +92,3 @@ def _overlapping(some: Sequence[str], others: Sequence[str]) -> str | None:
             if one in together or any(one[at:] in begins for at in range(1, len(one))):
                 return one
     return None
-
-
-def _steps(part: Any) -> Iterator[dict[str, Any]]:
-    """A normalizer or pre-tokenizer, or those of its sequence, as tokenizer.json has them."""
-    waiting = [] if part is None else [json.loads(part.__getstate__())]
-    while waiting:
-        step = waiting.pop()
-        inner = step.get("normalizers", step.get("pretokenizers"))
-        if step["type"] == "Sequence":
-            waiting += inner
-        else:
-            yield step

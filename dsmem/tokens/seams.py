@@ -149,13 +149,9 @@ def of_tokenizer(tokenizer: Any) -> Seams:
     tokens = tokenizer.get_vocab(with_added_tokens=True)
     model = tokenizer.model
     merges = type(model).__name__ == "BPE"
-    steps = [
-        None if part is None else json.loads(part.__getstate__())
-        for part in (tokenizer.normalizer, tokenizer.pre_tokenizer)
-    ]
-    if merges and not model.continuing_subword_prefix and not model.end_of_word_suffix and _keeps_text(*steps):
-        return TextSeams(tokens)
-    return ByteSeams(tokens, within_words=merges, is_normalized=tokenizer.normalizer is not None)
+    has_affixes = merges and bool(model.continuing_subword_prefix or model.end_of_word_suffix)
+    parts = map(described, (tokenizer.normalizer, tokenizer.pre_tokenizer))
+    return _of_parts(tokens, *parts, merges=merges, has_affixes=has_affixes)
 
 
 def of_file(located: Located) -> Seams:
@@ -170,13 +166,13 @@ def of_file(located: Located) -> Seams:
     tokens = [*(vocab if isinstance(vocab, dict) else (piece for piece, _ in vocab))]
     tokens += [token["content"] for token in raw.get("added_tokens") or ()]
     merges = model.get("type", "BPE") == "BPE"
-    normalizer = raw.get("normalizer")
-    if (
-        merges
-        and not model.get("continuing_subword_prefix")
-        and not model.get("end_of_word_suffix")
-        and _keeps_text(normalizer, raw.get("pre_tokenizer"))
-    ):
+    has_affixes = bool(model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"))
+    parts = raw.get("normalizer"), raw.get("pre_tokenizer")
+    return _of_parts(tokens, *parts, merges=merges, has_affixes=has_affixes)
+
+
+def _of_parts(tokens: Iterable[str], normalizer: Any, pre_tokenizer: Any, *, merges: bool, has_affixes: bool) -> Seams:
+    if merges and not has_affixes and all(map(_keeps, (*steps(normalizer), *steps(pre_tokenizer)))):
         return TextSeams(tokens)
     return ByteSeams(tokens, within_words=merges, is_normalized=normalizer is not None)
 
@@ -226,12 +222,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
         at += size
 
 
-def _keeps_text(normalizer: Any, pre_tokenizer: Any) -> bool:
-    """Whether the model sees every character of a text as it is, but spaces as "▁"; from a tokenizer.json."""
-    return all(map(_keeps, (*_steps(normalizer), *_steps(pre_tokenizer))))
-
-
 def _keeps(step: dict[str, Any]) -> bool:
+    """Whether a step leaves the model every character of a text as it is, but spaces as "▁"."""
     if step["type"] == "Replace":
         return bool(step["pattern"] == {"String": " "} and step["content"] == "▁")
     if step["type"] == "Metaspace":
@@ -239,9 +231,15 @@ def _keeps(step: dict[str, Any]) -> bool:
     return step["type"] in ("Prepend", "Split")
 
 
-def _steps(part: Any) -> list[dict[str, Any]]:
+def described(part: Any) -> Any:
+    """A normalizer or pre-tokenizer that `tokenizers` has loaded as tokenizer.json has it."""
+    return None if part is None else json.loads(part.__getstate__())
+
+
+def steps(part: Any) -> list[dict[str, Any]]:
+    """A normalizer or pre-tokenizer of a tokenizer.json, or those of its sequence."""
     if part is None:
         return []
     if part["type"] != "Sequence":
         return [part]
-    return [step for inner in part.get("normalizers", part.get("pretokenizers")) for step in _steps(inner)]
+    return [step for inner in part.get("normalizers", part.get("pretokenizers")) for step in steps(inner)]
