@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from dsmem.checkpoint.formats import Format
-from dsmem.progress import Progress
+from dsmem.progress import ByteCounter, Progress
 
 State = Literal["ok", "note", "bad"]
 About = Literal["structure", "files", "index", "tensors", "checksums"]
@@ -60,10 +60,7 @@ class Findings:
     def __init__(self, progress: Progress) -> None:
         self._checks: list[Check] = []
         self._lock = threading.Lock()
-        self._progress = progress
-        self._done_bytes = 0
-        self.total_bytes = 0
-        """What there is to read; set before it is read."""
+        self._counter = ByteCounter(progress)
         self.stopped: Callable[[], bool] = lambda: False
         """Whether nobody wants the rest, since an interrupt."""
         self.tensors = 0
@@ -90,14 +87,15 @@ class Findings:
             self.verified += verified
             self.unverifiable += not verified
 
+    def expect(self, size_bytes: int) -> None:
+        """There are so many bytes more to read; said before they are read."""
+        self._counter.total_bytes += size_bytes
+
     def advance(self, size_bytes: int) -> None:
         """So many bytes more were read; raises Stopped where that was enough: one record can be very large."""
         if self.stopped():
             raise Stopped
-        with self._lock:
-            self._done_bytes += size_bytes
-            done_bytes = self._done_bytes
-        self._progress(min(done_bytes, self.total_bytes), self.total_bytes)
+        self._counter.add(size_bytes)
 
     def checks(self) -> tuple[Check, ...]:
         """All, in an order that does not depend on threads."""

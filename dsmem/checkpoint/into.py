@@ -24,7 +24,7 @@ from dsmem.checkpoint.report import Counting
 from dsmem.checkpoint.torch_files import NeedsTorch, TorchFile
 from dsmem.checkpoint.workers import Workers
 from dsmem.errors import BadSource, Refusal, Unsupported
-from dsmem.progress import Progress, ignore
+from dsmem.progress import ByteCounter, Progress, ignore
 
 Tensors = Mapping[str, torch.Tensor]
 _SEQUENTIAL_BELOW = 32 << 20
@@ -156,13 +156,7 @@ def read(
     progress: Progress = ignore,
 ) -> None:
     """Read entries to contiguous tensors of the CPU of the same dtype and shape. Raises CheckpointReadError."""
-    total = sum(tensor.nbytes for tensor in targets.values())
-    done = 0
-
-    def commit(size_bytes: int) -> None:
-        nonlocal done
-        done += size_bytes
-        progress(min(done, total), total)
+    commit = ByteCounter(progress, sum(tensor.nbytes for tensor in targets.values())).add
 
     if source.reader is not None:
         entries = [source.entries[name] for name in targets]

@@ -26,7 +26,7 @@ from dsmem.checkpoint.report import Counting, ReadReport
 from dsmem.checkpoint.torch_files import NeedsTorch, TorchFile
 from dsmem.checkpoint.workers import Workers
 from dsmem.errors import BadSource, NoSpace, ReadFailure, UntrustedPickle
-from dsmem.progress import Progress, ignore
+from dsmem.progress import ByteCounter, Progress, ignore
 
 Tensors = dict[str, torch.Tensor]
 Report = Callable[[ReadReport], None]
@@ -97,7 +97,7 @@ def _load_dcp(found: Found, chosen: Callable[[str], bool], options: Options, lis
     for entry in entries:
         listing.check_cover(entry, where=where)
     tensors = {entry.name: new(entry, where=where) for entry in entries}
-    counted = _Counted(listeners.size_bytes, sum(entry.size_bytes for entry in entries))
+    counted = ByteCounter(listeners.size_bytes, sum(entry.size_bytes for entry in entries))
     try:
         dcp.read(reader, metadata, entries, tensors, files_progress=listeners.files, commit=counted.add)
     finally:
@@ -117,20 +117,6 @@ def new(entry: TensorEntry, *, where: str) -> torch.Tensor:
             free_bytes=choosing.available_bytes(),
             limit=choosing.MEMORY,
         ) from exc
-
-
-class _Counted:
-    """Bytes that are done, told to who wants to know."""
-
-    def __init__(self, progress: Progress, total_bytes: int) -> None:
-        self._progress = progress
-        self._total_bytes = total_bytes
-        self._done_bytes = 0
-
-    def add(self, size_bytes: int) -> None:
-        """So many more are done."""
-        self._done_bytes += size_bytes
-        self._progress(self._done_bytes, self._total_bytes)
 
 
 class _Plain:
@@ -180,7 +166,7 @@ class _Plain:
         left = Counter[str]()
         for one in self._extents:
             left[one.file] += one.size_bytes
-        counted = _Counted(self._listeners.size_bytes, size_bytes)
+        counted = ByteCounter(self._listeners.size_bytes, size_bytes)
 
         def commit(file: str, done_bytes: int) -> None:
             left[file] -= done_bytes

@@ -155,7 +155,7 @@ def _torch(found: Found, directory: Directory, findings: Findings) -> list[Task]
             findings.bad("structure", str(exc), file=file)
             continue
         users = _users(found.directory, file, records, findings, names)
-        findings.total_bytes += sum(record.size_bytes for record in records)
+        findings.expect(sum(record.size_bytes for record in records))
         for record in records:
             who = few(users.get(record.inner.removeprefix("data/"), [])) or record.inner
             tasks.append(partial(_compare, window, record, file, who, findings))

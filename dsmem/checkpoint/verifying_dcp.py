@@ -62,7 +62,7 @@ def look(found: Found, directory: Directory, findings: Findings, registry: Any) 
         opened = _open(file, some, directory, findings)
         if opened is not None:
             inside = _inside(opened, file, some, findings)
-            findings.total_bytes += sum(item.length for item in inside)
+            findings.expect(sum(item.length for item in inside))
             tasks += [partial(checking.run, opened, part) for part in _parts(inside)]
     extra = [one for one in sorted(os.listdir(found.directory)) if one.endswith(".distcp") and one not in by_file]
     if extra:

@@ -22,7 +22,7 @@ from dsmem.digest.algorithms import (
 )
 from dsmem.errors import BadSource, SourceChanged, SourceMissing
 from dsmem.files import FileIdentity
-from dsmem.progress import Progress, ignore
+from dsmem.progress import ByteCounter, Progress, ignore
 
 _BLOCK_BYTES = 1 << 20
 _STREAM_BLOCK_BYTES = 8 << 20
@@ -115,11 +115,9 @@ def _hash_tree(fd: int, size_bytes: int, progress: Progress) -> str:
     starts = range(0, size_bytes, SLICE_BYTES)
     digests = [b""] * len(starts)
     local = threading.local()
-    done_bytes = 0
-    counting = threading.Lock()
+    counter = ByteCounter(progress, size_bytes)
 
     def hash_slice(index: int, start: int) -> None:
-        nonlocal done_bytes
         if not hasattr(local, "buffer"):
             local.buffer = memoryview(bytearray(_BLOCK_BYTES))
         hasher = slice_digest()
@@ -130,9 +128,7 @@ def _hash_tree(fd: int, size_bytes: int, progress: Progress) -> str:
                 raise SourceChanged("the file became shorter while it was hashed")
             hasher.update(piece)
         digests[index] = hasher.digest()
-        with counting:
-            done_bytes += end - start
-            progress(done_bytes, size_bytes)
+        counter.add(end - start)
 
     tasks = (partial(hash_slice, index, start) for index, start in enumerate(starts))
     parallel.run(tasks, min(proc.usable_cpus(), len(starts)))

@@ -16,7 +16,7 @@ from dsmem import digest, files, parallel, proc
 from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
 from dsmem.pinning.pagecache import PageCache
-from dsmem.progress import Progress
+from dsmem.progress import ByteCounter
 from dsmem.store.draft import Draft
 
 _BLOCK_BYTES = 1 << 20
@@ -68,7 +68,7 @@ class _Pass:
         size_bytes: int,
         draft: Draft,
         extents: Sequence[Extent],
-        progress: Progress,
+        counter: ByteCounter,
         cache: PageCache,
     ) -> None:
         self.fd = fd
@@ -77,9 +77,8 @@ class _Pass:
         self._extents = sorted(extents, key=lambda extent: extent.source_offset)
         self._starts = [extent.source_offset for extent in self._extents]
         self._ends = _running_maximum([extent.source_end for extent in self._extents])
-        self._progress = progress
-        self._done_bytes = 0
-        self._counting = threading.Lock()
+        self.add = counter.add
+        """Counts bytes that have reached the object."""
         self._local = threading.local()
         starts = range(0, size_bytes, digest.SLICE_BYTES)
         self.digests = [b""] * len(starts)
@@ -89,13 +88,6 @@ class _Pass:
         self.threads = proc.usable_cpus()
         self.followed = False
         """Whether a stream digest reads each slice once more, and lets go of it then."""
-
-    def add(self, size_bytes: int) -> None:
-        """Count bytes that have reached the object."""
-        with self._counting:
-            self._done_bytes += size_bytes
-            done_bytes = self._done_bytes
-        self._progress(done_bytes, 0)
 
     def copy_slice(self, index: int) -> None:
         start = index * digest.SLICE_BYTES
@@ -208,16 +200,16 @@ def copy(
     extents: Sequence[Extent],
     decodings: Iterable[Decoding],
     stream_algo: str | None,
-    progress: Progress,
+    counter: ByteCounter,
     cache: PageCache,
 ) -> Digests:
-    """Hash the file, copy its extents into the draft, run the decodings; `progress` gets (bytes in the object, 0).
+    """Hash the file, copy its extents into the draft, run the decodings; `counter` counts the bytes in the object.
 
     What was not in the page cache is let go behind the reading, but for the last of it: that is the caller's to finish.
     A plain stream (`stream_algo`) is computed in order by a thread that follows the copiers, on what they just read.
     Raises SourceChanged when the file becomes shorter, NoSpace when the store is full.
     """
-    work = _Pass(fd, size_bytes, draft, extents, progress, cache)
+    work = _Pass(fd, size_bytes, draft, extents, counter, cache)
     tasks = _in_file_order(work, decodings)
     stream_hex = _run(work, tasks, work.threads, stream_algo)
     return Digests(digest.tree_digest(work.digests), stream_hex)

@@ -7,6 +7,7 @@ import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from dsmem.pinning.copying import Digests, Extent
 from dsmem.pinning.growing import Growth, Variable
 from dsmem.pinning.pagecache import PageCache
 from dsmem.pinning.source import Source
-from dsmem.progress import Progress
+from dsmem.progress import ByteCounter, Progress
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY
 from dsmem.store.refs import Provenance
@@ -155,16 +156,10 @@ def fill(
         draft.allocate(plan.known_bytes)
         copied = [item for item in plan.scan.items if item.tier == "contiguous"]
         extents = [Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None]
-        total = plan.total_bytes
+        counter = ByteCounter(progress, plan.total_bytes)
+        going_on = partial(counter.add, 0)
         decoded = [item for item in plan.scan.items if item.tier == "chunked"]
         shared_out = decoding.in_processes(decoded)
-        copied_bytes = 0
-
-        def at_copied(done_bytes: int, _: int) -> None:
-            nonlocal copied_bytes
-            copied_bytes = done_bytes
-            progress(done_bytes, total)
-
         with decoding.started(shared_out, fd, draft, object_bytes=plan.known_bytes) as decoders:
             decodings = decoding.decodings(
                 decoded,
@@ -174,15 +169,13 @@ def fill(
                 draft,
                 shared_out=shared_out,
                 decoders=decoders,
-                looked=lambda: progress(copied_bytes, total),
+                looked=going_on,
             )
-            digests = copying.copy(fd, size_bytes, draft, extents, decodings, stream_algo, at_copied, cache)
-        done = sum(item.size_bytes for item in (*copied, *decoded))
+            digests = copying.copy(fd, size_bytes, draft, extents, decodings, stream_algo, counter, cache)
         tensors = dict(plan.tensors)
         rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
         for size in through_h5py.read(rest, plan.begin, draft, fd, file, path):
-            done += size
-            progress(done, total)
+            counter.add(size)
         cursor = plan.known_bytes
         by_name = {tree.tensor_name(item.path): item for item in plan.scan.items if item.info.dtype.kind == "O"}
         growth, varying = Growth(draft, plan.need_bytes), Variable(path, size_bytes, source.allow)
@@ -190,7 +183,7 @@ def fill(
         def at_piece(item: Item, start: int, data: memoryview) -> None:
             varying.add(item, len(data))
             growth.to(start + len(data))
-            progress(done, total)
+            going_on()
 
         for planned in plan.unknown:
             item = by_name[planned.name]
@@ -200,7 +193,7 @@ def fill(
                 planned, item, elements, cursor - plan.data_start, end - plan.data_start
             )
             cursor = end
-        _read_attributes(plan, draft, file, path, source.allow, at_piece=lambda: progress(done, total))
+        _read_attributes(plan, draft, file, path, source.allow, at_piece=going_on)
         direct = [*copied, *decoded]
         if not verify:  # a look at some blocks: what would be read ahead of them is not wanted
             os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_RANDOM)
@@ -211,7 +204,7 @@ def fill(
             file,
             direct if verify else _sampled(direct),
             whole=verify,
-            at_piece=lambda: progress(done, total),
+            at_piece=going_on,
         )
     draft.allocate(cursor)
 

@@ -16,6 +16,7 @@ from dsmem.errors import SourceChanged
 from dsmem.pinning import copying
 from dsmem.pinning.copying import Extent
 from dsmem.pinning.pagecache import PageCache
+from dsmem.progress import ByteCounter
 from dsmem.store.draft import Draft
 
 BLOCK = 4096
@@ -35,14 +36,13 @@ def small_blocks() -> Iterator[None]:
 def copied(content: bytes, extents: list[Extent], *, size_bytes: int, promised: int | None = None) -> tuple[bytes, str]:
     """What lies in the object, and the digest; progress is told to the last byte, and never goes back."""
     told = [0]
+    counter = ByteCounter(lambda done, _: told.append(done), sum(one.size_bytes for one in extents))
     with tempfile.TemporaryFile(buffering=0) as source, Draft(None) as draft:
         source.write(content)
         expected = len(content) if promised is None else promised
         with PageCache(source.fileno(), expected) as cache:
             draft.allocate(size_bytes)
-            found = copying.copy(
-                source.fileno(), expected, draft, extents, [], None, lambda done, _: told.append(done), cache
-            )
+            found = copying.copy(source.fileno(), expected, draft, extents, [], None, counter, cache)
         assert told[-1] == max(told) == sum(one.size_bytes for one in extents)
         return os.pread(draft.fd, size_bytes, 0), found.tree_hex
 
