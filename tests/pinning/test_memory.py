@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,13 @@ class Peak:
 
     @staticmethod
     def _now() -> int:
-        total = 0
-        for pid in (os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))):
-            try:
-                total += proc.memory_of(pid).anonymous_bytes
-            except ProcessLookupError:
-                continue
+        """A child that has yet to become another program is seen with the memory of its parent: it has none yet."""
+        me = psutil.Process()
+        total = proc.memory_of(me.pid).anonymous_bytes
+        for child in me.children(recursive=True):
+            with suppress(ProcessLookupError, psutil.Error):
+                if child.cmdline() != me.cmdline():
+                    total += proc.memory_of(child.pid).anonymous_bytes
         return total
 
 
