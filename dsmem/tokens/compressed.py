@@ -6,22 +6,24 @@ Whatever can be decoded is given before what is wrong with the rest is told.
 from __future__ import annotations
 
 import bz2
-import gzip
 import io
 import lzma
+import sys
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import IO, Literal, cast
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import IO, Literal, Protocol, cast
 
 from dsmem import units
 from dsmem.errors import BadDocument
 
 Compression = Literal["gz", "bz2", "xz", "zst"]
 HEAD_BYTES = 10
-_STEP_BYTES = 1 << 20
-_ZST_BYTES = 4 << 10
-"""What pyarrow reads at once: where it raises, it keeps what it had read until then."""
+_STEP_BYTES = 64 << 10
+"""Read and decoded at once."""
+_LOST_BYTES = 4 << 10
+"""The same of what can't be read again: what raises keeps what it had decoded until then."""
 _TRUNCATED = "Truncated compressed stream"
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")
 
@@ -79,32 +81,71 @@ def opened(file: IO[bytes], compression: Compression | None, *, path: str) -> It
     """What an open file holds, decoded; the file stays open. Reading raises Broken for damaged and truncated data."""
     if compression is None:
         yield file
-    elif compression == "zst":
-        import pyarrow as pa
-
-        with pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd") as stream:
-            yield cast("IO[bytes]", _Decoded(stream.read, _ZST_BYTES, compression, path))
     else:
-        read = _DECODERS[compression](file)
-        yield cast("IO[bytes]", _Decoded(read, _STEP_BYTES, compression, path))
+        yield cast("IO[bytes]", _Decoded(file, compression, path))
+
+
+class _Damaged(Exception):
+    """What is wrong with the data, '' where it ends too early; `lost`: more of it may be decoded by smaller steps."""
+
+    def __init__(self, reason: str, *, lost: bool) -> None:
+        super().__init__(reason)
+        self.lost = lost
+
+
+class _Decoder(Protocol):
+    def read(self, size: int) -> bytes:
+        """Some of the next bytes, b"" at the end; raises _Damaged."""
+        ...
+
+
+class _Raw(io.RawIOBase):
+    """What is decoded, as it lies, read in steps: from some place on byte by byte. The file stays open."""
+
+    def __init__(self, file: IO[bytes], step_bytes: int, *, slowly_from: int = sys.maxsize) -> None:
+        self._file = file
+        self._step_bytes = step_bytes
+        self._slowly_from = slowly_from
+        self._at = 0
+        self.last_at = 0
+        """Where the last step began."""
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """The next step, whatever the size."""
+        is_slow = self._at >= self._slowly_from
+        data = self._file.read(1 if is_slow else min(self._step_bytes, self._slowly_from - self._at))
+        self.last_at = self._at
+        self._at += len(data)
+        return data
 
 
 class _Decoded:
-    """What `read1` gives, and then what it raises."""
+    """All that can be decoded, and then the error."""
 
-    def __init__(self, read1: Callable[[int], bytes], step_bytes: int, compression: Compression, path: str) -> None:
-        self._read1 = read1
-        self._step_bytes = step_bytes
+    def __init__(self, file: IO[bytes], compression: Compression, path: str) -> None:
+        self._file = file
         self._compression = compression
         self._path = path
+        self._begin = file.tell() if file.seekable() else None
+        self._step_bytes = _STEP_BYTES if file.seekable() else _LOST_BYTES
+        self._raw = _Raw(file, self._step_bytes)
+        self._decoder = self._new(self._raw)
         self._given_bytes = 0
+        self._left: bytes = b""
+        """What was decoded before the error and was not asked for yet."""
         self._error: Broken | None = None
+
+    def _new(self, raw: _Raw) -> _Decoder:
+        return _Zst(raw) if self._compression == "zst" else _Streams(raw, _KINDS[self._compression])
 
     def read(self, size: int) -> bytes:
         """That many bytes, fewer before the end or what can't be read only."""
         found: list[bytes] = []
         left_bytes = size
-        while left_bytes and self._error is None and (data := self._step(left_bytes)):
+        while left_bytes and (data := self._step(left_bytes)):
             found.append(data)
             left_bytes -= len(data)
         if self._error is not None and not found:
@@ -112,41 +153,128 @@ class _Decoded:
         return b"".join(found)
 
     def _step(self, most_bytes: int) -> bytes:
+        if self._error is None:
+            try:
+                data = self._decoder.read(min(most_bytes, self._step_bytes))
+            except _Damaged as exc:
+                self._left = self._lost() if exc.lost else b""
+                after = units.format_bytes(self._given_bytes + len(self._left))
+                how = f"damaged after {after} of text: {exc}" if str(exc) else f"truncated after {after} of text"
+                self._error = Broken(self._path, f"the {self._compression} data is {how}")
+            else:
+                self._given_bytes += len(data)
+                return data
+        data, self._left = self._left[:most_bytes], self._left[most_bytes:]
+        return data
+
+    def _lost(self) -> bytes:
+        """What lies between what was given and the damage: all is decoded once more, the last step byte by byte. Of
+        what can be read once only it stays lost; there steps are small."""
+        if self._begin is None:
+            return b""
+        self._file.seek(self._begin)
+        decoder = self._new(_Raw(self._file, self._step_bytes, slowly_from=self._raw.last_at))
+        before_bytes, found = self._given_bytes, bytearray()
+        with suppress(_Damaged):
+            while before_bytes:
+                before_bytes -= len(decoder.read(min(before_bytes, _STEP_BYTES)))
+            # pyarrow reads on until it has all that it was asked for.
+            while data := decoder.read(1 if self._compression == "zst" else _STEP_BYTES):
+                found += data
+        return bytes(found)
+
+
+class _Zst:
+    """Zstandard frames, one after the other, of which some may be skippable."""
+
+    def __init__(self, raw: _Raw) -> None:
+        import pyarrow as pa
+
+        self._stream = pa.CompressedInputStream(pa.PythonFile(raw, "r"), "zstd")
+
+    def read(self, size: int) -> bytes:
         try:
-            data = self._read1(min(most_bytes, self._step_bytes))
-        except EOFError:
-            self._break("truncated")
-        except (gzip.BadGzipFile, zlib.error, lzma.LZMAError) as exc:
-            self._break("damaged", str(exc))
+            data: bytes = self._stream.read(size)
         except OSError as exc:
             if exc.errno is not None:
                 raise
-            # bz2 and pyarrow tell of bad data by an OSError without a number.
-            if _TRUNCATED in str(exc):
-                self._break("truncated")
-            else:
-                self._break("damaged", str(exc))
-        else:
-            self._given_bytes += len(data)
-            return data
+            # pyarrow tells of bad data by an OSError without a number.
+            raise _Damaged("" if _TRUNCATED in str(exc) else str(exc), lost=True) from exc
+        return data
+
+
+class _Library(Protocol):
+    """A decompressor of the standard library."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    """A format of streams that may follow one another, with zero bytes behind each."""
+
+    new: Callable[[], _Library]
+    errors: tuple[type[Exception], ...]
+    padding: int = 1
+    """Zero bytes behind a stream are a multiple of so many."""
+
+
+class _Streams:
+    """All streams of a file; the libraries' own files take what they can't read behind the first for nothing."""
+
+    def __init__(self, raw: _Raw, kind: _Kind) -> None:
+        self._raw = raw
+        self._kind = kind
+        self._stream = kind.new()
+        self._held = b""
+        """Read and not given to the stream."""
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        while not self._ended:
+            if self._stream.eof:
+                self._next()
+                continue
+            # A library that wants no more may still hold what it has decoded.
+            more = self._held or (self._raw.read() if self._wants else b"")
+            try:
+                data = self._stream.decompress(more, size)
+            except self._kind.errors as exc:
+                raise _Damaged(str(exc), lost=True) from exc
+            self._held = getattr(self._stream, "unconsumed_tail", b"")
+            if data:
+                return data
+            if not more and not self._stream.eof:
+                raise _Damaged("", lost=False)
         return b""
 
-    def _break(self, how: str, why: str = "") -> None:
-        after = units.format_bytes(self._given_bytes)
-        reason = f"the {self._compression} data is {how} after {after} of text{why and f': {why}'}"
-        self._error = Broken(self._path, reason)
+    @property
+    def _wants(self) -> bool:
+        return getattr(self._stream, "needs_input", True)
+
+    def _next(self) -> None:
+        """Go to the next stream, if there is one."""
+        rest, zeros = self._stream.unused_data, 0
+        while (stripped := rest.lstrip(b"\0")) == b"":
+            zeros += len(rest)
+            rest = self._raw.read()
+            if not rest:
+                self._ended = True
+                break
+        zeros += len(rest) - len(stripped)
+        if zeros % self._kind.padding:
+            raise _Damaged(f"{zeros} zero bytes behind a stream", lost=False)
+        self._stream, self._held = self._kind.new(), stripped
 
 
-def _gz(file: IO[bytes]) -> Callable[[int], bytes]:
-    return gzip.GzipFile(fileobj=file, mode="rb").read1
-
-
-def _bz2(file: IO[bytes]) -> Callable[[int], bytes]:
-    return bz2.BZ2File(file).read1
-
-
-def _xz(file: IO[bytes]) -> Callable[[int], bytes]:
-    return lzma.LZMAFile(file).read1
-
-
-_DECODERS = {"gz": _gz, "bz2": _bz2, "xz": _xz}
+_KINDS = {
+    "gz": _Kind(lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), (zlib.error,)),
+    "bz2": _Kind(bz2.BZ2Decompressor, (OSError, ValueError)),
+    "xz": _Kind(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), (lzma.LZMAError,), padding=4),
+}

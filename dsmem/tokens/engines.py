@@ -285,5 +285,5 @@ class _Bytes:
     def seams(self) -> Seams:
         from dsmem.tokens import seams
 
-        self._seams = self._seams or seams.ByteSeams([END_OF_TEXT], within_words=True)
+        self._seams = self._seams or seams.Anywhere([END_OF_TEXT] if self._parse_special else [])
         return self._seams

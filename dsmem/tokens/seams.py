@@ -112,6 +112,26 @@ class TextSeams:
         return [places[kind].tolist() for kind in (line, space, other)]
 
 
+class Anywhere:
+    """Of bytes, each a token of its own, but for these texts, which stay whole."""
+
+    def __init__(self, texts: Iterable[str]) -> None:
+        self._whole = [text.encode() for text in texts]
+
+    def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
+        """Where characters begin: every place is of one kind."""
+        begin, end = max(begin, 0), min(end, len(data))
+        if begin >= end:
+            return [[]]
+        parts = np.frombuffer(data, np.uint8)[begin:end] & 0xC0 != 0x80
+        for text in self._whole:
+            at = data.find(text, max(begin - len(text) + 1, 0), end + len(text) - 1)
+            while at >= 0:
+                parts[max(at + 1 - begin, 0) : at + len(text) - begin] = False
+                at = data.find(text, at + len(text), end + len(text) - 1)
+        return [(np.flatnonzero(parts) + begin).tolist()]
+
+
 def _codes(text: str) -> np.ndarray[Any, np.dtype[np.int64]]:
     """Of all characters, spaces as vocabularies write them."""
     codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32).astype(np.int64)

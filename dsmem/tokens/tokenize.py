@@ -24,6 +24,7 @@ from dsmem.tokens import inputs as gathering
 from dsmem.tokens import starting, workdir
 from dsmem.tokens.claim import Claim, inode_of, inode_of_stdin
 from dsmem.tokens.cutting import PART_BYTES, Separator
+from dsmem.tokens.failures import made_public
 from dsmem.tokens.inputs import BINARY, STDIN, Format, Source, Wanted
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.manifest import Place
@@ -131,7 +132,8 @@ def tokenize(
         cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field, on_error == "skip")
         run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart, crew)
         try:
-            records = run.make_parts(progress, tokens_progress)
+            with made_public():
+                records = run.make_parts(progress, tokens_progress)
             outputs = run.put_together(records, arrangement, claim, progress)
         except (NoDocuments, TooFewDocuments):
             workdir.remove(directory)  # its parts are of next to nothing

@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 import dsmem
 from dsmem.tokens import engines, feeding, vocabularies
-from dsmem.tokens.seams import ByteSeams, TextSeams, of_file, of_sentencepiece, of_tokenizer
+from dsmem.tokens.seams import Anywhere, ByteSeams, TextSeams, of_file, of_sentencepiece, of_tokenizer
 from dsmem.tokens.vocabularies import Located
 
 STUFF = [*"0=-x \n\té.", "00", "123", "the", "  ", "\r\n", "東京", "🙂", "Word", "_a", "'s"]
@@ -224,6 +224,26 @@ def test_a_run_longer_than_a_piece_is_one_word(tmp_path: Path) -> None:
     assert np.unique(ids[3:-5]).size == 1
 
 
+@pytest.mark.parametrize(("stuff", "special"), [("東京", False), ("endoft", True), (f"{tokentexts.END}🙂", True)])
+def test_bytes_are_cut_anywhere(stuff: str, special: bool, tmp_path: Path) -> None:
+    """At the real sizes: more than is encoded whole, without a line end or a space."""
+    text = stuff * ((9 << 20) // len(stuff.encode()))
+    (tmp_path / "x.txt").write_text(text)
+    done = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "x.bin", eos="none", parse_special=special)
+    ids = np.fromfile(tmp_path / "x.bin", np.uint16)
+    expected = [*stuff.encode()] if tokentexts.END not in stuff else [256, *"🙂".encode()]
+    assert done.documents == 1
+    assert np.array_equal(ids, np.tile(np.array(expected, np.uint16), len(text) // len(stuff)))
+
+
+def test_seams_of_bytes() -> None:
+    data = f"aé{tokentexts.END}b".encode()
+    assert Anywhere([]).cuts(data, 0, len(data)) == [[0, 1, *range(3, len(data))]]
+    assert Anywhere([tokentexts.END]).cuts(data, 1, 99) == [[1, 3, 16]]
+    assert Anywhere([tokentexts.END]).cuts(data, 5, 9) == Anywhere([]).cuts(data, 2, 3) == [[]]
+    assert Anywhere([]).cuts(data, 3, 3) == [[]]
+
+
 def test_a_run_that_is_too_long_is_refused_by_name(
     small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,7 +269,7 @@ def test_no_token_lies_across_a_cut(tmp_path: Path) -> None:
             for cut in kind:
                 assert not any(data[cut - 1 : cut + 1].decode("latin-1") in token for token in tokens)
     assert vocabularies.BYTES_END == 256
-    assert len(engines.load(Located("bytes"), "bytes", parse_special=False).seams().cuts(data, 1, len(data))[2]) > 2000
+    assert len(engines.load(Located("bytes"), "bytes", parse_special=False).seams().cuts(data, 1, len(data))[0]) > 2000
 
 
 @pytest.mark.parametrize(

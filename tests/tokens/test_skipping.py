@@ -88,6 +88,28 @@ def test_of_what_is_cut_off_the_documents_before_the_end_count(kind: str, compre
     )
 
 
+@pytest.mark.parametrize("where", ["checksum", "data"])
+@pytest.mark.parametrize("compression", ["gz", "xz", "zst"])
+def test_of_what_is_damaged_all_before_counts(compression: str, where: str, tmp_path: Path) -> None:
+    texts = [random.Random(number).randbytes(40).hex() for number in range(9000)]
+    plain = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    pack: dict[str, Callable[[bytes], bytes]] = {
+        "gz": gzip.compress,
+        "xz": partial(lzma.compress, check=lzma.CHECK_CRC32),
+        "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+    }
+    packed = bytearray(pack[compression](plain))
+    if where == "data":  # a second stream that is none from its first byte on
+        packed += b"\x1f\x8b\x08" + b"\xff" * 99 if compression == "gz" else b"\xff" * 99
+    else:
+        packed[{"gz": -8, "xz": packed.rindex(b"YZ") - 22, "zst": -4}[compression]] ^= 1
+    (tmp_path / "x.jsonl").write_bytes(packed)
+    done = dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", on_error="skip")
+    assert written(tmp_path / "out.bin") == bytes_of(texts)
+    assert done.skipped == 1
+    assert f"x.jsonl:9001: the {compression} data is damaged after 817.4 KiB" in done.skipped_places[0]
+
+
 @pytest.mark.parametrize(("form", "texts", "place"), [("jsonl", ["a", "b", "c"], "3"), ("txt", ["c"], "")])
 def test_streams_that_are_cut_off_are_skipped(
     form: Any, texts: list[str], place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

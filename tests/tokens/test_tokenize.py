@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
@@ -299,10 +300,38 @@ def test_ids_that_can_not_be_are_not_written(tmp_path: Path) -> None:
 
 def test_errors_of_workers_are_the_errors_of_this_process() -> None:
     full = OSError(errno.ENOSPC, "No space left on device", "/x")
-    for error in (full, dsmem.BadDocument("m", path="p", place="3"), dsmem.EngineDiffers("m", path="p", place="3")):
-        again = failures.again(failures.described(error))
-        assert type(again) is type(error) and str(again) == str(error)
-    assert str(failures.again(failures.described(MemoryError()))) == "MemoryError: "
+    document = dsmem.BadDocument("m", path="p", place="3", fields=("a", "b"))
+    for error in (
+        full,
+        document,
+        dsmem.EngineDiffers("m", path="p", place="3"),
+        dsmem.UsageError("m"),
+        MemoryError("m"),
+    ):
+        again = failures.again(json.loads(json.dumps(failures.described(error))))
+        assert type(again) is type(error) and str(again) == str(error) and vars(again) == vars(error)
+    assert str(failures.again(failures.described(KeyError(1)))) == "KeyError: 1"
+
+
+@pytest.mark.parametrize("kind", ["txt", "json", "long"])
+def test_errors_are_the_same_for_any_number_of_workers(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"x.{'json' if kind == 'json' else 'txt'}"
+    tokenizer: str | Path = "bytes"
+    more: dict[str, Any] = {"verify": 0, "eos": "none", "restart": True}
+    if kind == "long":
+        tokenizer = tmp_path / "tokenizer.json"
+        tokenizer.write_text(json.dumps({"model": {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "x"}}))
+        path.write_text("x" * (9 << 20))
+    else:
+        path.write_bytes(gzip.compress(b'[{"text": "a"}]')[:-12])
+    found = set()
+    for count in (None, 1, 2):
+        with pytest.raises(dsmem.BadSource) as caught:
+            dsmem.tokenize(path, tmp_path / "out.bin", tokenizer=tokenizer, workers=count, **more)
+        found.add((type(caught.value), str(caught.value), str(vars(caught.value))))
+    assert [kind for kind, *_ in found] == [dsmem.BadSource if kind == "long" else dsmem.BadDocument]
 
 
 def test_frames() -> None:
