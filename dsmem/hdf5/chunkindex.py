@@ -60,12 +60,13 @@ def read_table(
     return table
 
 
-def stored_bytes(dataset_id: Any) -> int:
+def stored_bytes(dataset_id: Any, plist: Any = None) -> int:
     """What a dataset takes in its file; raises DamagedIndex for more chunks than it can have.
 
     HDF5's own sum follows an index whose layers lead to each other many times for as long as that takes.
+    `plist`: its creation properties, if known.
     """
-    plist = dataset_id.get_create_plist()
+    plist = plist or dataset_id.get_create_plist()
     if plist.get_layout() != h5d.CHUNKED:
         return int(dataset_id.get_storage_size())
     size_bytes = 0

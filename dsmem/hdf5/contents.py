@@ -21,10 +21,11 @@ from dsmem.arrays.nodes import Dataset, Group, Source
 from dsmem.arrays.tree import Kind
 from dsmem.errors import BadSource
 from dsmem.hdf5 import places
-from dsmem.hdf5.datasets import Item, describe, inspect
+from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import Circular
 from dsmem.hdf5.opening import translated
 from dsmem.hdf5.places import Place
+from dsmem.hdf5.properties import describe
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -111,7 +112,7 @@ class H5Contents:
         dataset = file[tree.raw(path)]
         elsewhere = places.place(dataset.id).fileno != places.place(file.id).fileno
         try:
-            item = inspect(dataset, path, os.path.getsize(self._path), in_other_file=elsewhere)
+            item = inspect(dataset.id, path, os.path.getsize(self._path), in_other_file=elsewhere)
         except Circular as exc:
             raise BadSource(f"{self._path}: /{path}: {exc}") from exc
         except UnsupportedType as exc:
@@ -153,7 +154,7 @@ class H5Dataset(Dataset):
     @property
     def info(self) -> tree.Dataset:
         if self._info is None:
-            self._info = describe(self._h5())
+            self._info = describe(self._h5().id)
         return self._info
 
     @property

@@ -5,21 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from h5py import h5d, h5s, h5t
+from h5py import h5d
 
-from dsmem.arrays import dtypes, tree
+from dsmem.arrays import tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
 from dsmem.hdf5 import elsewhere, sizes
 from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.chunks import grid_of
-from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
+from dsmem.hdf5.codecs import Filter
 from dsmem.hdf5.edges import may_be_unfiltered
-from dsmem.hdf5.filters import check_installed, filters_of
-from dsmem.hdf5.opening import reason
+from dsmem.hdf5.elsewhere import Reach
+from dsmem.hdf5.properties import Alike, FileType, Properties
 
 Tier = Literal["contiguous", "chunked", "h5py", "empty"]
 """Copied as it lies; decoded in threads; read by h5py; nothing to read."""
@@ -59,182 +59,138 @@ class Item:
         return math.prod(self.info.shape) * self.info.dtype.itemsize
 
 
+class _Way(NamedTuple):
+    """How the bytes of a dataset are read: see `Item`."""
+
+    tier: Tier
+    why: str
+    offset: int | None = None
+
+
 def inspect(
-    dataset: Any, path: str, file_bytes: int, *, allow: Collection[Allow] = (), in_other_file: bool = False
+    dataset_id: Any,
+    path: str,
+    file_bytes: int,
+    *,
+    allow: Collection[Allow] = (),
+    in_other_file: bool = False,
+    alike: Alike | None = None,
 ) -> Item:
-    """What an h5py.Dataset of a file of that size is, and how it is read; raises UnsupportedType with the reason.
+    """What an open dataset of a file of that size is, and how it is read; raises UnsupportedType with the reason.
 
-    `in_other_file`: an external link led to it.
+    `in_other_file`: an external link led to it. `alike`: what is known of other datasets of the file.
     """
-    plist = dataset.id.get_create_plist()
-    try:
-        dtype = dtypes.shared(dataset.dtype)
-    except (TypeError, ValueError) as exc:
-        raise UnsupportedType(f"a type that numpy lacks ({reason(exc)})") from exc
-    _check_type(dataset, dtype)
-    layout = plist.get_layout()
-    filters = filters_of(plist) if layout == h5d.CHUNKED else ()
-    check_installed(filters)
-    reach = elsewhere.check(dataset, allow)  # before its shape, for which HDF5 may open virtual sources
-    item = Item(
-        path,
-        tree.Dataset(None, dtype),
-        "empty",
-        "a null dataspace",
-        None,
-        0,
-        filters,
-        layout="external" if plist.get_external_count() else _LAYOUTS.get(layout, "unknown"),
-        is_outside=in_other_file or (reach is not None and reach.outside),
-    )
-    space = dataset.id.get_space()
-    if space.get_simple_extent_type() == h5s.NULL:
-        return replace(item, info=_info(dataset, None, dtype, plist, layout, None))
-    shape = tuple(int(n) for n in space.shape)
-    item = replace(item, info=_info(dataset, shape, dtype, plist, layout, _note(dataset, dtype)))
-    if math.prod(shape) == 0:
-        return replace(item, why="no items")
-    size_bytes = math.prod(shape) * dtype.itemsize
-    storage: int | None = None
-    if reach is not None:
-        storage = reach.stored_bytes
-    elif layout != h5d.CHUNKED or dtype.kind == "O" or size_bytes > sizes.LEAST_BYTES:
-        storage = stored_bytes(dataset.id)
-    if storage is not None:
-        sizes.check(size_bytes, storage, allow)
-    if item.info.chunks is not None and len(item.info.chunks) == len(shape) and not item.is_outside:
-        sizes.check_chunks(math.prod(grid_of(shape, item.info.chunks)), file_bytes, allow)
-    item = replace(item, storage_bytes=storage)
-    why = _only_h5py(dataset, item)
-    if why is not None:
-        return replace(item, tier="h5py", why=why)
-    item = _as_stored(item, dataset.id, plist, file_bytes)
-    return replace(item, fill=_fill(plist, dtype)) if item.tier == "chunked" else item
+    alike = alike or Alike()
+    properties = Properties(dataset_id)
+    kind = alike.type_of(dataset_id)
+    filters = alike.filters_of(properties)
+    reach = elsewhere.check(properties, allow)  # before its shape, for which HDF5 may open virtual sources
+    info = alike.info(properties, kind, filters)
+    layout = "external" if properties.is_external else _LAYOUTS.get(properties.layout, "unknown")
+    is_outside = in_other_file or (reach is not None and reach.outside)
+    storage: int | None = 0
+    if info.shape is None or math.prod(info.shape) == 0:
+        way = _Way("empty", "a null dataspace" if info.shape is None else "no items")
+    else:
+        size_bytes = math.prod(info.shape) * info.dtype.itemsize
+        storage = _stored_bytes(properties, size_bytes, reach, is_variable=info.dtype.kind == "O")
+        if storage is not None:
+            sizes.check(size_bytes, storage, allow)
+        if info.chunks is not None and len(info.chunks) == len(info.shape) and not is_outside:
+            sizes.check_chunks(math.prod(grid_of(info.shape, info.chunks)), file_bytes, allow)
+        why = _only_h5py(layout, kind, is_outside=is_outside)
+        way = _way(properties, info, filters, storage, file_bytes, alike) if why is None else _Way("h5py", why)
+    fill = _fill(properties, info.dtype) if way.tier == "chunked" else b""
+    return Item(path, info, way.tier, way.why, way.offset, storage, filters, layout, is_outside, fill)
 
 
-def pointers(dataset: Any, item: Item, pointer_bytes: int, file_bytes: int) -> Item | None:
+def pointers(dataset_id: Any, item: Item, pointer_bytes: int, file_bytes: int) -> Item | None:
     """What the file has in the place of a variable-length dataset: opaque items of that size; None: only HDF5 knows."""
     if item.layout not in ("contiguous", "chunked") or item.is_outside:
         return None
-    item = replace(item, info=replace(item.info, dtype=np.dtype((np.void, pointer_bytes)), fillvalue=None))
-    item = _as_stored(item, dataset.id, dataset.id.get_create_plist(), file_bytes)
-    return None if item.tier == "h5py" else item
+    info = replace(item.info, dtype=np.dtype((np.void, pointer_bytes)), fillvalue=None)
+    way = _way(Properties(dataset_id), info, item.filters, item.storage_bytes, file_bytes, Alike())
+    if way.tier == "h5py":
+        return None
+    return replace(item, info=info, tier=way.tier, why=way.why, offset=way.offset)
 
 
-def describe(dataset: Any) -> tree.Dataset:
-    """What h5py tells of a dataset that can't be pinned, all but its type, which numpy may lack, and fill value."""
-    plist = dataset.id.get_create_plist()
-    info = _info(dataset, None, np.dtype("V"), plist, plist.get_layout(), None)
-    return replace(info, shape=dataset.shape, maxshape=dataset.maxshape)
+def _stored_bytes(properties: Properties, size_bytes: int, reach: Reach | None, *, is_variable: bool) -> int | None:
+    """See `Item.storage_bytes`; `size_bytes`: in memory."""
+    if reach is not None:
+        return reach.stored_bytes
+    if properties.layout != h5d.CHUNKED or is_variable or size_bytes > sizes.LEAST_BYTES:
+        return stored_bytes(properties.id, properties.plist)
+    return None
 
 
-def _only_h5py(dataset: Any, item: Item) -> str | None:
+def _only_h5py(layout: Layout, kind: FileType, *, is_outside: bool) -> str | None:
     """Why a dataset's bytes are not in the file as numpy would have them, filters apart; None when they are."""
-    if item.layout not in ("contiguous", "chunked"):
-        return {"external": "external storage", "unknown": "unknown layout"}.get(item.layout, item.layout)
-    if item.is_outside:
+    if layout not in ("contiguous", "chunked"):
+        return {"external": "external storage", "unknown": "unknown layout"}.get(layout, layout)
+    if is_outside:
         return "in another file"
-    if item.info.dtype.kind == "O":
+    if kind.dtype.kind == "O":
         return "variable length"
-    if dataset.id.get_type() != h5t.py_create(item.info.dtype):
+    if not kind.is_as_in_memory:
         return "its type in the file is not the one in memory"
     return None
 
 
-def _as_stored(item: Item, dataset_id: Any, plist: Any, file_bytes: int) -> Item:
-    """How to read an item whose bytes are in the file as they are in memory, filters apart."""
-    if item.layout == "chunked":
-        return _chunked(item, dataset_id, plist)
-    return _contiguous(item, dataset_id.get_offset(), file_bytes)
+def _way(
+    properties: Properties,
+    info: tree.Dataset,
+    filters: tuple[Filter, ...],
+    storage_bytes: int | None,
+    file_bytes: int,
+    alike: Alike,
+) -> _Way:
+    """How to read what is in the file as it is in memory, filters apart."""
+    if properties.layout == h5d.CHUNKED:
+        return _chunked(properties.id, info, filters, alike)
+    size_bytes = math.prod(info.shape or ()) * info.dtype.itemsize
+    offset = properties.id.get_offset()
+    if offset is None or storage_bytes != size_bytes or offset + size_bytes > file_bytes:
+        return _Way("h5py", "not allocated in full")
+    return _Way("contiguous", "contiguous", int(offset))
 
 
-def _contiguous(item: Item, offset: int | None, file_bytes: int) -> Item:
-    if offset is None or item.storage_bytes != item.size_bytes or offset + item.size_bytes > file_bytes:
-        return replace(item, tier="h5py", why="not allocated in full")
-    return replace(item, tier="contiguous", why="contiguous", offset=int(offset))
+def _chunked(dataset_id: Any, info: tree.Dataset, filters: tuple[Filter, ...], alike: Alike) -> _Way:
+    shape, chunks, dtype = info.shape or (), info.chunks or (), info.dtype
+    if len(chunks) != len(shape):
+        raise UnsupportedType(f"chunks {info.chunks} of another rank than its shape {info.shape}")
+    named = " + ".join(one.name for one in filters) or "no filter"
+    undecodable = alike.undecodable(filters, math.prod(chunks) * dtype.itemsize)
+    if undecodable is not None:
+        return _Way("h5py", f"chunked, {named}: {undecodable}")
+    if _may_be_misnumbered(info):
+        return _Way("h5py", f"chunked, {named}: HDF5 may tell places of its chunks wrong")
+    if filters and may_be_unfiltered(dataset_id, shape, chunks, dtype.itemsize):
+        return _Way("h5py", f"chunked, {named}: chunks at its edge may be unfiltered")
+    return _Way("chunked", f"chunked, {named}")
 
 
-def _chunked(item: Item, dataset_id: Any, plist: Any) -> Item:
-    if len(item.info.chunks or ()) != len(item.info.shape or ()):
-        raise UnsupportedType(f"chunks {item.info.chunks} of another rank than its shape {item.info.shape}")
-    named = " + ".join(one.name for one in item.filters) or "no filter"
-    try:
-        Pipeline(item.filters, math.prod(item.info.chunks or ()) * item.info.dtype.itemsize)
-    except NotKnown as exc:
-        return replace(item, tier="h5py", why=f"chunked, {named}: {exc}")
-    if _may_be_misnumbered(item):
-        return replace(item, tier="h5py", why=f"chunked, {named}: HDF5 may tell places of its chunks wrong")
-    shape, chunks, dtype = item.info.shape or (), item.info.chunks or (), item.info.dtype
-    if item.filters and may_be_unfiltered(dataset_id, shape, chunks, dtype.itemsize):
-        return replace(item, tier="h5py", why=f"chunked, {named}: chunks at its edge may be unfiltered")
-    return replace(item, tier="chunked", why=f"chunked, {named}")
-
-
-def _fill(plist: Any, dtype: np.dtype[Any]) -> bytes:
+def _fill(properties: Properties, dtype: np.dtype[Any]) -> bytes:
     """What h5py reads where an item was never written: with a fill time of "never" HDF5 leaves its zeros alone.
 
     As an array: a scalar of numpy's would have any bytes between its values.
     """
     item = np.zeros((), dtype)
-    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and plist.get_fill_time() != h5d.FILL_TIME_NEVER:
-        plist.get_fill_value(item)
+    if properties.has_fill and properties.plist.get_fill_time() != h5d.FILL_TIME_NEVER:
+        properties.plist.get_fill_value(item)
     return item.tobytes()
 
 
-def _may_be_misnumbered(item: Item) -> bool:
+def _may_be_misnumbered(info: tree.Dataset) -> bool:
     """Whether HDF5 may tell, of each chunk, the place of another, where it walks over them.
 
     An extensible array (files of HDF5 1.10 and later) numbers chunks with its one unlimited axis before all others;
     HDF5 2.0.0 takes the axes in their order where it lists chunks, not where it reads them. Measured: the places are
     right for every other index, and where no axis before that one has more than one chunk.
     """
-    largest, chunks = item.info.maxshape or (), item.info.chunks or ()
+    largest, chunks = info.maxshape or (), info.chunks or ()
     unlimited = [axis for axis, extent in enumerate(largest) if extent is None]
     if len(unlimited) != 1:
         return False
     before = zip(largest[: unlimited[0]], chunks, strict=False)
     return any(extent is not None and extent > chunk for extent, chunk in before)
-
-
-def _check_type(dataset: Any, dtype: np.dtype[Any]) -> None:
-    """Raise UnsupportedType for a type that can't be pinned exactly."""
-    if dtypes.variable_base(dtype) is None:
-        dtypes.carrier(dtype)
-    dtypes.to_json(dtype)
-    in_file, in_memory = dataset.id.get_type(), h5t.py_create(dtype)
-    if in_file != in_memory and h5t.find(in_file, in_memory) is None:
-        raise UnsupportedType(f"a type that h5py can't read as {dtype}")
-
-
-def _info(
-    dataset: Any,
-    shape: tuple[int, ...] | None,
-    dtype: np.dtype[Any],
-    plist: Any,
-    layout: int,
-    note: str | None,
-) -> tree.Dataset:
-    options: dict[str, Any] = {}
-    if layout == h5d.CHUNKED:
-        options = {
-            "chunks": tuple(int(n) for n in plist.get_chunk()),
-            "compression": dataset.compression,
-            "compression_opts": dataset.compression_opts,
-            "shuffle": bool(dataset.shuffle),
-            "fletcher32": bool(dataset.fletcher32),
-            "scaleoffset": dataset.scaleoffset,
-        }
-    fill = None
-    if plist.fill_value_defined() == h5d.FILL_VALUE_USER_DEFINED and shape is not None:
-        fill = dataset.fillvalue
-    maxshape = None if shape is None else tuple(dataset.maxshape)
-    if maxshape == shape:
-        maxshape = shape  # not a copy: there may be many
-    return tree.Dataset(shape, dtype, maxshape=maxshape, fillvalue=fill, note=note, **options)
-
-
-def _note(dataset: Any, dtype: np.dtype[Any]) -> str | None:
-    kind = dataset.id.get_type()
-    if isinstance(kind, h5t.TypeFloatID) and kind.get_size() != dtype.itemsize:
-        return f"a {8 * kind.get_size()}-bit float in the file, read as {dtype.name}"
-    return None

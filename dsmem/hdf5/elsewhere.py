@@ -20,6 +20,7 @@ from dsmem.errors import Allow
 from dsmem.hdf5 import filters, links
 from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.places import place
+from dsmem.hdf5.properties import Properties
 
 _MOST_LINKS = 16
 _DEEPEST = 16
@@ -49,17 +50,16 @@ class Reach:
     """How many there are in all those places."""
 
 
-def check(dataset: Any, allow: Collection[Allow]) -> Reach | None:
+def check(properties: Properties, allow: Collection[Allow]) -> Reach | None:
     """Where a dataset's bytes lie; None: in its own file, as its own storage.
 
     Raises NotAllowed for other files, Circular, and UnsupportedType for virtual sources or external files that are
     missing, and sources whose filters are not installed.
     """
-    plist = dataset.id.get_create_plist()
-    if plist.get_external_count() == 0 and plist.get_layout() != h5d.VIRTUAL:
+    if not properties.is_external and properties.layout != h5d.VIRTUAL:
         return None
     walk = _Walk("external" in allow)
-    walk.follow(dataset, ())
+    walk.follow(h5py.Dataset(properties.id), ())
     return Reach(walk.outside, walk.stored_bytes)
 
 

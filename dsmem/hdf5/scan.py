@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
-from h5py import h5l, h5o
+from h5py import h5a, h5i, h5l, h5o
 
 from dsmem.arrays import attributes, dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
@@ -22,6 +22,13 @@ from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.opening import reason, translated
 from dsmem.hdf5.places import Place, kind, place
+from dsmem.hdf5.properties import Alike
+
+_NODES: Mapping[int, Callable[[Any], Any]] = {
+    h5i.GROUP: h5py.Group,
+    h5i.DATASET: h5py.Dataset,
+    h5i.DATATYPE: h5py.Datatype,
+}
 
 
 @dataclass(slots=True)
@@ -92,6 +99,7 @@ class _Walk:
         self._file_bytes = file_bytes
         self._at_link = at_link
         self._attrs = attrs
+        self._alike = Alike()
         self._seen: dict[Place, str] = {}
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
@@ -107,7 +115,7 @@ class _Walk:
         while todo:
             group, path = todo.pop()
             names = self.found.tree.groups[path] = []
-            self._read_attributes(group, path)
+            self._read_attributes(group.id, path)
             below: list[tuple[Any, str]] = []
             for name in map(tree.text, group):
                 child = tree.join(path, name)
@@ -233,7 +241,7 @@ class _Walk:
         if what == "group":
             below.append((h5py.Group(opened), path))
         elif what == "dataset":
-            if not self._dataset(h5py.Dataset(opened), path, in_other_file=here.fileno != self._fileno):
+            if not self._dataset(opened, path, in_other_file=here.fileno != self._fileno):
                 return False
         elif not self._named_type(opened, path):
             return False
@@ -261,12 +269,14 @@ class _Walk:
         except (UnsupportedType, TypeError) as exc:
             self._refuse(path, f"a named type: {exc}", path)
             return False
-        self._read_attributes(h5py.Datatype(opened), path)
+        self._read_attributes(opened, path)
         return True
 
-    def _dataset(self, dataset: Any, path: str, *, in_other_file: bool) -> bool:
+    def _dataset(self, opened: Any, path: str, *, in_other_file: bool) -> bool:
         try:
-            item = inspect(dataset, path, self._file_bytes, allow=self._allow, in_other_file=in_other_file)
+            item = inspect(
+                opened, path, self._file_bytes, allow=self._allow, in_other_file=in_other_file, alike=self._alike
+            )
             fill = item.info.fillvalue
             record = tree.describe(item.info, None if fill is None else attributes.to_json(fill))
         except (UnsupportedType, DamagedIndex) as exc:
@@ -276,10 +286,13 @@ class _Walk:
             raise NotMappable(f"/{path}: {item.why}")
         self.found.tree.datasets[path] = record
         self.found.items.append(item)
-        self._read_attributes(dataset, path)
+        self._read_attributes(opened, path)
         return True
 
-    def _read_attributes(self, node: Any, path: str) -> None:
+    def _read_attributes(self, opened: Any, path: str) -> None:
+        if not h5a.get_num_attrs(opened):
+            return
+        node = _NODES[h5i.get_type(opened)](opened)
         encoded: dict[str, Any] = {}
         for name in node.attrs:
             try:

@@ -45,7 +45,7 @@ class Counts:
         self._longest_bytes = 1
         self._next: Iterator[int] = self._growing()
         fill = item.info.fillvalue
-        stored = pointers(dataset, item, _pointer_bytes(dataset), file_bytes)
+        stored = pointers(dataset.id, item, _pointer_bytes(dataset), file_bytes)
         if stored is not None and stored.offset is not None:
             self._next = _fitting(_contiguous_lengths(stored, stored.offset, fd, label), base.itemsize)
         elif stored is not None and not _is_too_wide(stored):

@@ -87,7 +87,7 @@ class FileRows:
         with opening.opened(self._fd, file.path) as opened, opening.translated(file.path):
             for path in file.stored:
                 try:
-                    item = inspect(opened[path], path, size_bytes)
+                    item = inspect(opened[path].id, path, size_bytes)
                 except UnsupportedType:
                     continue  # h5py reads it
                 if item.tier == "contiguous":

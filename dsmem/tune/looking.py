@@ -219,7 +219,7 @@ def _stored(file: EpisodeFile) -> Iterator[tuple[Item, _About]]:
             for about in _listed(file):
                 dataset = opened[about.stored.path]
                 try:
-                    item = inspect(dataset, about.stored.path, size_bytes)
+                    item = inspect(dataset.id, about.stored.path, size_bytes)
                 except UnsupportedType as exc:
                     raise UsageError(f"{file.path}: /{about.stored.path}: {exc}") from exc
                 if item.storage_bytes is None:

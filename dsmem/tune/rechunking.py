@@ -128,7 +128,7 @@ def plan(
             stored = file.stored[path]
             if stored.is_encoded:
                 continue
-            item = inspect(opened[path], path, file_bytes)
+            item = inspect(opened[path].id, path, file_bytes)
             chunks = item.info.chunks
             if item.layout != "chunked" or chunks is None:
                 continue

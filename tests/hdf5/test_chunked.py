@@ -47,7 +47,7 @@ def decoded(path: Path, name: str) -> np.ndarray[Any, Any]:
     """All of a dataset, through the bands, each in memory of its own."""
     with h5py.File(path) as file:
         dataset = file[name]
-        item = inspect(dataset, name, path.stat().st_size)
+        item = inspect(dataset.id, name, path.stat().st_size)
         assert item.tier == "chunked" or "may be unfiltered" in item.why, item.why
         table = read_table(dataset.id, dataset.shape, dataset.chunks, path.stat().st_size)
         fd = os.open(path, os.O_RDONLY)

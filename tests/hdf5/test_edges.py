@@ -52,7 +52,7 @@ def write(path: Path, shape: tuple[int, ...], chunks: tuple[int, ...], filters: 
 
 def look_at(path: Path) -> Item:
     with h5py.File(path) as file:
-        return inspect(file["x"], "x", path.stat().st_size, allow=["oversized"])
+        return inspect(file["x"].id, "x", path.stat().st_size, allow=["oversized"])
 
 
 @pytest.mark.parametrize("unfiltered", [True, False])

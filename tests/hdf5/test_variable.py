@@ -44,7 +44,7 @@ def options(shape: tuple[int, ...], stored: str) -> dict[str, Any]:
 def read(made: Any, largest: list[int] | None = None) -> tuple[bytes, list[int]]:
     """All of a dataset; the bytes of the largest read beside."""
     made.file.flush()
-    item = datasets.inspect(made, "x", os.path.getsize(made.file.filename))
+    item = datasets.inspect(made.id, "x", os.path.getsize(made.file.filename))
     base = dtypes.variable_base(item.info.dtype)
     assert base is not None
     data, lengths = [], []
@@ -161,7 +161,7 @@ def test_pointers_that_end_with_the_file(file: Any) -> None:
     made = file.create_dataset("x", data=np.array(["word"] * 300, object), dtype=h5py.string_dtype())
     file.flush()
     size = os.path.getsize(file.filename)
-    item = datasets.inspect(made, "x", size)
+    item = datasets.inspect(made.id, "x", size)
     with open(file.filename, "rb") as source, open(f"{file.filename}.cut", "w+b") as cut:
         cut.write(source.read()[: made.id.get_offset() + 100])
         cut.flush()
