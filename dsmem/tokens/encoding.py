@@ -20,6 +20,7 @@ from dsmem.tokens import columns, compressed, cutting, documents, engines, feedi
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
+from dsmem.tokens.excerpts import Excerpt
 from dsmem.tokens.failures import translated
 from dsmem.tokens.feeding import Comparing, Read, decoded, feed, is_longer, long_bytes, reading, reading_bytes
 from dsmem.tokens.holding import Room, share_bytes
@@ -147,8 +148,10 @@ class Encoder:
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch | Long]:
         recipe = self._recipe
         if piece.kind in ("parquet", "arrow"):
-            of = tables.of_row_groups if piece.kind == "parquet" else tables.of_batches
-            with of(piece.path, piece.start, piece.end, recipe.text_field, recipe.directory) as found:
+            which = piece.path, piece.start, piece.end, recipe.text_field, recipe.directory
+            excerpt = Excerpt.load(piece.excerpt) if piece.excerpt else None
+            of = tables.of_row_groups(*which, excerpt) if piece.kind == "parquet" else tables.of_batches(*which)
+            with of as found:
                 yield from columns.rows(
                     found, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
                 )

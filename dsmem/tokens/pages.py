@@ -16,6 +16,8 @@ _HEAD_BYTES, _MOST_HEAD_BYTES = 512, 16 << 20
 _MOST_DEPTH = 8
 _DATA, _INDEX, _DICTIONARY, _DATA_V2 = range(4)
 _DELTA_BYTE_ARRAY = 7
+_OF_DICTIONARY = (2, 8)
+"""Encodings: values of a dictionary, by number."""
 _TYPE, _PLAIN_BYTES, _STORED_BYTES, _DATA_HEADER, _DICTIONARY_HEADER, _DATA_V2_HEADER = 1, 2, 3, 5, 7, 8
 """Fields of a PageHeader."""
 _VALUES, _ENCODING, _V2_ENCODING = 1, 2, 4
@@ -41,6 +43,8 @@ class Page:
     is_dictionary: bool
     repeats: bool
     """Its values may have parts of one before them: more bytes together than the page."""
+    refers: bool
+    """Its values are those of the dictionary."""
 
 
 def of_chunk(fd: int, start: int, end: int, rows: int) -> Iterator[Page]:
@@ -51,16 +55,25 @@ def of_chunk(fd: int, start: int, end: int, rows: int) -> Iterator[Page]:
         plain_bytes, stored_bytes = _number(fields, _PLAIN_BYTES), _number(fields, _STORED_BYTES)
         kind = _number(fields, _TYPE)
         page_rows = 0
-        repeats = False
+        encoding = -1
         if kind in (_DATA, _DATA_V2):
             inner = fields.get(_DATA_HEADER if kind == _DATA else _DATA_V2_HEADER)
             if not isinstance(inner, dict):
                 raise BadPages
             page_rows = _number(inner, _VALUES)
-            repeats = _number(inner, _ENCODING if kind == _DATA else _V2_ENCODING) == _DELTA_BYTE_ARRAY
+            encoding = _number(inner, _ENCODING if kind == _DATA else _V2_ENCODING)
         if plain_bytes < 0 or stored_bytes < 0 or page_rows < 0 or body + stored_bytes > end:
             raise BadPages
-        yield Page(at, body + stored_bytes, plain_bytes, stored_bytes, page_rows, kind == _DICTIONARY, repeats)
+        yield Page(
+            at,
+            body + stored_bytes,
+            plain_bytes,
+            stored_bytes,
+            page_rows,
+            is_dictionary=kind == _DICTIONARY,
+            repeats=encoding == _DELTA_BYTE_ARRAY,
+            refers=encoding in _OF_DICTIONARY,
+        )
         rows -= page_rows
         at = body + stored_bytes
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from dsmem.tokens import spools, tables
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import Separator
+from dsmem.tokens.excerpts import Excerpt
 from dsmem.tokens.inputs import BINARY, Source
 from dsmem.tokens.spools import Spool
 
@@ -50,6 +51,8 @@ class Piece:
     """Of `files`: index, path, compression of each, a document each."""
     left_out: tuple[str, ...] = ()
     """What whoever cut it has found to be bad: documents behind the others of this piece."""
+    excerpt: tuple[int, ...] = ()
+    """Of a row group, only these pages (`Excerpt.dump`)."""
     is_hashed: bool = True
     """Whoever reads it computes digests of its slices: it begins and ends where they do, or ends with the file."""
 
@@ -57,7 +60,7 @@ class Piece:
     def load(cls, raw: dict[str, Any]) -> Piece:
         """From what `asdict` gave."""
         files = tuple(tuple(one) for one in raw["files"])
-        return cls(**{**raw, "files": files, "left_out": tuple(raw["left_out"])})
+        return cls(**{**raw, "files": files, "left_out": tuple(raw["left_out"]), "excerpt": tuple(raw["excerpt"])})
 
     def dump(self) -> dict[str, Any]:
         """For JSON."""
@@ -104,7 +107,7 @@ def plan(sources: Sequence[Source], how: Cutting, directory: str, is_done: Calla
             yield _together(next(numbers), waiting)
             waiting, waiting_bytes = [], 0
         if source.format in BINARY:
-            yield from _table(numbers, index, source, how)
+            yield from _table(numbers, index, source, how, is_last=index == len(sources) - 1)
         elif is_whole or source.identity is None or source.compression or source.format == "json" or not how.is_utf8:
             yield from _spooled(numbers, index, source, how, directory, is_done)
         else:
@@ -122,45 +125,89 @@ def _together(number: int, sources: list[tuple[int, Source]]) -> Piece:
 def _ranges(numbers: Iterator[int], index: int, source: Source, how: Cutting, *, is_last: bool) -> Iterator[Piece]:
     kind = _kind(source, how)
     path, size_bytes, part_bytes = source.path, source.size_bytes, how.part_bytes
-    small_bytes = part_bytes // LAST_SHARE
-    # Of a file of some parts the last one to two.
-    small_from = (size_bytes // part_bytes - 1) * part_bytes
-    if not is_last or small_from < 2 * part_bytes or not small_bytes:
-        small_from = size_bytes
+    small_from = _small_from(size_bytes, part_bytes, is_last=is_last)
     start = 0
     while start < size_bytes:
-        end = min(start + (part_bytes if start < small_from else small_bytes), size_bytes)
+        end = min(start + _share(start, small_from, part_bytes), size_bytes)
         hashed = start < small_from
         yield Piece(next(numbers), kind, path, path, start, end, end - start, source=index, is_hashed=hashed)
         start = end
+
+
+def _small_from(size_bytes: int, part_bytes: int, *, is_last: bool) -> int:
+    """Where smaller pieces begin: of the last file, if it has some parts, for the last one to two."""
+    small_from = (size_bytes // part_bytes - 1) * part_bytes
+    return small_from if is_last and small_from >= 2 * part_bytes >= 2 * LAST_SHARE else size_bytes
+
+
+def _share(start: int, small_from: int, part_bytes: int) -> int:
+    """The bytes of a piece that begins there."""
+    return part_bytes if start < small_from else part_bytes // LAST_SHARE
 
 
 def _kind(source: Source, how: Cutting) -> Kind:
     return "jsonl" if source.format in ("jsonl", "json") else how.split_on or "files"
 
 
-def _table(numbers: Iterator[int], index: int, source: Source, how: Cutting) -> Iterator[Piece]:
-    """Row groups or record batches, as many as have the bytes of a part in the column of text."""
-    of = tables.row_groups if source.format == "parquet" else tables.record_batches
-    sizes = of(source.path, how.text_field)
-    total_bytes = max(sum(size for size, _ in sizes), 1)
-    begin, first, held_bytes, held_rows = 0, 1, 0, 0
+def _table(numbers: Iterator[int], index: int, source: Source, how: Cutting, *, is_last: bool) -> Iterator[Piece]:
+    """Row groups or record batches, as many as have the bytes of a part in the column of text, or pages of a row group
+    that has more."""
+    is_parquet = source.format == "parquet"
+    sizes = (tables.row_groups if is_parquet else tables.record_batches)(source.path, how.text_field)
+    total_bytes = sum(size for size, _ in sizes)
+    small_from = _small_from(total_bytes, how.part_bytes, is_last=is_last and is_parquet)
+    metadata: Any = None
+    begin, first, done_bytes, held_bytes, held_rows = 0, 1, 0, 0, 0
+
+    def piece(end: int, size_bytes: int, rows: int, excerpt: tuple[int, ...] = ()) -> Piece:
+        nonlocal first, done_bytes
+        first += rows
+        done_bytes += size_bytes
+        return Piece(
+            next(numbers),
+            "parquet" if is_parquet else "arrow",
+            source.path,
+            source.path,
+            begin,
+            end,
+            source.size_bytes * size_bytes // max(total_bytes, 1),
+            first=first - rows,
+            source=index,
+            excerpt=excerpt,
+        )
+
     for number, (size_bytes, rows) in enumerate(sizes):
+        share = _share(done_bytes, small_from, how.part_bytes)
+        cut: list[tuple[Excerpt, int]] = []
+        if is_parquet and size_bytes > share:
+            metadata = metadata or tables.metadata_of(source.path)
+            shares = _shares(done_bytes + held_bytes, size_bytes, small_from, how.part_bytes)
+            cut = tables.excerpts_of(source.path, metadata, number, how.text_field, shares)
+        if len(cut) > 1:
+            if held_rows:
+                yield piece(number, held_bytes, held_rows)
+                held_bytes = held_rows = 0
+            begin = number
+            for excerpt, excerpt_bytes in cut:
+                yield piece(number + 1, excerpt_bytes, excerpt.rows, excerpt.dump())
+            begin = number + 1
+            continue
         held_bytes += size_bytes
         held_rows += rows
-        if held_bytes >= how.part_bytes or number == len(sizes) - 1:
-            yield Piece(
-                next(numbers),
-                "parquet" if source.format == "parquet" else "arrow",
-                source.path,
-                source.path,
-                begin,
-                number + 1,
-                source.size_bytes * held_bytes // total_bytes,
-                first=first,
-                source=index,
-            )
-            begin, first, held_bytes, held_rows = number + 1, first + held_rows, 0, 0
+        if held_bytes >= share or number == len(sizes) - 1:
+            yield piece(number + 1, held_bytes, held_rows)
+            begin, held_bytes, held_rows = number + 1, 0, 0
+    if held_bytes or held_rows:
+        yield piece(len(sizes), held_bytes, held_rows)
+
+
+def _shares(start: int, size_bytes: int, small_from: int, part_bytes: int) -> list[int]:
+    """The bytes of the pieces of a row group; the last counts for all that follow."""
+    shares, end = [], start + size_bytes
+    while start < min(small_from, end):
+        shares.append(part_bytes)
+        start += part_bytes
+    return [*shares, _share(start, small_from, part_bytes)]
 
 
 def _spooled(

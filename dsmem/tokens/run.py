@@ -121,6 +121,7 @@ class Run:
             "encoding": cutting.encoding,
             "part_bytes": cutting.part_bytes,
             "last parts": cutting_up.LAST_SHARE,
+            "row groups": "cut at pages",
             "validation set": self._with_keys,
             "inputs": [
                 [source.path, source.format, source.identity and source.identity.as_list()] for source in self._sources

@@ -23,10 +23,11 @@ import numpy as np
 
 from dsmem import units
 from dsmem.errors import BadDocument, BadSource, TableTooLarge
-from dsmem.tokens import messages, pages
+from dsmem.tokens import excerpts, messages, pages
 from dsmem.tokens.columns import rows_together
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import need_column
+from dsmem.tokens.excerpts import Excerpt, ExcerptFile
 from dsmem.tokens.pages import BadPages, Page
 from dsmem.tokens.turns import Turn
 
@@ -90,9 +91,42 @@ def _need_plain(path: str, text_field: str, kind: Any) -> None:
         raise BadDocument(f"{path}: column {text_field!r} holds {kind}, not text", path=path)
 
 
+def hold_little() -> None:
+    """In a process that does nothing else: what pyarrow gives back goes to the system. Its own allocator keeps some 20
+    MiB more of pages of 3.5 MiB, in every worker."""
+    import pyarrow as pa
+
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
+def metadata_of(path: str) -> Any:
+    """What the footer of a Parquet file says, for `excerpts_of`; raises BadSource."""
+    from pyarrow import parquet
+
+    with reading(path):
+        return parquet.read_metadata(path)
+
+
+def excerpts_of(
+    path: str, metadata: Any, group: int, text_field: str, sizes: Sequence[int]
+) -> list[tuple[Excerpt, int]]:
+    """A row group in excerpts of at least so many bytes of text, and how many each has; none where it can't be cut.
+
+    Raises BadSource.
+    """
+    for number in range(metadata.num_columns):
+        column, chunk = metadata.schema.column(number), metadata.row_group(group).column(number)
+        if column.path == text_field and excerpts.fits(column, chunk):
+            return excerpts.cut(column, chunk, _pages(path, metadata, [group], text_field), sizes)
+    return []
+
+
 @contextmanager
-def of_row_groups(path: str, start: int, end: int, text_field: str, directory: str) -> Iterator[Iterator[Any]]:
-    """The column of text in these row groups; its worker waits for its turn in the directory where they take much.
+def of_row_groups(
+    path: str, start: int, end: int, text_field: str, directory: str, excerpt: Excerpt | None = None
+) -> Iterator[Iterator[Any]]:
+    """The column of text in these row groups, or in an excerpt of the first; its worker waits for its turn in the
+    directory where they take much.
 
     Raises BadSource, TableTooLarge.
     """
@@ -100,17 +134,26 @@ def of_row_groups(path: str, start: int, end: int, text_field: str, directory: s
 
     with ExitStack() as stack:
         stack.enter_context(reading(path))
-        about = parquet.read_metadata(path)
-        groups = [text_of_group(about, group, text_field) for group in range(start, end)]
-        read = list(_pages(path, about, range(start, end), text_field))
+        if excerpt is None:
+            about = parquet.read_metadata(path)
+            groups = [text_of_group(about, group, text_field) for group in range(start, end)]
+            read = list(_pages(path, about, range(start, end), text_field))
+            # What lies in the file for a row group is read at once where that is a little faster and bounded.
+            is_large = max(one.stored_bytes for one in groups) > min(_MOST_STORED_BYTES, ALONE_BYTES)
+            opened: Any = path
+        else:
+            import pyarrow as pa
+
+            behind = stack.enter_context(Path(path).open("rb", buffering=0))
+            opened = pa.PythonFile(ExcerptFile(behind.fileno(), excerpt, text_field), "r")
+            read = list(_pages_of_excerpt(path, start, excerpt))
+            about, is_large, start, end = None, True, 0, 1
         need_bytes = _need_bytes(read)
         if need_bytes > MOST_BYTES:
             raise _too_large(path, text_field, read, need_bytes)
         stack.enter_context(_turn(directory, need_bytes))
-        # What lies in the file for a row group is read at once where that is a little faster and bounded.
-        is_large = max(one.stored_bytes for one in groups) > min(_MOST_STORED_BYTES, ALONE_BYTES)
         with parquet.ParquetFile(
-            path,
+            opened,
             metadata=about,
             memory_map=False,
             pre_buffer=False,
@@ -126,6 +169,21 @@ def of_row_groups(path: str, start: int, end: int, text_field: str, directory: s
             del found, file
 
 
+def _pages_of_excerpt(path: str, group: int, excerpt: Excerpt) -> Iterator[Page]:
+    with Path(path).open("rb", buffering=0) as file:
+        (begin, end), (first, last) = excerpt.dictionary, excerpt.data
+        try:
+            if begin < end:
+                yield next(pages.of_chunk(file.fileno(), begin, end, 1))
+            yield from pages.of_chunk(file.fileno(), first, last, excerpt.rows)
+        except BadPages as exc:
+            raise _no_pages(path, group) from exc
+
+
+def _no_pages(path: str, group: int) -> BadSource:
+    return BadSource(f"{path} can't be read as a table: row group {group} has no whole pages where they should be")
+
+
 def _pages(path: str, about: Any, groups: Sequence[int], text_field: str) -> Iterator[Page]:
     with Path(path).open("rb", buffering=0) as file:
         for group in groups:
@@ -139,9 +197,7 @@ def _pages(path: str, about: Any, groups: Sequence[int], text_field: str) -> Ite
                 try:
                     yield from pages.of_chunk(file.fileno(), start, end, chunk.num_values)
                 except BadPages as exc:
-                    raise BadSource(
-                        f"{path} can't be read as a table: row group {group} has no whole pages where they should be"
-                    ) from exc
+                    raise _no_pages(path, group) from exc
 
 
 def _need_bytes(found: Sequence[Page]) -> int:

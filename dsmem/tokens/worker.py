@@ -65,6 +65,7 @@ def say(answers: IO[bytes], kind: str, value: object) -> None:
 
 def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> None:
     """Make parts until the requests end, by this engine if it is the one that the recipe names."""
+    from dsmem.tokens import tables
     from dsmem.tokens.encoding import Encoder
     from dsmem.tokens.recipe import Recipe
 
@@ -89,7 +90,10 @@ def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> Non
                 del made[number]
             else:
                 encoder = encoder or Encoder(recipe, engine, ask=parent.encode)
-                made[number] = encoder.encode(Piece.load(told), report)
+                piece = Piece.load(told)
+                if piece.kind in ("parquet", "arrow"):
+                    tables.hold_little()
+                made[number] = encoder.encode(piece, report)
                 report.flush()
                 parent.say("made", {"number": number, "size_bytes": made[number].size_bytes})
         except (DsmemError, OSError, MemoryError) as exc:

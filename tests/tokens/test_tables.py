@@ -253,7 +253,7 @@ def test_rows_too_long_are_told_and_left_out(suffix: str, tmp_path: Path, monkey
 
 
 def _page(rows: int, plain_bytes: int, *, is_dictionary: bool = False, repeats: bool = False) -> Page:
-    return Page(0, 0, plain_bytes, plain_bytes // 3, rows, is_dictionary, repeats)
+    return Page(0, 0, plain_bytes, plain_bytes // 3, rows, is_dictionary, repeats, refers=False)
 
 
 def test_rows_at_once_fit_memory() -> None:
