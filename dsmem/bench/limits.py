@@ -14,6 +14,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dsmem import digest, parallel, proc
+from dsmem.buffers import Buffer
 from dsmem.digest.algorithms import Hasher
 from dsmem.store import hugepages
 from dsmem.store.hugepages import Extents
@@ -35,7 +36,7 @@ def read_cached(path: str) -> None:
         size_bytes = os.fstat(file.fileno()).st_size
 
         def read(start: int) -> None:
-            buffer = memoryview(bytearray(_BLOCK_BYTES))
+            buffer = Buffer().at(start, _BLOCK_BYTES)
             for offset in range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES):
                 os.preadv(file.fileno(), [buffer], offset)
 
@@ -73,7 +74,7 @@ def read_into(directory: Path, places: Sequence[tuple[int, int]]) -> None:
 
 def read_once(path: Path) -> None:
     """Read a file from its begin to its end, 1 MiB at a time, in one thread."""
-    buffer = memoryview(bytearray(_BLOCK_BYTES))
+    buffer = Buffer().at(0, _BLOCK_BYTES)
     with path.open("rb", buffering=0) as file:
         while file.readinto(buffer):
             continue
@@ -104,7 +105,7 @@ def fill_one_thread(path: str, target: BinaryIO) -> None:
     """Copy a file as `dd bs=1M` does: read and write 1 MiB at a time."""
     with Path(path).open("rb", buffering=0) as file:
         size_bytes = os.fstat(file.fileno()).st_size
-        _copy(file.fileno(), target.fileno(), range(0, size_bytes, _BLOCK_BYTES), bytearray(_BLOCK_BYTES))
+        _copy(file.fileno(), target.fileno(), range(0, size_bytes, _BLOCK_BYTES))
 
 
 def fill_threads(path: str, target: BinaryIO, *, hashed: bool = False) -> None:
@@ -115,7 +116,7 @@ def fill_threads(path: str, target: BinaryIO, *, hashed: bool = False) -> None:
         def copy(start: int) -> None:
             blocks = range(start, min(start + _SLICE_BYTES, size_bytes), _BLOCK_BYTES)
             hasher = digest.slice_digest() if hashed else None
-            _copy(file.fileno(), target.fileno(), blocks, bytearray(_BLOCK_BYTES), hasher)
+            _copy(file.fileno(), target.fileno(), blocks, hasher)
 
         _in_threads(copy, size_bytes)
 
@@ -127,7 +128,8 @@ def fill_hot(path: str, target: BinaryIO) -> None:
 
 def fill_hot_bytes(size_bytes: int, target: BinaryIO) -> None:
     """Write so many bytes, the same 1 MiB again and again, with a thread for each CPU: no reading, no decoding."""
-    block = memoryview(bytes(range(256)) * (_BLOCK_BYTES // 256))
+    block = Buffer().at(0, _BLOCK_BYTES)
+    block[:] = bytes(range(256)) * (_BLOCK_BYTES // 256)
 
     def write(start: int) -> None:
         end = min(start + _SLICE_BYTES, size_bytes)
@@ -212,8 +214,8 @@ def new_file(directory: Path) -> BinaryIO:
     return tempfile.TemporaryFile(dir=directory, buffering=0)
 
 
-def _copy(source: int, target: int, offsets: range, buffer: bytearray, hasher: Hasher | None = None) -> None:
-    view = memoryview(buffer)
+def _copy(source: int, target: int, offsets: range, hasher: Hasher | None = None) -> None:
+    view = Buffer().at(0, _BLOCK_BYTES)  # from page to page, as dd has it
     for offset in offsets:
         count = os.preadv(source, [view], offset)
         if hasher is not None:

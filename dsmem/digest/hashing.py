@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsmem import files, parallel, proc
+from dsmem.buffers import Buffer
 from dsmem.digest import cache as digest_cache
 from dsmem.digest.algorithms import (
     DEFAULT_ALGORITHM,
@@ -101,9 +102,9 @@ def hash_descriptor(fd: int, size_bytes: int, algo: str, *, progress: Progress =
     if algo == "xxh3-tree":
         return _hash_tree(fd, size_bytes, progress)
     hasher = stream(algo)
-    buffer = memoryview(bytearray(min(_STREAM_BLOCK_BYTES, max(size_bytes, 1))))
-    for offset in range(0, size_bytes, len(buffer)):
-        piece = buffer[: min(len(buffer), size_bytes - offset)]
+    buffer = Buffer()
+    for offset in range(0, size_bytes, _STREAM_BLOCK_BYTES):
+        piece = buffer.at(offset, min(_STREAM_BLOCK_BYTES, size_bytes - offset))
         if files.pread_full(fd, piece, offset) != len(piece):
             raise SourceChanged("the file became shorter while it was hashed")
         hasher.update(piece)
@@ -119,11 +120,11 @@ def _hash_tree(fd: int, size_bytes: int, progress: Progress) -> str:
 
     def hash_slice(index: int, start: int) -> None:
         if not hasattr(local, "buffer"):
-            local.buffer = memoryview(bytearray(_BLOCK_BYTES))
+            local.buffer = Buffer()
         hasher = slice_digest()
         end = min(start + SLICE_BYTES, size_bytes)
         for offset in range(start, end, _BLOCK_BYTES):
-            piece = local.buffer[: min(_BLOCK_BYTES, end - offset)]
+            piece = local.buffer.at(offset, min(_BLOCK_BYTES, end - offset))
             if files.pread_full(fd, piece, offset) != len(piece):
                 raise SourceChanged("the file became shorter while it was hashed")
             hasher.update(piece)

@@ -12,6 +12,7 @@ from operator import add
 import deflate
 
 from dsmem import files
+from dsmem.buffers import Buffer
 from dsmem.errors import BadSource
 
 MISSING = -1
@@ -67,13 +68,13 @@ class StoredChunks:
 
     def _span(self, low: int, high: int) -> memoryview:
         """Bytes [low, high) of the file, in this thread's buffer."""
-        buffer: memoryview | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < high - low:
-            buffer = self._local.buffer = memoryview(bytearray(high - low))
-        buffer = buffer[: high - low]
-        if files.pread_full(self._fd, buffer, low) < high - low:
+        buffer: Buffer | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = Buffer()
+        span = buffer.at(low, high - low)
+        if files.pread_full(self._fd, span, low) < high - low:
             raise BadSource(f"{self._label}: the file ends within its chunks")
-        return buffer
+        return span
 
 
 def _together(offsets: Sequence[int], sizes: Sequence[int], first: int) -> tuple[int, int, int]:

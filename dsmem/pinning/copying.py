@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from dsmem import digest, files, parallel, proc
+from dsmem.buffers import Buffer, are_near
 from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
 from dsmem.pinning.pagecache import PageCache
@@ -20,6 +21,10 @@ from dsmem.progress import ByteCounter
 from dsmem.store.draft import Draft
 
 _BLOCK_BYTES = 1 << 20
+_STRAIGHT_BYTES = 2 << 20
+"""What is read straight into a huge page, and hashed there: what is between two blocks takes Python's lock."""
+_FOLLOWED_BYTES = 8 << 20
+"""What a plain stream reads at once."""
 _REPORTED_BYTES = 8 << 20
 """Progress is told at least this often."""
 _HASHED_BYTES, _ALL_HASHED_BYTES = 8 << 20, 24 << 20
@@ -135,17 +140,17 @@ class _Pass:
 
     def _copy(self, start: int, end: int, extent: Extent, hasher: Hasher) -> None:
         """Bytes of one extent. What is done between two blocks holds up the other threads: little is."""
-        draft, fd, beyond = self._draft, self.fd, extent.target_of(0)
-        for offset in range(start, end, _BLOCK_BYTES):
-            size_bytes = min(_BLOCK_BYTES, end - offset)
-            if draft.take(offset + beyond, size_bytes):
-                data = draft.read_from(fd, offset, offset + beyond, size_bytes)
-                if len(data) < size_bytes:
-                    raise SourceChanged(_BECAME_SHORTER)
-            else:
-                data = self._read(offset, offset + size_bytes)
+        draft, beyond, update = self._draft, extent.target_of(0), hasher.update
+        is_slow = are_near(0, beyond)
+        offset = start
+        while offset < end:
+            if not is_slow:
+                offset += draft.read_from(self.fd, offset, offset + beyond, end - offset, _STRAIGHT_BYTES, update)
+            if offset < end:
+                data = self._read(offset, min(offset + _BLOCK_BYTES, end), offset + beyond)
                 draft.write(offset + beyond, data)
-            hasher.update(data)
+                update(data)
+                offset += len(data)
         self.add(end - start)
 
     def _copy_parts(self, start: int, end: int, extents: Sequence[Extent], hasher: Hasher) -> None:
@@ -159,9 +164,9 @@ class _Pass:
         hasher.update(data)
         self.add(copied_bytes)
 
-    def _read(self, start: int, end: int) -> memoryview:
-        """Bytes of the source in this thread's buffer."""
-        data = self._buffer(end - start)
+    def _read(self, start: int, end: int, target: int | None = None) -> memoryview:
+        """Bytes of the source in this thread's buffer, on their way to an offset of the object, if to one."""
+        data = self._buffer().between(start, start if target is None else target, end - start)
         if files.pread_full(self.fd, data, start) < len(data):
             raise SourceChanged(_BECAME_SHORTER)
         return data
@@ -176,12 +181,12 @@ class _Pass:
                 found.append(extent)
         return found
 
-    def _buffer(self, size_bytes: int) -> memoryview:
-        """This thread's buffer, at least as long."""
-        buffer: memoryview | None = getattr(self._local, "buffer", None)
-        if buffer is None or len(buffer) < size_bytes:
-            buffer = self._local.buffer = memoryview(bytearray(size_bytes))
-        return buffer[:size_bytes]
+    def _buffer(self) -> Buffer:
+        """This thread's buffer."""
+        buffer: Buffer | None = getattr(self._local, "buffer", None)
+        if buffer is None:
+            buffer = self._local.buffer = Buffer()
+        return buffer
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,15 +271,15 @@ class _Follower(threading.Thread):
         self.error: BaseException | None = None
 
     def run(self) -> None:
-        buffer = memoryview(bytearray(8 << 20))
+        buffer = Buffer()
         try:
             for index, finished in enumerate(self._work.finished):
                 finished.wait()
                 end = min((index + 1) * digest.SLICE_BYTES, self._work.size_bytes)
-                for offset in range(index * digest.SLICE_BYTES, end, len(buffer)):
+                for offset in range(index * digest.SLICE_BYTES, end, _FOLLOWED_BYTES):
                     if self._work.failed.is_set():
                         return
-                    piece = buffer[: min(len(buffer), end - offset)]
+                    piece = buffer.at(offset, min(_FOLLOWED_BYTES, end - offset))
                     if files.pread_full(self._work.fd, piece, offset) < len(piece):
                         raise SourceChanged(_BECAME_SHORTER)
                     self._hasher.update(piece)

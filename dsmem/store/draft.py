@@ -12,7 +12,7 @@ import mmap
 import os
 import secrets
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 
@@ -118,8 +118,8 @@ class Draft:
             self._map = writing.mapped(self.fd, size_bytes)
 
     def take(self, offset: int, size_bytes: int) -> bool:
-        """Have huge pages for these bytes where they can be had; whether all have: then `read_from` and `reserved`
-        are faster than `write`. Raises NoSpace.
+        """Have huge pages for these bytes where they can be had; whether all have: then `reserved` is faster than
+        `write`. Raises NoSpace.
         """
         if self.in_place:
             return True
@@ -182,16 +182,41 @@ class Draft:
             self._reserved = (begin, offset + size_bytes)
         return memoryview(self._whole())[offset : offset + size_bytes]
 
-    def read_from(self, fd: int, source_offset: int, offset: int, size_bytes: int) -> memoryview:
-        """Read from another file straight into the object; returns what was read. Only of what `take` has huge pages.
+    def read_from(
+        self,
+        fd: int,
+        source_offset: int,
+        offset: int,
+        size_bytes: int,
+        block_bytes: int,
+        at_block: Callable[[memoryview], object],
+    ) -> int:
+        """Read from another file straight into the object's huge pages, each block handed on while it is in the cache.
 
-        The kernel takes the page faults: memory that can't be had is EFAULT, not SIGBUS; nothing is populated before.
+        Returns how many bytes that were: up to the first block without huge pages, or that the file does not fill. The
+        kernel takes the page faults: memory that can't be had is EFAULT, not SIGBUS; nothing is populated before. Each
+        is taken when it is filled: its zeros are in the cache then. What is done between two blocks holds up the other
+        threads: little is.
         """
+        if not self.in_place and self._extents is None:
+            return 0
+        done, target = 0, None
         try:
-            target = memoryview(self._whole())[offset : offset + size_bytes]
-            return target[: files.pread_full(fd, target, source_offset)]
+            while done < size_bytes:
+                at = offset + done
+                end = min(at + block_bytes - at % block_bytes, offset + size_bytes)
+                if self._extents is not None and not self._extents.take(at, end - at):
+                    break
+                if target is None:
+                    target = memoryview(self._whole())
+                block = target[at:end]
+                if files.pread_full(fd, block, source_offset + done) < len(block):
+                    break
+                at_block(block)
+                done += len(block)
         except OSError as exc:
             raise self.translated(exc) from exc
+        return done
 
     def _whole(self) -> mmap.mmap:
         """A map of all of it, made when it is first asked for."""

@@ -6,6 +6,7 @@ import os
 import random
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -17,7 +18,9 @@ from dsmem.pinning import copying
 from dsmem.pinning.copying import Extent
 from dsmem.pinning.pagecache import PageCache
 from dsmem.progress import ByteCounter
+from dsmem.store import hugepages
 from dsmem.store.draft import Draft
+from dsmem.store.hugepages import Extents
 
 BLOCK = 4096
 SLICE = 4 * BLOCK
@@ -28,6 +31,7 @@ def small_blocks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digest, "SLICE_BYTES", SLICE)
         patch.setattr(copying, "_BLOCK_BYTES", BLOCK)
+        patch.setattr(copying, "_STRAIGHT_BYTES", 2 * BLOCK)
         patch.setattr(copying, "_REPORTED_BYTES", 2 * BLOCK)
         patch.setattr(copying, "_HASHED_BYTES", 3 * BLOCK)
         yield
@@ -82,3 +86,59 @@ def test_any_extents_come_to_their_places(size_bytes: int, cuts: list[tuple[int,
 def test_a_source_that_became_shorter_is_no_source(extents: list[Extent], left: int) -> None:
     with pytest.raises(SourceChanged, match="shorter"):
         copied(b"x" * left, extents, size_bytes=3 * SLICE, promised=3 * SLICE)
+
+
+@pytest.fixture
+def taken(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """All memory of an object counts as taken in huge pages; what was read straight into it, and what was written."""
+    ways: list[str] = []
+    read_from, write = Draft.read_from, Draft.write
+
+    def reading(self: Draft, *arguments: Any) -> int:
+        ways.append("read")
+        return read_from(self, *arguments)
+
+    def writing(self: Draft, offset: int, data: memoryview) -> None:
+        ways.append("written")
+        write(self, offset, data)
+
+    monkeypatch.setattr(Extents, "take", lambda *_: True)
+    monkeypatch.setattr(hugepages, "can_be_taken", lambda _: True)
+    monkeypatch.setattr(Draft, "read_from", reading)
+    monkeypatch.setattr(Draft, "write", writing)
+    return ways
+
+
+@pytest.mark.parametrize(("source", "way"), [(0, "read"), (40, "read"), (BLOCK - 32, "read"), (BLOCK - 8, "written")])
+def test_memory_that_was_taken_is_read_into_but_where_that_is_slow(taken: list[str], source: int, way: str) -> None:
+    """It is where the target lies 1 to 31 bytes further into its page than the source."""
+    content = random.Random(source).randbytes(3 * SLICE + 9)
+    found, tree_hex = copied(content, [Extent(source, 0, 2 * SLICE + 5)], size_bytes=2 * SLICE + 5)
+    assert found == content[source : source + 2 * SLICE + 5]
+    assert tree_hex == digest.tree_digest(_digest_of(content[at : at + SLICE]) for at in range(0, len(content), SLICE))
+    # A block that only begins or ends the extent is written, whatever the way.
+    assert way in taken and ("read" in taken) == (way == "read")
+
+
+@pytest.mark.parametrize("left", [0, 1, BLOCK, SLICE - 1, 2 * SLICE + 5])
+def test_a_source_that_became_shorter_is_none_for_memory_that_was_taken(taken: list[str], left: int) -> None:
+    with pytest.raises(SourceChanged, match="shorter"):
+        copied(b"x" * left, [Extent(0, 0, 3 * SLICE)], size_bytes=3 * SLICE, promised=3 * SLICE)
+    assert "read" in taken
+
+
+def test_what_has_no_huge_pages_is_written_and_the_rest_read_into(
+    taken: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Extents, "take", lambda _, offset, size_bytes: offset // (2 * BLOCK) % 2 == 0)
+    content = random.Random(0).randbytes(3 * SLICE + 9)
+    found, tree_hex = copied(content, [Extent(BLOCK // 2, 0, 2 * SLICE + 5)], size_bytes=2 * SLICE + 5)
+    assert found == content[BLOCK // 2 :][: 2 * SLICE + 5]
+    assert tree_hex == digest.tree_digest(_digest_of(content[at : at + SLICE]) for at in range(0, len(content), SLICE))
+    assert {"read", "written"} == set(taken)
+
+
+def _digest_of(data: bytes) -> bytes:
+    hasher = digest.slice_digest()
+    hasher.update(data)
+    return hasher.digest()
