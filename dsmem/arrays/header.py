@@ -93,13 +93,15 @@ def parse(data: memoryview, file_bytes: int) -> Header:
     return Header(raw, metadata, 8 + length, file_bytes - 8 - length)
 
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, size_bytes: int) -> bytes:
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, size_bytes: int) -> bytearray:
     """The header as `size_bytes` bytes of file (padded with spaces); raises ValueError when it does not fit."""
-    parts = list(_dumped(tensors.items(), metadata))
-    needed = 8 + sum(map(len, parts))
-    if needed > size_bytes:
-        raise ValueError(f"the header needs {needed} bytes and has {size_bytes}")
-    return b"".join((struct.pack("<Q", size_bytes - 8), *parts, b" " * (size_bytes - needed)))
+    encoded = bytearray(struct.pack("<Q", size_bytes - 8))
+    for part in _dumped(tensors.items(), metadata):
+        encoded += part
+    if len(encoded) > size_bytes:
+        raise ValueError(f"the header needs {len(encoded)} bytes and has {size_bytes}")
+    encoded += b" " * (size_bytes - len(encoded))
+    return encoded
 
 
 def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare_bytes: int) -> int:

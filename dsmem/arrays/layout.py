@@ -24,20 +24,25 @@ class Planned:
 
 def place(planned: Iterable[Planned]) -> tuple[dict[str, Tensor], list[Planned]]:
     """Tensors of known size with their offsets, in file order; those of unknown size in the order to append them."""
-    known: list[tuple[tuple[int, int], Planned, tuple[int, ...]]] = []
+    known: list[Planned] = []
     unknown: list[Planned] = []
     for tensor in planned:
-        if tensor.shape is None:
-            unknown.append(tensor)
-            continue
-        size = shape_bytes(tensor.dtype, tensor.shape)
-        known.append(((0 if size % PAGE_BYTES == 0 and size else 1, -tensor.align), tensor, tensor.shape))
-    known.sort(key=lambda item: item[0])
+        (unknown if tensor.shape is None else known).append(tensor)
+    known.sort(key=_order)
     unknown.sort(key=lambda tensor: -tensor.align)
     tensors: dict[str, Tensor] = {}
     offset = 0
-    for _, tensor, shape in known:
-        end = offset + shape_bytes(tensor.dtype, shape)
-        tensors[tensor.name] = Tensor(tensor.dtype, shape, offset, end)
+    for tensor in known:
+        end = offset + _size_bytes(tensor)
+        tensors[tensor.name] = Tensor(tensor.dtype, tensor.shape or (), offset, end)
         offset = end
     return tensors, unknown
+
+
+def _order(tensor: Planned) -> tuple[bool, int]:
+    size_bytes = _size_bytes(tensor)
+    return not size_bytes or size_bytes % PAGE_BYTES > 0, -tensor.align
+
+
+def _size_bytes(tensor: Planned) -> int:
+    return shape_bytes(tensor.dtype, tensor.shape or ())

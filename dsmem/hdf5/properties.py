@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5s, h5t
 
-from dsmem.arrays import dtypes, tree
+from dsmem.arrays import attributes, dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
 from dsmem.hdf5.filters import check_installed, filters_of
@@ -76,6 +76,7 @@ class Alike:
     def __init__(self) -> None:
         self._types: dict[bytes, FileType] = {}
         self._infos: dict[tuple[object, ...], tree.Dataset] = {}
+        self._records: dict[int, tuple[tree.Dataset, dict[str, Any]]] = {}
         self._options: dict[tuple[Filter, ...], dict[str, Any]] = {}
         self._undecodable: dict[tuple[tuple[Filter, ...], int], str | None] = {}
 
@@ -120,6 +121,19 @@ class Alike:
                     self._infos.clear()
                 self._infos[key] = found
         return found
+
+    def record(self, info: tree.Dataset) -> dict[str, Any]:
+        """The JSON record of what `info` gave: one for all that are alike."""
+        known = self._records.get(id(info))
+        if known is not None:
+            return known[1]
+        fill = None if info.fillvalue is None else attributes.to_json(info.fillvalue)
+        record = tree.describe(info, fill)
+        if info.fillvalue is None:
+            if len(self._records) == _MOST_ALIKE:
+                self._records.clear()
+            self._records[id(info)] = info, record  # which keeps it, and so its number
+        return record
 
     def undecodable(self, filters: tuple[Filter, ...], chunk_bytes: int) -> str | None:
         """Why chunks of that size can't be decoded here; None where they can."""

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 from h5py import h5a, h5i, h5l, h5o
 
-from dsmem.arrays import attributes, dtypes, tree
+from dsmem.arrays import dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.tree import Tree
 from dsmem.errors import Allow, BadSource, Refusal
@@ -277,8 +277,7 @@ class _Walk:
             item = inspect(
                 opened, path, self._file_bytes, allow=self._allow, in_other_file=in_other_file, alike=self._alike
             )
-            fill = item.info.fillvalue
-            record = tree.describe(item.info, None if fill is None else attributes.to_json(fill))
+            record = self._alike.record(item.info)
         except (UnsupportedType, DamagedIndex) as exc:
             self._refuse(path, str(exc), allow=exc.allow if isinstance(exc, NotAllowed) else None)
             return False

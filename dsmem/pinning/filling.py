@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dsmem.arrays import dtypes, header, layout, tree, views
 from dsmem.arrays.attributes import Apart
 from dsmem.arrays.header import Tensor
 from dsmem.arrays.layout import Planned
+from dsmem.arrays.summary import DatasetSummary, label
 from dsmem.errors import Allow, DsmemError, SourceChanged
 from dsmem.hdf5 import reading
 from dsmem.hdf5.attrs import AttributeReader
@@ -41,6 +43,16 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 class ReadDifferently(DsmemError, RuntimeError):
     """What was copied is not what h5py reads: a fault of dsmem, found before anything was published."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What was read into a draft."""
+
+    digests: Digests
+    seal: Callable[[Provenance], None]
+    """Writes the header, the provenance in it: the end of the filling."""
+    datasets: Callable[[], tuple[DatasetSummary, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,20 +100,15 @@ class Plan:
 
 def plan(scan: Scan, provenance: Provenance) -> Plan:
     """Lay out the arrays of a scan; `provenance` is as wide as the one that will be sealed in."""
-    planned: list[Planned] = []
-    for item in scan.items:
-        planned.extend(_planned(item))
     table, apart = _attributes(scan)
-    if apart:
-        planned.append(Planned(tree.ATTRIBUTES_NAME, "U8", (apart[-1].end,), 1))
-    tensors, unknown = layout.place(planned)
+    tensors, unknown = layout.place(_planned(scan, apart))
     metadata = {
         PROVENANCE_KEY: provenance.dump(),
         views.DATA_BYTES_KEY: _WIDEST,
         views.TREE_KEY: scan.tree.dump(),
         views.ATTRIBUTES_KEY: json.dumps(table, separators=(",", ":")),
     }
-    everything = {**tensors, **{one.name: Tensor(one.dtype, (0,), 0, 0) for one in unknown}}
+    everything = {**tensors, **{one.name: Tensor(one.dtype, (0,), 0, 0) for one in unknown}} if unknown else tensors
     return Plan(scan, tensors, unknown, header.reserve(everything, metadata, spare_bytes=64), metadata, apart)
 
 
@@ -122,19 +129,21 @@ def _attributes(scan: Scan) -> tuple[dict[str, dict[str, Any]], list[LongAttribu
     return table, apart
 
 
-def _planned(item: Item) -> list[Planned]:
-    info, name = item.info, tree.tensor_name(item.path)
-    if info.shape is None:
-        return []
-    base = dtypes.variable_base(info.dtype)
-    carrier = dtypes.carrier(info.dtype if base is None else base)
-    if base is None:
-        return [Planned(name, carrier.code, (*info.shape, *carrier.item_shape), carrier.align)]
-    items = int(np.prod(info.shape, dtype=np.int64))
-    return [
-        Planned(tree.offsets_name(item.path), "I64", (items + 1,), 8),
-        Planned(name, carrier.code, None, carrier.align),
-    ]
+def _planned(scan: Scan, apart: Sequence[LongAttribute]) -> Iterator[Planned]:
+    for item in scan.items:
+        info, name = item.info, tree.tensor_name(item.path)
+        if info.shape is None:
+            continue
+        base = dtypes.variable_base(info.dtype)
+        carrier = dtypes.carrier(info.dtype if base is None else base)
+        if base is None:
+            shape = (*info.shape, *carrier.item_shape) if carrier.item_shape else info.shape
+            yield Planned(name, carrier.code, shape, carrier.align)
+        else:
+            yield Planned(tree.offsets_name(item.path), "I64", (math.prod(info.shape) + 1,), 8)
+            yield Planned(name, carrier.code, None, carrier.align)
+    if apart:
+        yield Planned(tree.ATTRIBUTES_NAME, "U8", (apart[-1].end,), 1)
 
 
 def fill(
@@ -146,8 +155,8 @@ def fill(
     stream_algo: str | None,
     verify: bool,
     progress: Progress,
-) -> tuple[Digests, Callable[[Provenance], None]]:
-    """Read everything of the plan into the draft; returns the digests and the function that writes the header.
+) -> Loaded:
+    """Read everything of the plan into the draft, all but the header.
 
     `file` is the h5py.File of the source. Raises BadSource, SourceChanged, NoSpace, ReadDifferently.
     """
@@ -172,7 +181,7 @@ def fill(
                 looked=going_on,
             )
             digests = copying.copy(fd, size_bytes, draft, extents, decodings, stream_algo, counter, cache)
-        tensors = dict(plan.tensors)
+        tensors = dict(plan.tensors) if plan.unknown else plan.tensors
         rest = [item for item in plan.scan.items if item.tier == "h5py" and item.info.dtype.kind != "O"]
         for size in through_h5py.read(rest, plan.begin, draft, fd, file, path):
             counter.add(size)
@@ -216,7 +225,22 @@ def fill(
         }
         draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=plan.data_start)))
 
-    return digests, seal
+    return Loaded(digests, seal, partial(_summaries, plan.scan, tensors))
+
+
+def _summaries(scan: Scan, tensors: Mapping[str, Tensor]) -> tuple[DatasetSummary, ...]:
+    """What `summarize` would find in the header."""
+    sizes = {name: tensor.end - tensor.begin for name, tensor in tensors.items() if name.startswith(tree.HELPER_PREFIX)}
+
+    def summary(item: Item) -> DatasetSummary:
+        info = item.info
+        if info.shape is None:
+            return DatasetSummary(item.path, None, label(info.dtype), 0)
+        tensor = tensors[tree.tensor_name(item.path)]
+        beside = sizes.get(tree.offsets_name(item.path), 0) if info.dtype.kind == "O" else 0
+        return DatasetSummary(item.path, info.shape, label(info.dtype), tensor.end - tensor.begin + beside)
+
+    return tuple(map(summary, scan.items))
 
 
 def _read_attributes(

@@ -16,14 +16,12 @@ from dsmem.errors import BadSource, Refusal
 from dsmem.hdf5 import opening
 from dsmem.hdf5.scan import Scan, scan
 from dsmem.pinning import filling
-from dsmem.pinning.copying import Digests
+from dsmem.pinning.filling import Loaded
 from dsmem.pinning.source import Source
 from dsmem.progress import Progress
 from dsmem.store.draft import Draft
 from dsmem.store.refs import Provenance
 
-Seal = Callable[[Provenance], None]
-"""Writes the header, the provenance in it: the end of the filling."""
 _LISTED = 10
 
 
@@ -44,7 +42,7 @@ class Reader(Protocol):
         """Lay out the object (`provenance` as wide as the one to be sealed in); its size in bytes, at a good guess."""
         ...
 
-    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:
+    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:
         """Read everything that was planned into the draft."""
         ...
 
@@ -87,7 +85,7 @@ class _OpenFile:
             raise BadSource(f"{self._source.path}: {exc}") from exc
         return self._plan.need_bytes
 
-    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:
+    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:
         assert self._plan is not None
         return filling.fill(
             self._plan, draft, self._source, self._file, stream_algo=stream_algo, verify=verify, progress=progress

@@ -106,7 +106,7 @@ def _pin_and_attach(text: str, populate: bool) -> ArrayFile:
     from dsmem.progress import ignore
 
     store = make_store()
-    obtained, _ = obtain_file(store, PinRequest(os.path.realpath(text)), ignore)
+    obtained = obtain_file(store, PinRequest(os.path.realpath(text)), ignore).obtained
     return open_lease(store, obtained.lease, obtained.ref.provenance, text, populate=populate)
 
 

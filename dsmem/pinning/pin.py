@@ -24,6 +24,7 @@ from dsmem.store.root import Store, make_store
 from dsmem.store.sweep import sweep
 
 if TYPE_CHECKING:
+    from dsmem.pinning.filling import Loaded
     from dsmem.pinning.loading import Reader
 
 PinnedDataset = DatasetSummary
@@ -105,21 +106,24 @@ def pin(
     if budget is not None:
         request = replace(request, budget_bytes=_checked_budget(budget))
     store = make_store()
-    obtained, refused = obtain_file(store, request, progress or ignore)
+    found = obtain_file(store, request, progress or ignore)
+    obtained = found.obtained
     if not obtained.loaded:
         sweep(store)  # whoever loads has done so
     ref = obtained.ref
     if keep is not None:
         objects.keep(store, ref.object, kept=keep)
-    header = objects.read_header(store, ref.object)
+    datasets = found.datasets
+    if datasets is None:
+        datasets = summarize(objects.read_header(store, ref.object), ref.object)
     recorded_algo, _, hexdigest = ref.provenance.digest.partition(":")
     return Pinned(
         name=ref.object,
         source=request.path,
         algo=recorded_algo,
         digest=hexdigest,
-        datasets=summarize(header, ref.object),
-        refused=refused,
+        datasets=datasets,
+        refused=found.refused,
         size_bytes=len(obtained.lease.map),
         elapsed_s=time.perf_counter() - began,
         already=not obtained.loaded and not obtained.waited,
@@ -182,25 +186,36 @@ class PinRequest:
             yield self.selection(skipped=True)
 
 
-def obtain_file(store: Store, request: PinRequest, progress: Progress) -> tuple[Obtained, tuple[Refusal, ...]]:
-    """The leased object of a file, pinned if need be; and what was left out of it."""
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The leased object of a file."""
+
+    obtained: Obtained
+    refused: tuple[Refusal, ...]
+    """What was left out of it."""
+    datasets: tuple[PinnedDataset, ...] | None = None
+    """Known where it was loaded now: else its header tells them."""
+
+
+def obtain_file(store: Store, request: PinRequest, progress: Progress) -> Found:
+    """The object of a file, pinned if need be."""
     if request.name is not None:
         refs.check_free(store, request.name, request.path)
     fd = digest.open_source(request.path)
     try:
-        found = _already(store, request, FileIdentity.of(os.fstat(fd)))
-        if found is not None:
-            obtained, refused = found, _left_out(store, request, fd, found)
+        there = _already(store, request, FileIdentity.of(os.fstat(fd)))
+        if there is not None:
+            found = Found(there, _left_out(store, request, fd, there))
         else:
-            obtained, refused = _load(store, request, fd, progress)
-        if request.verify and not obtained.loaded:
-            _compare_anew(store, request, fd, obtained, progress)
-        ref = _with_digest(store, request, fd, obtained.ref)
+            found = _load(store, request, fd, progress)
+        if request.verify and not found.obtained.loaded:
+            _compare_anew(store, request, fd, found.obtained, progress)
+        ref = _with_digest(store, request, fd, found.obtained.ref)
     finally:
         os.close(fd)
     if request.name is not None:
         refs.write(store, replace(ref, name=request.name))
-    return replace(obtained, ref=ref), refused
+    return replace(found, obtained=replace(found.obtained, ref=ref))
 
 
 def _already(store: Store, request: PinRequest, identity: FileIdentity) -> Obtained | None:
@@ -225,7 +240,7 @@ def _left_out(store: Store, request: PinRequest, fd: int, found: Obtained) -> tu
         return ()
 
 
-def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tuple[Obtained, tuple[Refusal, ...]]:
+def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> Found:
     with _opened(store, request, fd) as (reader, identity):
         wanted = Request(
             source=request.path,
@@ -236,9 +251,13 @@ def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tup
         known = cache.look_up(identity) if request.hash_cache else {}
         stream = request.algo if request.algo != digest.DEFAULT_ALGORITHM and request.algo not in known else None
 
+        loaded: Loaded | None = None
+
         def build(draft: Draft, report: Progress) -> Filled:
             draft.make_room(reader.plan(_widest_provenance(wanted)), _budget(request))
-            digests, seal = reader.fill(draft, stream_algo=stream, verify=request.verify, progress=report)
+            nonlocal loaded
+            loaded = reader.fill(draft, stream_algo=stream, verify=request.verify, progress=report)
+            digests = loaded.digests
             _check_unchanged(request.path, fd, identity)
             computed = {digest.DEFAULT_ALGORITHM: digests.tree_hex}
             if digests.stream_hex is not None:
@@ -247,9 +266,10 @@ def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> tup
                 for algo, hexdigest in computed.items():
                     cache.remember(identity, algo, hexdigest)
             reported = {**known, **computed}[request.algo]
-            return Filled(f"{digest.DEFAULT_ALGORITHM}:{digests.tree_hex}", f"{request.algo}:{reported}", seal)
+            return Filled(f"{digest.DEFAULT_ALGORITHM}:{digests.tree_hex}", f"{request.algo}:{reported}", loaded.seal)
 
-        return obtain(store, wanted, build, progress), tuple(reader.refusals)
+        obtained = obtain(store, wanted, build, progress)
+        return Found(obtained, tuple(reader.refusals), loaded.datasets() if loaded and obtained.loaded else None)
 
 
 @contextmanager
@@ -282,8 +302,7 @@ def _compare_anew(store: Store, request: PinRequest, fd: int, found: Obtained, p
     name, provenance = found.ref.object, found.ref.provenance
     with _opened(store, request, fd) as (reader, identity), Draft(store) as draft:
         draft.make_room(reader.plan(provenance), _budget(request))
-        _, seal = reader.fill(draft, stream_algo=None, verify=True, progress=progress)
-        seal(provenance)
+        reader.fill(draft, stream_algo=None, verify=True, progress=progress).seal(provenance)
         _check_unchanged(request.path, fd, identity)
         if not objects.is_same(store, draft.fd, name):
             raise DamagedObject(f"{name} in the store is not what {request.path} holds", name=name)

@@ -35,7 +35,7 @@ def preload(path: str) -> ArrayFile:
             provenance = Provenance(os.path.realpath(path), identity, "", "", "", time.time_ns())
             plan = filling.plan(found, provenance)
             _require_memory(plan.need_bytes)
-            digests, seal = filling.fill(
+            loaded = filling.fill(
                 plan,
                 draft,
                 Source(fd, path, identity.size_bytes),
@@ -44,7 +44,7 @@ def preload(path: str) -> ArrayFile:
                 verify=False,
                 progress=ignore,
             )
-            seal(provenance)
+            loaded.seal(provenance)
             size_bytes = os.fstat(draft.fd).st_size
             whole = hugepages.mapped(draft.fd, size_bytes, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     finally:
@@ -54,7 +54,7 @@ def preload(path: str) -> ArrayFile:
         TreeContents(parsed, as_array(whole), "preloaded", "preload=True", label=path),
         filename=path,
         object_name=None,
-        digest=f"{digest.DEFAULT_ALGORITHM}:{digests.tree_hex}",
+        digest=f"{digest.DEFAULT_ALGORITHM}:{loaded.digests.tree_hex}",
         reopen=(preload, (path,)),
     )
 

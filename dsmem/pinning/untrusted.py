@@ -18,13 +18,14 @@ from typing import Any
 from dsmem import helpers, settings
 from dsmem.arrays import header, tree, views
 from dsmem.arrays.header import Header, Tensor
-from dsmem.arrays.summary import summarize
+from dsmem.arrays.summary import DatasetSummary, summarize
 from dsmem.errors import BadSource, DamagedObject, Refusal
 from dsmem.pinning import messages
 from dsmem.pinning.copying import Digests
 from dsmem.pinning.explaining import Explanation
+from dsmem.pinning.filling import Loaded
 from dsmem.pinning.growing import Growth
-from dsmem.pinning.loading import Reader, Seal
+from dsmem.pinning.loading import Reader
 from dsmem.pinning.messages import Channel, Nonsense, Silence
 from dsmem.pinning.source import Source
 from dsmem.progress import Progress, ignore
@@ -104,7 +105,7 @@ class _Reader:
             self._need_bytes = messages.checked_count(need_bytes)
         return self._need_bytes
 
-    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> tuple[Digests, Seal]:
+    def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:
         request = {"stream_algo": stream_algo, "verify": verify}
         growth = Growth(draft, self._need_bytes)  # the child knows of no budget
 
@@ -115,14 +116,14 @@ class _Reader:
         digests = self._child.ask("fill", request, "filled", draft.fd, at_progress)
         self._child.end()
         with self._child.checked():
-            parsed, tensors = _checked_object(draft.fd, self._wide)
+            parsed, tensors, datasets = _checked_object(draft.fd, self._wide)
             found = Digests(_hex(digests["tree"]), _hex(digests["stream"]) if stream_algo is not None else None)
 
         def seal(provenance: Provenance) -> None:
             metadata = {**parsed.metadata, PROVENANCE_KEY: provenance.dump()}
             draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=parsed.data_start)))
 
-        return found, seal
+        return Loaded(found, seal, lambda: datasets)
 
 
 class _Child:
@@ -191,8 +192,8 @@ class _Child:
             self._process.wait()
 
 
-def _checked_object(fd: int, provenance: str) -> tuple[Header, dict[str, Tensor]]:
-    """The header of a finished draft and its tensors, all checked; raises DamagedObject."""
+def _checked_object(fd: int, provenance: str) -> tuple[Header, dict[str, Tensor], tuple[DatasetSummary, ...]]:
+    """The header of a finished draft, its tensors and its datasets, all checked; raises DamagedObject."""
     size_bytes = os.fstat(fd).st_size
     length = int.from_bytes(os.pread(fd, 8, 0), "little")
     parsed = header.parse(memoryview(os.pread(fd, 8 + min(length, header.MAX_HEADER_BYTES), 0)), size_bytes)
@@ -215,8 +216,7 @@ def _checked_object(fd: int, provenance: str) -> tuple[Header, dict[str, Tensor]
         raise DamagedObject("its attributes are not JSON") from exc
     if not isinstance(attributes, dict) or not all(isinstance(table, dict) for table in attributes.values()):
         raise DamagedObject("its attributes are not tables")
-    summarize(parsed, "")
-    return parsed, tensors
+    return parsed, tensors, summarize(parsed, "")
 
 
 def _hex(value: Any) -> str:

@@ -82,11 +82,9 @@ def _fill(
 ) -> dict[str, str | None]:
     _, request = _expect(channel, "fill")
     draft = Draft(store, fd=channel.take_fd())  # never closed here: it is the parent's to publish or to drop
-    digests, seal = reader.fill(
-        draft, stream_algo=request["stream_algo"], verify=request["verify"], progress=report.progress
-    )
-    seal(provenance)
-    return {"tree": digests.tree_hex, "stream": digests.stream_hex}
+    loaded = reader.fill(draft, stream_algo=request["stream_algo"], verify=request["verify"], progress=report.progress)
+    loaded.seal(provenance)
+    return {"tree": loaded.digests.tree_hex, "stream": loaded.digests.stream_hex}
 
 
 def _expect(channel: Channel, *kinds: str) -> tuple[str, Any]:

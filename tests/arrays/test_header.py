@@ -47,7 +47,7 @@ def test_round_trip(shapes: dict[str, tuple[str, list[int]]], metadata: dict[str
     size_bytes = header.reserve(expected, metadata, spare_bytes=10)
     assert size_bytes % header.PAGE_BYTES == 0
     data_bytes = max((tensor.end for tensor in expected.values()), default=0)
-    found = parse(header.encode(expected, metadata, size_bytes=size_bytes) + bytes(data_bytes))
+    found = parse(bytes(header.encode(expected, metadata, size_bytes=size_bytes)) + bytes(data_bytes))
     assert found.data_start == size_bytes
     assert found.data_bytes == data_bytes
     assert found.metadata == metadata
@@ -57,7 +57,7 @@ def test_round_trip(shapes: dict[str, tuple[str, list[int]]], metadata: dict[str
 
 def test_safetensors_reads_it() -> None:
     expected = placed({"a": ("F32", [2, 3]), "b/c": ("U8", [5]), "none": ("I64", [0, 3]), "one": ("BOOL", [])})
-    encoded = header.encode(expected, {"k": "ü\udc80"}, size_bytes=4096)
+    encoded = bytes(header.encode(expected, {"k": "ü\udc80"}, size_bytes=4096))
     found = safetensors.numpy.load(encoded.replace(b"\\udc80", b"      ") + bytes(range(30)))
     assert {name: array.shape for name, array in found.items()} == {name: t.shape for name, t in expected.items()}
     assert found["b/c"].tobytes() == bytes(range(24, 29))

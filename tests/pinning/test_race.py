@@ -63,7 +63,7 @@ class Gate:
 
 
 def pin_and_look(path: Path) -> Seen:
-    obtained, _ = obtain_file(make_store(), PinRequest(str(path)), progress.ignore)
+    obtained = obtain_file(make_store(), PinRequest(str(path)), progress.ignore).obtained
     with dsmem.attach(path) as file:
         assert file.object_name is not None
         content = hashlib.sha256(b"".join(file[name][()].tobytes() for name in ("images", "group/heatmaps")))
@@ -238,7 +238,7 @@ def wait_for(path: Path, seen_bytes: Path) -> Seen:
             partly.write_text(f"{done_bytes} {total_bytes}")
             partly.rename(seen_bytes)
 
-    obtained, _ = obtain_file(make_store(), PinRequest(str(path)), heard)
+    obtained = obtain_file(make_store(), PinRequest(str(path)), heard).obtained
     return Seen(obtained.loaded, obtained.ref.object, str(obtained.waited))
 
 
@@ -293,7 +293,7 @@ def test_those_who_wait_for_a_loader_that_fails_try_themselves(tmp_path: Path, s
                 second.touch()
                 until_exists(third)
 
-        obtained, _ = obtain_file(make_store(), PinRequest(str(path)), report)
+        obtained = obtain_file(make_store(), PinRequest(str(path)), report).obtained
         return Seen(obtained.loaded, obtained.ref.object, str(obtained.waited))
 
     with started(fail) as loader:

@@ -164,6 +164,13 @@ def test_only(tmp_path: Path, only: list[str], datasets: set[str], groups: set[s
 
 
 @pytest.mark.parametrize("name", zoo.HELD)
+def test_its_datasets_are_told_alike_when_it_is_loaded_and_when_it_is_there(built: Built, name: str) -> None:
+    loaded, there = dsmem.pin(built[name]), dsmem.pin(built[name])
+    assert (loaded.already, there.already) == (False, True)
+    assert loaded.datasets == there.datasets
+
+
+@pytest.mark.parametrize("name", zoo.HELD)
 def test_safetensors_opens_the_object(built: Built, name: str, store_root: Path) -> None:
     found = dsmem.pin(built[name])
     path = store_root / "objects" / found.name
