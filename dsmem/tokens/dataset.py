@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import Dataset, Sampler, default_collate
 
 from dsmem.errors import UsageError
+from dsmem.tokens.arguments import need_whole
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.opening import TokenFile, open_all
 from dsmem.tokens.permutation import Permutation
@@ -57,7 +58,7 @@ class TokenDataset(Dataset[Sample]):
         dtype: torch.dtype = torch.int64,
         within_documents: bool = False,
     ) -> None:
-        whole(seq_len=seq_len, stride=stride)
+        need_whole(seq_len=seq_len, stride=stride)
         files = open_all(path, token_dtype=token_dtype)
         self.windows = Windows(files, seq_len, stride, within_documents=within_documents)
         self.dtype = dtype
@@ -172,13 +173,6 @@ class WindowSampler(Sampler[int]):
         for start in range(0, count, _INDICES_AT_ONCE):
             places = np.arange(start, min(start + _INDICES_AT_ONCE, count), dtype=np.int64)
             yield from permutation(first + places * self._world_size).tolist()
-
-
-def whole(**numbers: object) -> None:
-    """Raises UsageError for what is given and no whole number."""
-    for name, value in numbers.items():
-        if value is not None and not hasattr(value, "__index__"):
-            raise UsageError(f"{name}={value!r}: it is a whole number")
 
 
 def check_rank(rank: int, world_size: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dsmem.errors import BadDocument, EngineDiffers
+from dsmem.errors import BadDocument, BadSource, EngineDiffers
 from dsmem.tokens import columns, compressed, cutting, documents, engines, feeding, recoding, tables, turns
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
+_COMPARED_CHARACTERS = 128 << 10
+"""Given to the reference at once, where all are compared; for more it waits for its turn."""
 _SOME_BYTES, _MUCH_BYTES = 4 << 20, 16 << 20
 """Of a document among others: few are read at once that are longer, and one that is still longer."""
 Report = Callable[[int], None]
@@ -121,11 +124,25 @@ class Encoder:
 
     def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
         for some in _portions(texts, batch.most_bytes, 2 * BLOCK_BYTES // turns.weight_of(self.engine.name)):
-            with translated(batch.path):
-                ids, lengths = self.engine.encode(some)
+            try:
+                with translated(batch.path):
+                    ids, lengths = self.engine.encode(some)
+            except BadSource:
+                self._name_first_refused(batch, begin, some)
+                raise
             verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
             writer.add(some, ids, lengths, batch.text_bytes if some is batch.texts else None)
             begin += len(some)
+
+    def _name_first_refused(self, batch: Batch, begin: int, texts: list[str]) -> None:
+        """Raise BadSource for the first text that the engine does not take by itself either."""
+        for index, text in enumerate(texts, begin):
+            try:
+                with translated(batch.path):
+                    self.engine.encode([text])
+            except BadSource as exc:
+                told = str(exc).removeprefix(batch.path)
+                raise BadSource(f"{feeding.named(batch.path, batch.place(index))}{told}") from exc
 
     def _add_row(self, row: Long, writer: PartWriter, verifying: _Verifying, faults: Faults) -> None:
         """Encode a long document among others."""
@@ -300,8 +317,9 @@ class _Verifying:
     ) -> None:
         """Compare some texts of a batch, evenly spread, or all."""
         if self._all:
-            chosen = range(len(texts))
-        elif self._left > 0:
+            self._look_at_all(texts, ids, lengths, path, place, begin)
+            return
+        if self._left > 0:
             take = min(self._left, self._share)
             chosen = range(0, len(texts), max(1, len(texts) // take))
             chosen = chosen[:take]
@@ -311,6 +329,29 @@ class _Verifying:
         ends = np.cumsum(lengths)
         for index in chosen:
             self._compare(texts[index], ids[ends[index] - lengths[index] : ends[index]], path, place, begin + index)
+
+    def _look_at_all(
+        self, texts: list[str], ids: Ids, lengths: Any, path: str, place: Callable[[int], str], begin: int
+    ) -> None:
+        """Compare all, some at once: one by one the reference takes a third longer."""
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        first = 0
+        for some in _portions(texts, sys.maxsize, _COMPARED_CHARACTERS):
+            last = first + len(some)
+            mine = ids[ends[first] : ends[last]]
+            if len(some) > 1:
+                with translated(path):
+                    theirs, theirs_each = self._encoder.reference().encode(some)
+                is_same = np.array_equal(theirs_each, lengths[first:last]) and np.array_equal(mine, theirs)
+                del theirs
+            else:
+                is_same = False
+            if is_same:
+                self.count += len(some)
+            else:
+                for index in range(first, last):
+                    self._compare(texts[index], ids[ends[index] : ends[index + 1]], path, place, begin + index)
+            first = last
 
     def look_at(self, texts: list[str], ids: Ids, lengths: Any, index: int, *, path: str) -> None:
         """Compare one text that is a file of its own."""

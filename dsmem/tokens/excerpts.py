@@ -22,8 +22,10 @@ _BYTE_ARRAY, _UTF8 = 6, 0
 _PLAIN, _RLE, _DICTIONARY = 0, 3, 8
 _INT, _LONG, _BINARY, _LIST, _STRUCT = 5, 6, 8, 9, 12
 """Types of Thrift's compact protocol."""
-_SMALL_DICTIONARY_BYTES, _SMALL_PAGE_BYTES = 4 << 20, 8 << 20
-"""Larger ones are read by whole row groups: a dictionary is read once for each excerpt, a large page takes turns."""
+_SMALL_PAGE_BYTES = 12 << 20
+"""What is larger is read by whole row groups: it takes turns."""
+_MOST_DICTIONARY_BYTES = 64 << 20
+"""Of a dictionary, read for each excerpt that refers to it, together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ def cut(column: Any, chunk: Any, found: Iterable[Page], sizes: Sequence[int]) ->
     """The pages of a column chunk that fits in excerpts of at least so many bytes, decoded, and how many each has; the
     last of the sizes counts for all that follow. None at all where pages or a dictionary are too large for that."""
     excerpts: list[tuple[Excerpt, int]] = []
-    dictionary = (0, 0)
+    dictionary, dictionary_bytes = (0, 0), 0
     start = end = held_bytes = rows = 0
     refers = False
 
@@ -76,10 +78,10 @@ def cut(column: Any, chunk: Any, found: Iterable[Page], sizes: Sequence[int]) ->
         refers = False
 
     for page in found:
-        if page.plain_bytes > (_SMALL_DICTIONARY_BYTES if page.is_dictionary else _SMALL_PAGE_BYTES):
+        if page.plain_bytes > _SMALL_PAGE_BYTES:
             return []
         if page.is_dictionary:
-            dictionary = page.start, page.end
+            dictionary, dictionary_bytes = (page.start, page.end), page.plain_bytes
             continue
         if not rows:
             start = page.start
@@ -89,6 +91,9 @@ def cut(column: Any, chunk: Any, found: Iterable[Page], sizes: Sequence[int]) ->
             add()
     if rows:
         add()
+    references = sum(one.dictionary[0] < one.dictionary[1] for one, _ in excerpts)
+    if references > 1 and references * dictionary_bytes > _MOST_DICTIONARY_BYTES:
+        return []
     return excerpts if sum(one.rows for one, _ in excerpts) == chunk.num_values else []
 
 

@@ -14,8 +14,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 
 from dsmem.errors import UsageError
+from dsmem.tokens.arguments import need_whole
 from dsmem.tokens.batches import Batch, PackReader, Reader, WindowReader
-from dsmem.tokens.dataset import Paths, check_rank, numpy_dtype, whole
+from dsmem.tokens.dataset import Paths, check_rank, numpy_dtype
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.mixture import Mixture
 from dsmem.tokens.opening import open_all
@@ -84,7 +85,7 @@ class TokenLoader:
         prefetch: int = 0,
         drop_last: bool = True,
     ) -> None:
-        whole(batch_size=batch_size, seq_len=seq_len, stride=stride, prefetch=prefetch, buffers=buffers, seed=seed)
+        need_whole(batch_size=batch_size, seq_len=seq_len, stride=stride, prefetch=prefetch, buffers=buffers, seed=seed)
         batch_size, seq_len, seed = index(batch_size), index(seq_len), index(seed)  # numpy's are not fit for JSON
         stride = None if stride is None else index(stride)
         if batch_size < 1 or prefetch < 0 or (buffers is not None and buffers < 1):

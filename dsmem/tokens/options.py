@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from dsmem.errors import NoEndToken, UsageError
+from dsmem.tokens.arguments import need_text
 from dsmem.tokens.cutting import Separator
 from dsmem.tokens.layout import ITEM_BYTES, LARGEST_ID, TokenDtype
 from dsmem.tokens.manifest import Place
@@ -93,6 +94,7 @@ class Options:
             raise UsageError(f"ids are uint16 or uint32, not {self.dtype!r}")
         if self.verify != "all" and (type(self.verify) is not int or self.verify < 0):
             raise UsageError(f"verify is a number of documents or all, not {self.verify!r}")
+        need_text(encoding=self.encoding, text_field=self.text_field, engine=self.engine)
         try:
             name = codecs.lookup(self.encoding).name
         except (LookupError, ValueError) as exc:

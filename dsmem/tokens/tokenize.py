@@ -22,6 +22,7 @@ from dsmem.errors import NoDocuments, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
 from dsmem.tokens import starting, workdir
+from dsmem.tokens.arguments import need_flag, need_number, need_text, need_whole, path_of, paths_of
 from dsmem.tokens.claim import Claim, inode_of, inode_of_stdin
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.failures import made_public
@@ -86,25 +87,34 @@ def tokenize(
     >>> dsmem.tokenize("corpus.jsonl", "train.bin", tokenizer="tokenizer.json")  # doctest: +SKIP
     """
     began = time.perf_counter()
-    named = [os.fspath(one) for one in ([inputs] if isinstance(inputs, str | os.PathLike) else inputs)]
+    named = paths_of("inputs", inputs)
+    need_whole(
+        workers=workers, part_bytes=part_bytes, shards=shards, shard_tokens=shard_tokens, shuffle_seed=shuffle_seed
+    )
+    need_number(val_fraction=val_fraction)
+    names = {"split": split, "subset": subset, "bos_token": bos_token, "eos_token": eos_token}
+    need_text(**{option: name for option, name in names.items() if name is not None})
+    need_flag(parse_special=parse_special, restart=restart, overwrite=overwrite)
     options = Options(
-        os.fspath(tokenizer), engine, text_field, split_on, encoding, bos, eos, bos_token, eos_token, parse_special,
-        dtype, verify, on_error,
+        path_of("tokenizer", tokenizer), engine, text_field, split_on, encoding, bos, eos, bos_token, eos_token,
+        parse_special, dtype, verify, on_error,
     )  # fmt: skip
     options.check()
     if workers is not None and workers < 1:
         raise UsageError(f"{workers} workers can't be; at least 1")
     if part_bytes < 1 or (part_bytes > PART_BYTES and part_bytes % PART_BYTES):
         raise UsageError(f"parts are of up to {PART_BYTES} bytes, or of a multiple of that")
+    shards, shard_tokens, shuffle_seed = (
+        None if one is None else int(one) for one in (shards, shard_tokens, shuffle_seed)
+    )
+    val_fraction = float(val_fraction)  # numpy's are as good, and no JSON
     arrangement = Arrangement(
         shards=shards, shard_tokens=shard_tokens, val_fraction=val_fraction, shuffle_seed=shuffle_seed
     )
     arrangement.check()
-    target = os.path.abspath(os.fspath(out))
+    target = os.path.abspath(path_of("out", out))
     if not target.endswith(".bin"):
-        raise UsageError(
-            f"{os.fspath(out)}: the name of a token file ends in .bin, by which Megatron-LM and dsmem know it"
-        )
+        raise UsageError(f"{out}: the name of a token file ends in .bin, by which Megatron-LM and dsmem know it")
     claim = Claim(target, arrangement, overwrite=overwrite)
     claim.refuse_reading(inode_of_stdin() if one == STDIN else inode_of(one) for one in (*named, options.tokenizer))
     claim.refuse_taken()  # again once the output is ours: this is to wait for nothing

@@ -40,13 +40,22 @@ _O200K = "|".join(
         r"\s+",
     )
 )
-_TIKTOKEN_FILES: dict[str, tuple[str, int]] = {
-    "r50k_base": (_R50K, 50256),
-    "p50k_base": (_R50K, 50256),
-    "cl100k_base": (_CL100K, 100257),
-    "o200k_base": (_O200K, 199999),
+_TIKTOKEN_FILES: dict[str, tuple[str, dict[str, int]]] = {
+    "r50k_base": (_R50K, {END_OF_TEXT: 50256}),
+    "p50k_base": (_R50K, {END_OF_TEXT: 50256}),
+    "cl100k_base": (
+        _CL100K,
+        {
+            END_OF_TEXT: 100257,
+            "<|fim_prefix|>": 100258,
+            "<|fim_middle|>": 100259,
+            "<|fim_suffix|>": 100260,
+            "<|endofprompt|>": 100276,
+        },
+    ),
+    "o200k_base": (_O200K, {END_OF_TEXT: 199999, "<|endofprompt|>": 200018}),
 }
-"""A .tiktoken file holds ranks only: how text is split and the end of text go by its name (tiktoken_ext)."""
+"""A .tiktoken file holds ranks only: how text is split and special tokens go by its name (tiktoken_ext)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +168,8 @@ def _from_file(path: str) -> Located:
         name = os.path.basename(path).removesuffix(".tiktoken")
         if name not in _TIKTOKEN_FILES:
             raise UsageError(f"{path}: how it splits text is known for {', '.join(_TIKTOKEN_FILES)} only, by its name")
-        pattern, end = _TIKTOKEN_FILES[name]
-        return Located("tiktoken", path, pattern, {END_OF_TEXT: end})
+        pattern, special_tokens = _TIKTOKEN_FILES[name]
+        return Located("tiktoken", path, pattern, special_tokens)
     return Located("sentencepiece" if path.endswith(".model") else "tokenizer.json", path)
 
 

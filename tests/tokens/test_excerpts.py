@@ -94,7 +94,7 @@ def test_the_end_is_cut_smaller(texts: list[str], tmp_path: Path) -> None:
     assert min(sizes[2:-1]) >= 30_000
 
 
-def test_what_is_not_cut(texts: list[str], tmp_path: Path) -> None:
+def test_what_is_not_cut(texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Column:
         max_definition_level = 1
 
@@ -113,8 +113,12 @@ def test_what_is_not_cut(texts: list[str], tmp_path: Path) -> None:
         (Excerpt((4, 9), (at, at + 5), 10, 1, True), 100) for at in (9, 14)
     ]
     assert [one.data for one, _ in excerpts.cut(Column, Chunk, pages(100), [150])] == [(9, 19)]
-    assert excerpts.cut(Column, Chunk, pages(9 << 20), [50]) == []
+    assert excerpts.cut(Column, Chunk, pages(13 << 20), [50]) == []
+    assert excerpts.cut(Column, Chunk, pages(100, dictionary=13 << 20), [50]) == []
+    assert len(excerpts.cut(Column, Chunk, pages(100, dictionary=9 << 20), [50])) == 2
+    monkeypatch.setattr(excerpts, "_MOST_DICTIONARY_BYTES", 10 << 20)
     assert excerpts.cut(Column, Chunk, pages(100, dictionary=9 << 20), [50]) == []
+    assert len(excerpts.cut(Column, Chunk, pages(100, dictionary=9 << 20), [150])) == 1
     assert excerpts.cut(Column, Chunk, pages(100, rows=11), [50]) == []
     path = str(tmp_path / "x.parquet")
     parquet.write_table(pa.table({"text": [[text] for text in texts]}), path)

@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 
 import dsmem
 from dsmem.digest import hash_file
-from dsmem.tokens import failures, parts, workdir
+from dsmem.tokens import engines, failures, parts, workdir
 from dsmem.tokens.verifying import verify
 
 PART = 1 << 16
@@ -313,6 +313,36 @@ def test_errors_of_workers_are_the_errors_of_this_process() -> None:
     assert str(failures.again(failures.described(KeyError(1)))) == "KeyError: 1"
 
 
+WRONG_KINDS: list[tuple[dict[str, Any], str]] = [
+    ({"workers": "2"}, "workers='2': it is a whole number"),
+    ({"workers": 1.5}, "workers=1.5: it is a whole number"),
+    ({"shards": 1.5}, "shards=1.5: it is a whole number"),
+    ({"shards": True}, "shards=True: it is a whole number"),
+    ({"shard_tokens": "9"}, "shard_tokens='9': it is a whole number"),
+    ({"shuffle_seed": "1"}, "shuffle_seed='1': it is a whole number"),
+    ({"part_bytes": 5.5}, "part_bytes=5.5: it is a whole number"),
+    ({"val_fraction": "0.1"}, "val_fraction='0.1': it is a number"),
+    ({"text_field": 5}, "text_field=5: it is a string"),
+    ({"encoding": None}, "encoding=None: it is a string"),
+    ({"engine": [1]}, r"engine=\[1\]: it is a string"),
+    ({"eos_token": 5}, "eos_token=5: it is a string"),
+    ({"parse_special": "no"}, "parse_special='no': it is True or False"),
+    ({"tokenizer": 5}, "tokenizer=5: it is a path"),
+    ({"inputs": 5}, "inputs=5: it is a path or several"),
+    ({"inputs": b"x"}, "inputs=b'x': it is a path or several"),
+    ({"inputs": [None]}, "inputs=None: it is a path"),
+    ({"out": b"x.bin"}, "out=b'x.bin': it is a path"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG_KINDS)
+def test_arguments_of_another_kind_are_named(wrong: dict[str, Any], words: str, tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    with pytest.raises(dsmem.UsageError, match=f"^{words}$"):
+        dsmem.tokenize(**{"inputs": tmp_path / "x.txt", "out": tmp_path / "x.bin", **wrong})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.txt"]
+
+
 @pytest.mark.parametrize("kind", ["txt", "json", "long"])
 def test_errors_are_the_same_for_any_number_of_workers(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -332,6 +362,33 @@ def test_errors_are_the_same_for_any_number_of_workers(
             dsmem.tokenize(path, tmp_path / "out.bin", tokenizer=tokenizer, workers=count, **more)
         found.add((type(caught.value), str(caught.value), str(vars(caught.value))))
     assert [kind for kind, *_ in found] == [dsmem.BadSource if kind == "long" else dsmem.BadDocument]
+
+
+def test_integers_of_numpy_are_integers(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_text("x")
+    numbers: dict[str, Any] = {"workers": np.int64(1), "shards": np.int32(1), "val_fraction": np.float32(0)}
+    assert dsmem.tokenize(tmp_path / "x.txt", tmp_path / "x.bin", **numbers).tokens == 2
+
+
+def test_a_library_that_panics_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libraries of Rust do, by pyo3: what they raise is no Exception."""
+    panic: Any = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+    def encode(self: Any, texts: list[str]) -> Any:
+        if any("bad" in text for text in texts):
+            raise panic("called `Option::unwrap()` on a `None` value\nand\nmore")
+        return encode_of_bytes(self, texts)
+
+    encode_of_bytes = engines._Bytes.encode
+    monkeypatch.setattr(engines._Bytes, "encode", encode)
+    tokentexts.write_jsonl(tmp_path / "x.jsonl", ["a", "b", "bad", "bad"])
+    (tmp_path / "y.txt").write_text("bad")
+    told = r" can't be encoded: PanicException: called `Option::unwrap\(\)` on a `None` value$"
+    for name, place in (("x.jsonl", r"x\.jsonl:3"), ("y.txt", r"y\.txt")):
+        with pytest.raises(dsmem.BadSource, match=f"^{tmp_path}/{place}{told}"):
+            dsmem.tokenize(tmp_path / name, tmp_path / "out.bin")
+    with pytest.raises(KeyboardInterrupt), failures.translated("x"):
+        raise KeyboardInterrupt
 
 
 def test_frames() -> None:
@@ -417,7 +474,7 @@ def test_an_engine_that_fails_in_its_own_way_is_told(tmp_path: Path, workers: in
     ranks = tmp_path / "o200k_base.tiktoken"
     ranks.write_bytes(b"".join(b64encode(bytes([byte])) + b" %d\n" % byte for byte in range(256)))
     path = tokentexts.write_jsonl(tmp_path / "deep.jsonl", ["fine", "x" + " " * 10**6 + "y"])
-    with pytest.raises(dsmem.BadSource, match=r"deep\.jsonl can't be encoded: ValueError: Regex error"):
+    with pytest.raises(dsmem.BadSource, match=r"deep\.jsonl:2 can't be encoded: ValueError: Regex error"):
         dsmem.tokenize(path, tmp_path / "a.bin", tokenizer=ranks, engine="tiktoken", workers=workers)
     assert not (tmp_path / "a.bin").exists()
 

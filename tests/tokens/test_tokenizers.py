@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,16 +158,31 @@ def test_tiktoken_files(name: str, engine: str, tmp_path: Path) -> None:
     lines = [base64.b64encode(token) + b" %d" % rank for token, rank in ranks().items()]
     path.write_bytes(b"\n".join(lines) + b"\n")
     vocabulary = known(path, tmp_path)
-    assert vocabulary.eos_id == vocabulary.largest_id > 50_000
+    special = vocabulary.located.special_tokens
+    assert vocabulary.eos_id == special[tokentexts.END] > 50_000
+    assert vocabulary.largest_id == max(special.values())
     theirs = tiktoken.Encoding(
         "x",
         pat_str=vocabulary.located.pattern,
         mergeable_ranks=ranks(),
-        special_tokens={tokentexts.END: vocabulary.largest_id},
+        special_tokens=special,
     )
     texts = tokentexts.documents(40)
     assert encoded(vocabulary, texts, engine=engine) == [theirs.encode_ordinary(text) for text in texts]
-    assert encoded(vocabulary, [tokentexts.END], engine=engine, special=True) == [[vocabulary.largest_id]]
+    assert encoded(vocabulary, [*special], engine=engine, special=True) == [[one] for one in special.values()]
+
+
+@pytest.mark.parametrize("name", ["r50k_base", "p50k_base", "cl100k_base", "o200k_base"])
+def test_tiktoken_files_are_what_tiktoken_knows_by_their_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openai_public = importlib.import_module("tiktoken_ext.openai_public")
+    monkeypatch.setattr(openai_public, "load_tiktoken_bpe", lambda *args, **options: {})
+    theirs = openai_public.ENCODING_CONSTRUCTORS[name]()
+    path = tmp_path / f"{name}.tiktoken"
+    path.write_bytes(base64.b64encode(b"a") + b" 0\n")
+    located = vocabularies.locate(str(path), lambda: str(tmp_path))
+    assert (located.pattern, located.special_tokens) == (theirs["pat_str"], theirs["special_tokens"])
 
 
 def test_tiktoken_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
