@@ -113,7 +113,7 @@ class _Index:
         self._masks: Column | None = None
         self.is_ascending = True
         """Whether they came in the order of the dataset, as they do where HDF5 finds each by its place."""
-        self._chunks = np.array(chunks, np.int64)
+        self._chunks, self._counts = np.array(chunks, np.int64), np.array(self._grid, np.int64)
         self._file_bytes = file_bytes
         self._told = 0
         self._last = -1
@@ -126,14 +126,15 @@ class _Index:
             raise _too_many(self._total)
         starts, (masks, offsets, sizes) = infos[:, :-3], infos[:, -3:].T
         positions, beside = np.divmod(starts, self._chunks)
-        if (positions >= np.array(self._grid)).any() or (starts < 0).any():
+        has_negative = infos.min() < 0
+        if (positions >= self._counts).any() or (has_negative and (starts < 0).any()):
             raise DamagedIndex("its chunk index leads outside the dataset")
         if beside.any():
             raise DamagedIndex("its chunk index is damaged: a chunk lies between others")
-        if (offsets < 0).any() or (sizes < 0).any() or (offsets > self._file_bytes - sizes).any():
+        if has_negative or (offsets > self._file_bytes - sizes).any():
             raise DamagedIndex("its chunk index leads outside the file")
         where = np.ravel_multi_index(tuple(positions.T), self._grid)
-        self.is_ascending &= self._last < int(where[0]) and bool((np.diff(where) > 0).all())
+        self.is_ascending &= self._last < int(where[0]) and (len(where) == 1 or bool((np.diff(where) > 0).all()))
         self._last = int(where[-1])
         self._enter_sizes(where, sizes)
         self._offsets[where] = offsets
@@ -155,12 +156,16 @@ class _Index:
 
     def finish(self) -> ChunkTable:
         """The table; raises DamagedIndex."""
-        sizes = np.broadcast_to(np.int64(self._size or 0), self._total) if self._sizes is None else self._sizes
-        masks = np.broadcast_to(np.int64(0), self._total) if self._masks is None else self._masks
+        sizes = _repeated(self._size or 0, self._total) if self._sizes is None else self._sizes
+        masks = _repeated(0, self._total) if self._masks is None else self._masks
         table = ChunkTable(self._grid, self._offsets, sizes, masks)
         if self._told > self._total - table.missing:
             raise DamagedIndex("its chunk index is damaged: there are two of one chunk")
         return table
+
+
+def _repeated(value: int, total: int) -> Column:
+    return np.ndarray(total, np.int64, np.int64(value).tobytes(), strides=(0,))
 
 
 def _too_many(total: int) -> DamagedIndex:
