@@ -103,7 +103,8 @@ def tokenize(
         int | None, typer.Option("--shuffle-docs", metavar="SEED", help="Shuffle the documents by this seed.")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", help="Processes; as many as there are CPUs otherwise.")
+        int | None,
+        typer.Option("--workers", metavar="N", help="Processes, 8 at most; as many as there are CPUs otherwise."),
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has left behind.")

@@ -109,14 +109,11 @@ def _is_text(kind: Any) -> bool:
 
 def _long_row(part: Any, text_bytes: int, row: int, path: str, faults: Faults) -> Iterator[Batch]:
     """One text, which is not made a string: that could take four times its bytes."""
-    import pyarrow as pa
-
     place = f"row {row}".__str__
     if text_bytes > MOST_DOCUMENT_BYTES:
         faults.add(path, place, too_long())
         return
-    scalar = part[0].value if isinstance(part[0], pa.DictionaryScalar) else part[0]
-    data = memoryview(scalar.as_buffer())
+    data = _as_it_lies(part)
     decoder = codecs.getincrementaldecoder("utf-8")()
     try:
         for at in range(0, text_bytes, 1 << 20):
@@ -125,6 +122,22 @@ def _long_row(part: Any, text_bytes: int, row: int, path: str, faults: Faults) -
         faults.add(path, place, f"not UTF-8: byte 0x{exc.object[exc.start]:02x}")
         return
     yield Batch(path, [], lambda _: f"row {row}", text_bytes, text_bytes, text_bytes, long=data)
+
+
+def _as_it_lies(part: Any) -> memoryview:
+    """The bytes of a single text; a scalar of pyarrow's would be a copy, made of another."""
+    import numpy as np
+    from pyarrow import types
+
+    kind = part.type
+    if types.is_dictionary(kind):
+        return _as_it_lies(part.dictionary.slice(part.indices[0].as_py(), 1))
+    if types.is_string_view(kind):
+        return memoryview(part[0].as_buffer())
+    _, found, data = part.buffers()
+    offsets = np.frombuffer(found, np.int64 if types.is_large_string(kind) else np.int32)
+    begin, end = offsets[part.offset : part.offset + 2].tolist()
+    return memoryview(data)[begin:end]
 
 
 def _of_column(part: Any, text_bytes: int, first_row: int, path: str, text_field: str, faults: Faults) -> Batch:

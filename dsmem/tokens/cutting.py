@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from dsmem import units
-from dsmem.tokens.turns import Turn
+from dsmem.tokens.turns import Turn, Turns
 
 Separator = Literal["line", "blank"]
 """What ends a document: the end of its line, or blank lines after it."""
@@ -120,7 +120,7 @@ def blocks(
     A document that is too long is in none: `leave_out` is called with its offset; `is_open`: the last is. A block is
     good until the next one is asked for: the memory is used again. It waits for its turn to hold a long document.
     """
-    turn = turn or Turn(None, "", some_bytes=0, much_bytes=0)
+    turn = turn or Turn(Turns(None), alone_bytes=MOST_DOCUMENT_BYTES)
     buffer = bytearray(BLOCK_BYTES)
     held = searched = 0
     """Bytes in the buffer, and of those the ones in which documents are parted nowhere."""

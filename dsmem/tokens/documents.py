@@ -8,7 +8,7 @@ BadDocument, or is counted by `Faults`.
 from __future__ import annotations
 
 import json
-import mmap
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,9 +97,9 @@ class Lines:
         """The number, from 1, of the line at an offset of the file, after what it counts if that is not lines."""
         begin = 0 if self._first is None else self._start
         count = 1 if self._first is None else self._first
-        with Path(self._path).open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        with Path(self._path).open("rb", buffering=0) as file:
             for at in range(begin, offset, 1 << 20):
-                count += view[at : min(at + (1 << 20), offset)].count(b"\n")
+                count += os.pread(file.fileno(), min(1 << 20, offset - at), at).count(b"\n")
         return f"{self._unit} {count}".lstrip()
 
 

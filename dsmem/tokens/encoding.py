@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dsmem.errors import BadDocument, BadSource, EngineDiffers
-from dsmem.tokens import columns, compressed, cutting, documents, engines, feeding, recoding, tables, turns
+from dsmem.tokens import columns, compressed, cutting, documents, engines, feeding, recoding, renewing, tables, turns
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
@@ -29,8 +29,9 @@ from dsmem.tokens.longrows import Long
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
 from dsmem.tokens.recipe import ALL, VERIFY_EVERY, Recipe
+from dsmem.tokens.renewing import Renewing
 from dsmem.tokens.slices import Slices
-from dsmem.tokens.turns import Turn
+from dsmem.tokens.turns import Turn, Turns
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, Ids
@@ -39,8 +40,8 @@ _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
 _COMPARED_CHARACTERS = 128 << 10
 """Given to the reference at once, where all are compared; for more it waits for its turn."""
-_SOME_BYTES, _MUCH_BYTES = 4 << 20, 16 << 20
-"""Of a document among others: few are read at once that are longer, and one that is still longer."""
+_ALONE_BYTES = 128 << 20
+"""Of documents among others that all workers read at once: a longer one is read while nobody else encodes."""
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
 
@@ -58,17 +59,18 @@ class Encoder:
     ) -> None:
         """With an engine and a reference where they are loaded; `ask` encodes as the reference, in another process."""
         self._recipe = recipe
+        self._room = Room(share_bytes(recipe.workers))
+        self._turns = Turns(None if recipe.workers == 1 else recipe.directory)
+        self._turn = Turn(self._turns, alone_bytes=_ALONE_BYTES // recipe.workers)
         engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
+        if engine.name == "fastokens":
+            engine = Renewing(engine, renewing.share_bytes(recipe.workers), lambda: self._room.taken_bytes)
         self.engine = self._in_turn(engine)
         self._reference = reference
         self._ask = ask if recipe.can_ask else None
-        self._room = Room(share_bytes(recipe.workers))
-
-        shared = None if recipe.workers == 1 else recipe.directory
-        self._turn = Turn(shared, "read", some_bytes=_SOME_BYTES, much_bytes=_MUCH_BYTES)
 
     def _in_turn(self, engine: Engine) -> Engine:
-        return engine if self._recipe.workers == 1 else turns.InTurn(engine, self._recipe.directory)
+        return turns.InTurn(engine, self._turns)
 
     def encode(self, piece: Piece, report: Report) -> Made:
         """Make the part but for its place; after BadSource, EngineDiffers or OSError it has no record."""
@@ -165,7 +167,7 @@ class Encoder:
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch | Long]:
         recipe = self._recipe
         if piece.kind in ("parquet", "arrow"):
-            which = piece.path, piece.start, piece.end, recipe.text_field, recipe.directory
+            which = piece.path, piece.start, piece.end, recipe.text_field, self._turns
             excerpt = Excerpt.load(piece.excerpt) if piece.excerpt else None
             of = tables.of_row_groups(*which, excerpt) if piece.kind == "parquet" else tables.of_batches(*which)
             with of as found:

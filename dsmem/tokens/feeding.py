@@ -4,7 +4,7 @@ A cut must be a seam (`dsmem.tokens.seams`: no token reaches across it, whatever
 must give the same ids behind a little of what is left of it (the lead) and behind all of that, from the last cut on.
 Every piece is encoded behind its lead, whose ids are left out then: whatever a tokenizer puts before a text or takes
 from its begin befalls the lead. Text that can't be cut is encoded whole, up to MOST_WHOLE_BYTES. What is given to an
-engine at once is bounded by the memory that this takes: up to 50 bytes for a byte of text, and up to 280 by Hugging
+engine at once is bounded by the memory that this takes: up to 60 bytes for a byte of text, and up to 280 by Hugging
 Face's tokenizers.
 """
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 Read = Callable[[int], bytes]
 Place = str | Callable[[], str]
 """Of a document in its file, '' if it is all of it; lines are counted when it is told."""
-LONG_BYTES = 4 << 20
+LONG_BYTES = 1 << 20
 """A longer document is fed in pieces of about this size."""
 MOST_WHOLE_BYTES = 8 << 20
-_REFERENCE_BYTES, _MOST_REFERENCE_BYTES = 512 << 10, 2 << 20
+_REFERENCE_BYTES, _MOST_REFERENCE_BYTES = 160 << 10, 2 << 20
 """The same for Hugging Face's tokenizers."""
-MOST_COMPARED_BYTES = 1 << 20
+MOST_COMPARED_BYTES = 512 << 10
 """A document up to this is compared in one piece."""
-_COMPARED_BYTES = 900 << 10
+_COMPARED_BYTES = 450 << 10
 """A piece for the reference of one that is longer; not the engine's pieces, so a cut is looked at from both sides."""
 _READ_BYTES = 1 << 20
 _WINDOW_BYTES = 1 << 10

@@ -15,7 +15,7 @@ import xxhash
 
 from dsmem import files
 
-_ROOM_BYTES, _ALL_ROOM_BYTES = 96 << 20, 192 << 20
+_ROOM_BYTES, _ALL_ROOM_BYTES = 96 << 20, 128 << 20
 """For one process, and for all that do the same."""
 _BLOCK_BYTES = 1 << 20
 
@@ -30,17 +30,20 @@ class Room:
 
     def __init__(self, size_bytes: int = _ROOM_BYTES) -> None:
         self._left_bytes = size_bytes
+        self.taken_bytes = 0
 
     def take(self, size_bytes: int) -> bool:
         """Whether there is room for so many, which then is taken."""
         if size_bytes > self._left_bytes:
             return False
         self._left_bytes -= size_bytes
+        self.taken_bytes += size_bytes
         return True
 
     def give(self, size_bytes: int) -> None:
         """So many wait no longer."""
         self._left_bytes += size_bytes
+        self.taken_bytes -= size_bytes
 
 
 class Held:

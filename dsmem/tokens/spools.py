@@ -23,6 +23,8 @@ from dsmem.tokens.cutting import Separator
 from dsmem.tokens.inputs import STDIN, Source
 
 _HEAD_BYTES = 1 << 16
+_COPIED_BYTES = 1 << 20
+"""Of a value, at once: a long one is in memory twice, not more often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +172,15 @@ def _read(text: IO[bytes], at_once: int) -> Iterator[bytes]:
         yield data
 
 
-def _as_lines(found: Iterator[bytes | None]) -> Iterator[bytes | None]:
+def _as_lines(found: Iterator[values.Value | None]) -> Iterator[bytes | None]:
     """Values as lines: a line end inside one becomes a carriage return, which JSON allows and forbids in the same
     places."""
     for value in found:
         if value is None:
             yield None
         else:
-            yield value.replace(b"\n", b"\r") if b"\n" in value else value
+            for at in range(0, len(value), _COPIED_BYTES):
+                yield bytes(value[at : at + _COPIED_BYTES]).replace(b"\n", b"\r")
             yield b"\n"
 
 

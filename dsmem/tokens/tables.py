@@ -11,7 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -29,7 +29,7 @@ from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import need_column
 from dsmem.tokens.excerpts import Excerpt, ExcerptFile
 from dsmem.tokens.pages import BadPages, Page
-from dsmem.tokens.turns import Turn
+from dsmem.tokens.turns import Turns
 
 MOST_BYTES = 448 << 20
 """Of memory for pages, or for a record batch; what encodes them, and what other workers keep, comes on top."""
@@ -123,10 +123,10 @@ def excerpts_of(
 
 @contextmanager
 def of_row_groups(
-    path: str, start: int, end: int, text_field: str, directory: str, excerpt: Excerpt | None = None
+    path: str, start: int, end: int, text_field: str, turns: Turns, excerpt: Excerpt | None = None
 ) -> Iterator[Iterator[Any]]:
-    """The column of text in these row groups, or in an excerpt of the first; its worker waits for its turn in the
-    directory where they take much.
+    """The column of text in these row groups, or in an excerpt of the first; its worker waits for its turn where they
+    take much.
 
     Raises BadSource, TableTooLarge.
     """
@@ -151,7 +151,7 @@ def of_row_groups(
         need_bytes = _need_bytes(read)
         if need_bytes > MOST_BYTES:
             raise _too_large(path, text_field, read, need_bytes)
-        stack.enter_context(_turn(directory, need_bytes))
+        stack.enter_context(_turn(turns, need_bytes))
         with parquet.ParquetFile(
             opened,
             metadata=about,
@@ -165,8 +165,28 @@ def of_row_groups(
                 columns=[text_field],
                 use_threads=False,
             )
-            yield (batch.column(0) for batch in found)
-            del found, file
+            columns = _first_columns(found, is_large=need_bytes > ALONE_BYTES)
+            try:
+                yield columns
+            finally:
+                columns.close()  # it holds on to the last batch
+                del found, columns, file
+
+
+def _release() -> None:
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+
+
+def _first_columns(batches: Iterator[Any], *, is_large: bool) -> Generator[Any]:
+    for batch in batches:
+        column = batch.column(0)
+        del batch
+        if is_large:
+            _release()  # as much as the batch, from making it
+        yield column
+        del column  # or it would lie beside the next
 
 
 def _pages_of_excerpt(path: str, group: int, excerpt: Excerpt) -> Iterator[Page]:
@@ -248,18 +268,22 @@ def _too_large(path: str, text_field: str, found: Sequence[Page], need_bytes: in
 
 
 @contextmanager
-def _turn(directory: str, need_bytes: int) -> Iterator[None]:
+def _turn(turns: Turns, need_bytes: int) -> Iterator[None]:
     """Inside, nobody else of this run holds pages or batches that need as much; nothing may be left of them."""
+    if need_bytes <= ALONE_BYTES:
+        yield
+        return
     import pyarrow as pa
 
-    turn = Turn(directory, "table", some_bytes=ALONE_BYTES, much_bytes=ALONE_BYTES)
-    turn.need(need_bytes)
-    try:
-        yield
-    finally:
-        if need_bytes > ALONE_BYTES:
-            pa.default_memory_pool().release_unused()
-        turn.done()
+    before = pa.default_memory_pool()
+    with turns.alone():
+        if "mimalloc" in pa.supported_memory_backends():
+            pa.set_memory_pool(pa.mimalloc_memory_pool())  # of large pages it gives all back, the system's does not
+        try:
+            yield
+        finally:
+            _release()
+            pa.set_memory_pool(before)
 
 
 def record_batches(path: str, text_field: str) -> list[tuple[int, int]]:
@@ -276,10 +300,14 @@ def record_batches(path: str, text_field: str) -> list[tuple[int, int]]:
 
 
 @contextmanager
-def of_batches(path: str, start: int, end: int, text_field: str, directory: str) -> Iterator[Iterator[Any]]:
+def of_batches(path: str, start: int, end: int, text_field: str, turns: Turns) -> Iterator[Iterator[Any]]:
     """The column of text in these record batches, bit by bit; as `of_row_groups`."""
-    with reading(path), _ArrowFile(path) as file, _turn(directory, file.need(text_field)):
-        yield file.columns(text_field, start, end)
+    with reading(path), _ArrowFile(path) as file, _turn(turns, file.need(text_field)):
+        columns = file.columns(text_field, start, end)
+        try:
+            yield columns
+        finally:
+            columns.close()  # it holds on to the last batch
 
 
 class _ArrowFile:
@@ -353,7 +381,7 @@ class _ArrowFile:
         else:
             yield from map(itemgetter(text_field), islice(reader, start, end))
 
-    def columns(self, text_field: str, start: int, end: int) -> Iterator[Any]:
+    def columns(self, text_field: str, start: int, end: int) -> Generator[Any]:
         """The column of text in these batches, in slices."""
         columns = self._of(text_field, start, end)
         while (column := next(columns, None)) is not None:

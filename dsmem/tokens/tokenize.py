@@ -2,8 +2,8 @@
 
 Plan (which files, which pieces), make parts in workers (`dsmem.tokens.run`), which write their ids where the output
 will have them, then arrange the files (`dsmem.tokens.arrange`). The output depends on the input and the options alone;
-memory is bounded by blocks, batches, parts that wait for their place (96 MiB a worker) and the longest document among
-others, never by the size of the input.
+memory is bounded by blocks, batches, parts that wait for their place (128 MiB in all workers), what engines remember
+(`dsmem.tokens.renewing`) and what is taken alone (`dsmem.tokens.turns`), never by the size of the input.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ from dsmem.tokens.vocabularies import locate
 
 _OTHER_DESCRIPTORS = 32
 """Left to what else is opened."""
+MOST_WORKERS = 8
+"""More would take more than a GiB of memory together."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -182,7 +184,7 @@ def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) 
     is_stream = any(source.identity is None for source in sources)
     if total_bytes <= starting.HERE_BYTES and not is_stream and workers is None:
         return 0
-    wanted = min(workers or proc.usable_cpus(), _most_processes())
+    wanted = min(workers or proc.usable_cpus(), _most_processes(), MOST_WORKERS)
     return wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))
 
 

@@ -1,60 +1,114 @@
-"""What takes much memory waits for its turn, so that all workers together stay bounded however many they are.
+"""What takes much memory is done alone, so that all workers together stay bounded however many they are.
 
-Turns are locks on files of the work directory: the kernel gives back those of a process that ends.
+Two locks on files of the work directory: whoever is alone holds `room` alone, whoever encodes a little beside others
+shares it; who wants it for itself keeps `gate` meanwhile, where all others pass, so that it waits for those only that
+are in. The kernel gives back the locks of a process that ends.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from dsmem import files
+from dsmem.tokens.renewing import give_back
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName, Ids, Lengths
     from dsmem.tokens.seams import Seams
 
-_PLACES = 4
-"""So many processes hold some at once, or one of them much."""
-_SOME_BYTES, _MUCH_BYTES = 3 << 19, 5 << 20
-"""Of text: more than a batch has, and more than a piece of a long document; an engine takes up to 50 times that."""
+_BESIDE_BYTES = 21 << 16
+"""Of text that is encoded beside others: more than a batch has, and more than a piece of a long document; an engine
+takes up to 60 times that."""
 _REFERENCE_WEIGHT = 6
 """Hugging Face's tokenizers take so many times more."""
 
 
-class Turn:
-    """A share of memory, by how much is needed: little is free, some takes one of a few places, much takes all."""
+class Turns:
+    """The turns of one process, which may take them one inside the other."""
 
-    def __init__(self, directory: str | None, what: str, *, some_bytes: int, much_bytes: int) -> None:
+    def __init__(self, directory: str | None) -> None:
         """Without a directory everything is free: there is one worker."""
         self._directory = directory
-        self._what = what
-        self._some_bytes, self._much_bytes = some_bytes, much_bytes
-        self._held = ExitStack()
-        self._places: Sequence[int] = ()
+        self._fds: tuple[int, int] | None = None
+        self._depth = 0
+
+    def take_alone(self) -> None:
+        """Wait until nobody encodes or is alone; until `end_alone`, as often as this was called, others wait."""
+        self._depth += 1
+        if self._directory is None or self._depth > 1:
+            return
+        gate, room = self._locks(self._directory)
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_EX)
+
+    def end_alone(self) -> None:
+        """Nothing large is held any longer."""
+        self._depth -= 1
+        if self._depth:
+            return
+        give_back()
+        if self._directory is not None:
+            for fd in reversed(self._locks(self._directory)):
+                fcntl.flock(fd, fcntl.LOCK_UN)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, others neither encode nor hold anything large."""
+        self.take_alone()
+        try:
+            yield
+        finally:
+            self.end_alone()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Inside, nobody else is alone."""
+        if self._directory is None or self._depth:
+            yield
+            return
+        gate, room = self._locks(self._directory)
+        fcntl.flock(gate, fcntl.LOCK_EX)
+        fcntl.flock(room, fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        try:
+            yield
+        finally:
+            fcntl.flock(room, fcntl.LOCK_UN)
+
+    def _locks(self, directory: str) -> tuple[int, int]:
+        if self._fds is None:  # for as long as the process lives
+            gate, room = (
+                files.open_own(f"{directory}/turn-{name}", os.O_RDWR | os.O_CREAT) for name in ("gate", "room")
+            )
+            self._fds = gate, room
+        return self._fds
+
+
+class Turn:
+    """What may become large bit by bit: alone from some size on."""
+
+    def __init__(self, turns: Turns, *, alone_bytes: int) -> None:
+        self._turns = turns
+        self._alone_bytes = alone_bytes
+        self._is_alone = False
 
     def need(self, size_bytes: int) -> None:
         """Wait until so much may be taken, instead of what was taken before."""
-        if self._directory is None or size_bytes <= self._some_bytes:
-            wanted: Sequence[int] = ()
-        else:
-            wanted = range(_PLACES) if size_bytes > self._much_bytes else [os.getpid() % _PLACES]
-        if wanted == self._places:
-            return
-        self.done()  # who holds one place waits for no other, and who takes all takes them in order
-        for place in wanted:
-            fd = files.open_own(f"{self._directory}/turn-{self._what}-{place}", os.O_RDWR | os.O_CREAT)
-            self._held.callback(os.close, fd)
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        self._places = wanted
+        if size_bytes <= self._alone_bytes:
+            self.done()
+        elif not self._is_alone:
+            self._turns.take_alone()
+            self._is_alone = True
 
     def done(self) -> None:
         """Nothing of it is held any longer."""
-        self._held.close()
-        self._places = ()
+        if self._is_alone:
+            self._is_alone = False
+            self._turns.end_alone()
 
 
 def weight_of(engine: EngineName) -> int:
@@ -63,21 +117,19 @@ def weight_of(engine: EngineName) -> int:
 
 
 class InTurn:
-    """An engine that is given much text only while few others are."""
+    """An engine that is given much text only while no other is given any."""
 
-    def __init__(self, engine: Engine, directory: str) -> None:
+    def __init__(self, engine: Engine, turns: Turns) -> None:
         self._engine = engine
         self._weight = weight_of(engine.name)
-        self._turn = Turn(directory, "encode", some_bytes=_SOME_BYTES, much_bytes=_MUCH_BYTES)
+        self._turns = turns
         self.name = engine.name
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """As the engine does."""
-        self._turn.need(self._weight * sum(map(len, texts)))
-        try:
+        is_little = self._weight * sum(map(len, texts)) <= _BESIDE_BYTES
+        with self._turns.beside() if is_little else self._turns.alone():
             return self._engine.encode(texts)
-        finally:
-            self._turn.done()
 
     def seams(self) -> Seams:
         """As the engine tells."""

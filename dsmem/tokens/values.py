@@ -13,7 +13,13 @@ from typing import IO
 from dsmem.tokens import cutting
 
 _SCAN_BYTES = 1 << 20
+_LARGE_BYTES = 1 << 20
+"""A value that has more is not copied."""
+Value = bytes | memoryview
+"""As it stands in the file; a view is good until the next value is asked for."""
 _SPACE = b" \t\r\n"
+_WHITE = re.compile(rb"[ \t\r\n]*+")
+_TAIL_BYTES = 1 << 12
 """What JSON takes for white space."""
 _NO_VALUE = b","
 """For an element that is none: no parser takes it, and whoever parses it tells where it is."""
@@ -37,7 +43,7 @@ def is_over_lines(head: bytes) -> bool:
     return head.removeprefix(_BOM).lstrip(_SPACE).split(b"\n", 1)[0].strip(_SPACE) == b"{"
 
 
-def elements(stream: IO[bytes]) -> Iterator[bytes | None]:
+def elements(stream: IO[bytes]) -> Iterator[Value | None]:
     """The elements of an array; None for one that is too long. Raises Ends after all that lies before."""
     text = _Text(stream)
     depth, number = 0, 1
@@ -58,7 +64,8 @@ def elements(stream: IO[bytes]) -> Iterator[bytes | None]:
                 if mark == b"}"[0]:
                     raise Ends("the JSON array is closed by }")
                 if value != b"" or mark == _COMMA or number > 1:
-                    yield value if value is None or value.strip() else _NO_VALUE
+                    yield value if value is None or isinstance(value, memoryview) or value.strip() else _NO_VALUE
+                _release(value)
                 number += 1
                 text.begin(at + 1)
                 closed = mark != _COMMA
@@ -75,7 +82,7 @@ def elements(stream: IO[bytes]) -> Iterator[bytes | None]:
     raise Ends("the file goes on after its JSON array")
 
 
-def objects(stream: IO[bytes]) -> Iterator[bytes | None]:
+def objects(stream: IO[bytes]) -> Iterator[Value | None]:
     """Objects, with white space between; None for one that is too long. Raises Ends after all that lies before."""
     text = _Text(stream)
     depth = 0
@@ -90,10 +97,18 @@ def objects(stream: IO[bytes]) -> Iterator[bytes | None]:
             elif mark in b"]}":
                 depth -= 1
                 if depth == 0:
-                    yield text.value(at + 1)
+                    value = text.value(at + 1)
+                    yield value
+                    _release(value)
                     text.begin(at + 1)
     if text.rest() or depth:
         raise Ends("the file ends inside a JSON object" if depth else "not an object, as those before")
+
+
+def _release(value: Value | None) -> None:
+    """What was read can be forgotten only when nobody looks at it."""
+    if isinstance(value, memoryview):
+        value.release()
 
 
 class _Text:
@@ -150,14 +165,32 @@ class _Text:
         self._start = at
         self._is_too_long = False
 
-    def value(self, stop: int) -> bytes | None:
+    def value(self, stop: int) -> Value | None:
         """What began and ends here; None if it is too long."""
         if self._is_too_long or stop - self._start >= cutting.MOST_DOCUMENT_BYTES:
             return None
+        if stop - self._start > _LARGE_BYTES:
+            start, stop = self._trimmed(stop)
+            if stop - start > _LARGE_BYTES:
+                return memoryview(self._held)[start:stop]
         with memoryview(self._held) as held:
             return bytes(held[self._start : stop]).strip(_SPACE).removeprefix(_BOM)
 
-    def rest(self) -> bytes | None:
+    def _trimmed(self, stop: int) -> tuple[int, int]:
+        """What began and ends here without white space around it, and without a mark of byte order."""
+        held, start = self._held, self._start
+        space = _WHITE.match(held, start, stop)
+        assert space is not None  # it matches nothing, too
+        start = space.end()
+        while stop > start:
+            tail = bytes(memoryview(held)[max(start, stop - _TAIL_BYTES) : stop])
+            kept = len(tail.rstrip(_SPACE))
+            stop -= len(tail) - kept
+            if kept:
+                break
+        return start + len(_BOM) * held.startswith(_BOM, start, stop), stop
+
+    def rest(self) -> Value | None:
         """What began and is not ended."""
         return self.value(len(self._held))
 

@@ -101,13 +101,14 @@ JSON = st.recursive(
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(JSON, max_size=8), st.integers(1, 30), st.sampled_from([None, 1]), st.booleans())
-def test_elements(expected: list[object], scan: int, indent: int | None, ascii_only: bool) -> None:
+@given(st.lists(JSON, max_size=8), st.integers(1, 30), st.sampled_from([None, 1]), st.booleans(), st.integers(0, 30))
+def test_elements(expected: list[object], scan: int, indent: int | None, ascii_only: bool, large: int) -> None:
     data = json.dumps(expected, indent=indent, ensure_ascii=ascii_only).encode()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(values, "_SCAN_BYTES", scan)
-        found = list(values.elements(io.BytesIO(data)))
-    assert [json.loads(one or b"") for one in found] == expected
+        patched.setattr(values, "_LARGE_BYTES", large)
+        found = [bytes(one or b"") for one in values.elements(io.BytesIO(data))]
+    assert [json.loads(one) for one in found] == expected
 
 
 @settings(max_examples=80, deadline=None)
@@ -116,13 +117,15 @@ def test_elements(expected: list[object], scan: int, indent: int | None, ascii_o
     st.integers(1, 30),
     st.sampled_from([None, 1]),
     st.sampled_from(["", " ", "\n\n"]),
+    st.integers(0, 30),
 )
-def test_objects(expected: list[object], scan: int, indent: int | None, between: str) -> None:
+def test_objects(expected: list[object], scan: int, indent: int | None, between: str, large: int) -> None:
     data = between.join(json.dumps(one, indent=indent) for one in expected).encode()
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(values, "_SCAN_BYTES", scan)
-        found = list(values.objects(io.BytesIO(data)))
-    assert [json.loads(one or b"") for one in found] == expected
+        patched.setattr(values, "_LARGE_BYTES", large)
+        found = [bytes(one or b"") for one in values.objects(io.BytesIO(data))]
+    assert [json.loads(one) for one in found] == expected
 
 
 LONG = st.lists(st.sampled_from([b"", b"a", b"x" * 50, b"y" * 99, b"z" * 100, b"w" * 350]), max_size=12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -92,29 +92,35 @@ def test_what_is_bad_in_a_long_row(row: bytes, reason: str, tmp_path: Path) -> N
 
 
 def test_turns(tmp_path: Path) -> None:
-    """Who needs much waits for all others, who needs some for one of few, and who needs little for nobody."""
+    """Who is alone waits for all others, and they for it; who encodes little waits for nobody else."""
 
-    def turn() -> turns.Turn:
-        return turns.Turn(str(tmp_path), "x", some_bytes=10, much_bytes=100)
-
-    def is_free(size_bytes: int) -> bool:
+    def is_free(take: Callable[[turns.Turns], object]) -> bool:
         """Whether another process gets it at once."""
         pid = os.fork()
         if not pid:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             signal.alarm(1)
-            turn().need(size_bytes)
+            take(turns.Turns(str(tmp_path)))
             os._exit(0)
         return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
-    mine = turn()
-    mine.need(101)
-    assert is_free(10)
-    assert not is_free(11) and not is_free(101)
-    mine.need(11)
-    assert not is_free(101)
-    mine.done()
-    assert is_free(101)
+    def beside(theirs: turns.Turns) -> None:
+        with theirs.beside():
+            pass
+
+    mine = turns.Turns(str(tmp_path))
+    turn = turns.Turn(mine, alone_bytes=10)
+    turn.need(10)
+    assert is_free(turns.Turns.take_alone)
+    turn.need(11)
+    assert not is_free(beside) and not is_free(turns.Turns.take_alone)
+    with mine.alone(), mine.beside():  # inside of it both are free
+        turn.need(12)
+    assert not is_free(beside)
+    turn.need(10)
+    with mine.beside():
+        assert is_free(beside) and not is_free(turns.Turns.take_alone)
+    assert is_free(turns.Turns.take_alone)
 
 
 @pytest.mark.usefixtures("_small")

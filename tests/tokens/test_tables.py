@@ -20,7 +20,7 @@ from pyarrow import parquet
 import dsmem
 from dsmem.cli import hints
 from dsmem.cli.hints import Typed
-from dsmem.tokens import columns, failures, messages, pages, tables
+from dsmem.tokens import columns, failures, messages, pages, tables, turns
 from dsmem.tokens.pages import Page
 
 TEXTS = [f"{number} Größe 🙂 " * (number % 40) for number in range(3000)]
@@ -274,20 +274,20 @@ def test_one_at_a_time_holds_much(tmp_path: Path) -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with tables._turn(str(tmp_path), tables.ALONE_BYTES + 1):
+        with tables._turn(turns.Turns(str(tmp_path)), tables.ALONE_BYTES + 1):
             inside.set()
             go_on.wait(10)
             order.append("first")
 
     def wait() -> None:
-        with tables._turn(str(tmp_path), tables.ALONE_BYTES + 1):
+        with tables._turn(turns.Turns(str(tmp_path)), tables.ALONE_BYTES + 1):
             order.append("second")
 
     threads = [threading.Thread(target=hold), threading.Thread(target=wait)]
     threads[0].start()
     assert inside.wait(10)
     threads[1].start()
-    with tables._turn(str(tmp_path), tables.ALONE_BYTES):
+    with tables._turn(turns.Turns(str(tmp_path)), tables.ALONE_BYTES):
         order.append("little")
     go_on.set()
     for thread in threads:
