@@ -23,16 +23,25 @@ class Buffer:
     __slots__ = ("_memory",)
 
     def __init__(self) -> None:
-        self._memory = memoryview(b"")
+        self._memory = _memory(mmap.PAGESIZE)
 
     def at(self, offset: int, size_bytes: int) -> memoryview:
-        """So many writable bytes, for what is read at this offset of a file; what was in them before is anything."""
+        """So many writable bytes, for what is read at this offset of a file; what was in them before is anything.
+
+        Raises MemoryError.
+        """
         begin = offset % mmap.PAGESIZE
         if begin + size_bytes > len(self._memory):
-            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            self._memory = memoryview(mmap.mmap(-1, mmap.PAGESIZE + size_bytes, flags=flags))
+            self._memory = _memory(mmap.PAGESIZE + size_bytes)
         return self._memory[begin : begin + size_bytes]
 
     def between(self, source: int, target: int, size_bytes: int) -> memoryview:
         """The same for bytes that go on from there to an offset of another file."""
         return self.at(source + (mmap.PAGESIZE // 2 if are_near(source, target) else 0), size_bytes)
+
+
+def _memory(size_bytes: int) -> memoryview:
+    try:
+        return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+    except OSError as exc:
+        raise MemoryError(f"no {size_bytes:,} bytes for a buffer") from exc

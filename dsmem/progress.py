@@ -7,9 +7,9 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Called with bytes done and bytes in all, from any thread, not more than some hundred times a second.
+    """Called with bytes done and bytes in all, from any thread, one call after another, however little was done.
 
-    One call comes after another, and the bytes done never become fewer.
+    The bytes done become fewer only where reading begins anew: whom we waited for has failed, or `verify` compares.
     """
 
     def __call__(self, done_bytes: int, total_bytes: int, /) -> None: ...

@@ -5,7 +5,8 @@ from __future__ import annotations
 import mmap
 
 import numpy as np
-from hypothesis import given
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dsmem.buffers import Buffer, are_near
@@ -18,13 +19,14 @@ def place_of(view: memoryview) -> int:
     return int(np.frombuffer(view, np.uint8).ctypes.data)
 
 
-@given(st.lists(st.tuples(OFFSETS, st.integers(1, 5 * PAGE)), min_size=1, max_size=8))
+@example([(PAGE, 0)])
+@given(st.lists(st.tuples(OFFSETS, st.integers(0, 5 * PAGE)), min_size=1, max_size=8))
 def test_a_buffer_lies_in_its_page_as_the_file_does(uses: list[tuple[int, int]]) -> None:
     buffer = Buffer()
     for offset, size_bytes in uses:
         view = buffer.at(offset, size_bytes)
         assert len(view) == size_bytes and not view.readonly
-        assert (place_of(view) - offset) % PAGE == 0
+        assert not size_bytes or (place_of(view) - offset) % PAGE == 0
         view[:] = b"\1" * size_bytes
 
 
@@ -33,6 +35,11 @@ def test_on_the_way_to_another_file_neither_copy_is_slow(source: int, distance: 
     place = place_of(Buffer().between(source, source + distance, size_bytes))
     assert not are_near(source, place)
     assert not are_near(place, source + distance)
+
+
+def test_more_than_there_is_memory_for() -> None:
+    with pytest.raises(MemoryError, match=r"no [0-9,]+ bytes"):
+        Buffer().at(0, 1 << 62)
 
 
 def test_what_is_handed_out_stays_when_the_buffer_grows() -> None:

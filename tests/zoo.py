@@ -401,6 +401,9 @@ def null_dataspaces(file: Any) -> None:
     }.items():  # fmt: skip
         file[name] = h5py.Empty(dtype)
         file.attrs[name] = h5py.Empty(dtype)
+    plist = h5p.create(h5p.DATASET_CREATE)
+    plist.set_fill_value(np.array(7, "<i4"))
+    h5d.create(file.id, b"filled", h5t.STD_I32LE, h5s.create(h5s.NULL), plist)
 
 
 @held()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import h5py
-from h5py import h5d, h5f, h5g, h5i, h5l, h5o
+from h5py import h5d, h5f, h5g, h5i, h5l, h5o, h5t
 
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
@@ -58,19 +58,23 @@ def check(properties: Properties, allow: Collection[Allow]) -> Reach | None:
     """
     if not properties.is_external and properties.layout != h5d.VIRTUAL:
         return None
-    walk = _Walk("external" in allow)
-    walk.follow(h5py.Dataset(properties.id), ())
+    dataset = h5py.Dataset(properties.id)
+    walk = _Walk("external" in allow, h5t.py_create(dataset.dtype))
+    walk.follow(dataset, ())
     return Reach(walk.outside, walk.stored_bytes)
 
 
 class _Walk:
     """Follows a dataset to all that it reads, each source once."""
 
-    def __init__(self, allowed: bool) -> None:
+    def __init__(self, allowed: bool, in_memory: Any) -> None:
+        """`in_memory`: the type that HDF5 is to read its data as."""
         self.outside = False
         self.stored_bytes = 0
         self._allowed = allowed
+        self._in_memory = in_memory
         self._done: set[tuple[bytes, int]] = set()
+        self._of_other_types: list[str] = []
 
     def follow(self, dataset: Any, above: tuple[tuple[bytes, int], ...]) -> None:
         """Check one dataset, and its sources if it is virtual; `above` are those that it is a source of."""
@@ -123,12 +127,19 @@ class _Walk:
                 block += 1
         if missing:
             raise UnsupportedType(f"a virtual dataset over what is missing ({_listed(missing)})")
+        if self._of_other_types:
+            listed = _listed(self._of_other_types)
+            raise UnsupportedType(
+                f"a virtual dataset over data of a type that HDF5 can't convert to its own ({listed})"
+            )
 
     def _follow_source(self, dataset: Any, file: str, name: str, within: tuple[tuple[bytes, int], ...]) -> bool:
         """Check one source; whether there is one of that name."""
         with ExitStack() as stack:
             source = self._source(dataset, file, name, stack)
             if isinstance(source, h5py.Dataset):
+                if h5t.find(source.id.get_type(), self._in_memory) is None:
+                    self._of_other_types.append(name if file == _SAME_FILE else f"{file}:{name}")
                 self.follow(source, within)
                 return True
         return False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -20,6 +20,8 @@ from dsmem.hdf5.filters import check_installed, filters_of
 from dsmem.hdf5.opening import reason
 
 _MOST_ALIKE = 1024
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 class Properties:
@@ -86,9 +88,7 @@ class Alike:
         key = opened.encode()  # HDF5 takes texts of other encodings for equal types
         found = self._types.get(key)
         if found is None:
-            if len(self._types) == _MOST_ALIKE:
-                self._types.clear()
-            found = self._types[key] = _file_type(opened)
+            found = _kept(self._types, key, _file_type(opened))
         return found
 
     def filters_of(self, properties: Properties) -> tuple[Filter, ...]:
@@ -98,7 +98,7 @@ class Alike:
         filters = filters_of(properties.plist)
         if filters not in self._options:
             check_installed(filters)
-            self._options[filters] = _options(h5py.Dataset(properties.id))
+            _kept(self._options, filters, _options(h5py.Dataset(properties.id)))
         return filters
 
     def info(self, properties: Properties, kind: FileType, filters: tuple[Filter, ...]) -> tree.Dataset:
@@ -106,7 +106,7 @@ class Alike:
         shape, fill = properties.shape, None
         maxshape = None if shape is None else properties.maxshape
         options = {} if properties.layout != h5d.CHUNKED else self._options[filters]
-        if shape is not None and properties.has_fill:
+        if properties.has_fill:
             fill = h5py.Dataset(properties.id).fillvalue
         key = (shape, maxshape, kind, properties.chunks, filters)
         found = self._infos.get(key) if fill is None else None
@@ -117,9 +117,7 @@ class Alike:
                 shape, kind.dtype, chunks=properties.chunks, maxshape=maxshape, fillvalue=fill, note=note, **options
             )
             if fill is None:
-                if len(self._infos) == _MOST_ALIKE:
-                    self._infos.clear()
-                self._infos[key] = found
+                _kept(self._infos, key, found)
         return found
 
     def record(self, info: tree.Dataset) -> dict[str, Any]:
@@ -130,21 +128,31 @@ class Alike:
         fill = None if info.fillvalue is None else attributes.to_json(info.fillvalue)
         record = tree.describe(info, fill)
         if info.fillvalue is None:
-            if len(self._records) == _MOST_ALIKE:
-                self._records.clear()
-            self._records[id(info)] = info, record  # which keeps it, and so its number
+            _kept(self._records, id(info), (info, record))  # which keeps it, and so its number
         return record
 
     def undecodable(self, filters: tuple[Filter, ...], chunk_bytes: int) -> str | None:
         """Why chunks of that size can't be decoded here; None where they can."""
         key = (filters, chunk_bytes)
         if key not in self._undecodable:
-            try:
-                Pipeline(filters, chunk_bytes)
-                self._undecodable[key] = None
-            except NotKnown as exc:
-                self._undecodable[key] = str(exc)
+            return _kept(self._undecodable, key, _undecodable(filters, chunk_bytes))
         return self._undecodable[key]
+
+
+def _kept(known: dict[K, V], key: K, value: V) -> V:
+    """Remember a value, and forget the others when they are many."""
+    if len(known) == _MOST_ALIKE:
+        known.clear()
+    known[key] = value
+    return value
+
+
+def _undecodable(filters: tuple[Filter, ...], chunk_bytes: int) -> str | None:
+    try:
+        Pipeline(filters, chunk_bytes)
+    except NotKnown as exc:
+        return str(exc)
+    return None
 
 
 def describe(dataset_id: Any) -> tree.Dataset:

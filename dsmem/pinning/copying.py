@@ -286,7 +286,7 @@ class _Follower(threading.Thread):
                     self._work.add(0)  # it may lag behind the copiers: those who watch see that it goes on
                 self._work.cache.passed(index)
             self.hex = self._hasher.hexdigest()
-        except (OSError, SourceChanged) as exc:
+        except BaseException as exc:  # noqa: BLE001 - raised by `_run`
             self.error = exc
 
 

@@ -54,6 +54,22 @@ def test_a_chunk_beyond_the_file_is_an_error(tmp_path: Path, address: int) -> No
         dsmem.pin(path)
 
 
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_a_chunk_of_no_bytes_is_an_error(tmp_path: Path, untrusted: bool) -> None:
+    """At a whole page of the file, where a buffer for it would begin at its own beginning."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file.create_dataset("x", data=np.arange(2048, dtype="<i4"), chunks=(2048,))
+        info = file["x"].id.get_chunk_info(0)
+    content = bytearray(path.read_bytes())
+    key = content.index(struct.pack("<IIQQQ", info.size, 0, 0, 0, info.byte_offset))
+    struct.pack_into("<I", content, key, 0)
+    struct.pack_into("<Q", content, key + 24, 4096)
+    path.write_bytes(content)
+    with pytest.raises(dsmem.BadSource, match=r"the chunk at \(0,\) can't be decoded: 0 bytes stored instead of 8192"):
+        dsmem.pin(path, untrusted=untrusted)
+
+
 def many_chunks(path: Path) -> tuple[bytearray, int]:
     """A file with 50 chunks of 4 items, and where the first key of its B-tree's one node lies."""
     with h5py.File(path, "w", libver="earliest") as file:

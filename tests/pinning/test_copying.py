@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import tempfile
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -142,3 +143,17 @@ def _digest_of(data: bytes) -> bytes:
     hasher = digest.slice_digest()
     hasher.update(data)
     return hasher.digest()
+
+
+def test_a_stream_digest_that_can_not_be_told_of_ends_the_pass() -> None:
+    """The thread that follows the copiers reports progress, too; without its digest there is no object."""
+
+    def fail(done_bytes: int, total_bytes: int) -> None:
+        if threading.current_thread().name == "dsmem-digest":
+            raise ValueError("not heard")
+
+    content = bytes(3 * SLICE)
+    with tempfile.TemporaryFile(buffering=0) as source, Draft(None) as draft:
+        source.write(content)
+        with PageCache(source.fileno(), len(content)) as cache, pytest.raises(ValueError, match="not heard"):
+            copying.copy(source.fileno(), len(content), draft, [], [], "md5", ByteCounter(fail, 1), cache)

@@ -322,6 +322,19 @@ def _pattern_of_files(file: Any) -> None:
     pattern(file, "v", b"f%b.h5", b"x")
 
 
+def test_virtual_over_what_hdf5_can_not_convert(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file["texts"] = np.array([b"a"] * 4, "S2")
+        file["numbers"] = np.arange(4, dtype=">f8")
+        virtual(file, "v", [(".", "texts")])
+        virtual(file, "w", [(".", "v")])
+        virtual(file, "ok", [(".", "numbers")])
+    reason = "a virtual dataset over data of a type that HDF5 can't convert to its own (texts)"
+    assert refusals(path) == {f"/{name}": Refusal(f"/{name}", reason) for name in "vw"}
+    assert {one.path for one in dsmem.pin(path, skip_unsupported=True).datasets} == {"texts", "numbers", "ok"}
+
+
 def _over_itself(file: Any) -> None:
     virtual(file, "v", [(".", "w")])
     virtual(file, "w", [(".", "v")])
