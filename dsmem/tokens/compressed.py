@@ -176,8 +176,8 @@ class _Decoded:
         decoder = self._new(_Raw(self._file, self._step_bytes, slowly_from=self._raw.last_at))
         before_bytes, found = self._given_bytes, bytearray()
         with suppress(_Damaged):
-            while before_bytes:
-                before_bytes -= len(decoder.read(min(before_bytes, _STEP_BYTES)))
+            while before_bytes and (data := decoder.read(min(before_bytes, _STEP_BYTES))):
+                before_bytes -= len(data)
             # pyarrow reads on until it has all that it was asked for.
             while data := decoder.read(1 if self._compression == "zst" else _STEP_BYTES):
                 found += data
@@ -241,8 +241,9 @@ class _Streams:
             if self._stream.eof:
                 self._next()
                 continue
-            # A library that wants no more may still hold what it has decoded.
-            more = self._held or (self._raw.read() if self._wants else b"")
+            # A library that wants no more may still hold what it has decoded, or nothing: then it wants more next.
+            is_asked = not self._held and self._wants
+            more = self._raw.read() if is_asked else self._held
             try:
                 data = self._stream.decompress(more, size)
             except self._kind.errors as exc:
@@ -250,7 +251,7 @@ class _Streams:
             self._held = getattr(self._stream, "unconsumed_tail", b"")
             if data:
                 return data
-            if not more and not self._stream.eof:
+            if is_asked and not more and not self._stream.eof:
                 raise _Damaged("", lost=False)
         return b""
 
