@@ -43,11 +43,20 @@ def need_flag(**flags: object) -> None:
             raise UsageError(f"{name}={flag!r}: it is True or False")
 
 
+def need_callable(**functions: object) -> None:
+    """Raise UsageError for what can't be called."""
+    for name, function in functions.items():
+        if not callable(function):
+            raise UsageError(f"{name}={function!r}: it is a function")
+
+
 def path_of(name: str, path: object) -> str:
     """A path as a string; raises UsageError for what is none."""
     found = os.fspath(path) if isinstance(path, str | os.PathLike) else None
     if not isinstance(found, str):
         raise UsageError(f"{name}={path!r}: it is a path")
+    if "\0" in found:
+        raise UsageError(f"{name}={path!r}: a path has no zero byte")
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -130,21 +130,18 @@ class Encoder:
                 with translated(batch.path):
                     ids, lengths = self.engine.encode(some)
             except BadSource:
-                self._name_first_refused(batch, begin, some)
+                names = (feeding.named(batch.path, batch.place(index)) for index in range(begin, begin + len(some)))
+                self._name_first_refused(some, names)
                 raise
             verifying.look(some, ids, lengths, path=batch.path, place=batch.place, begin=begin)
             writer.add(some, ids, lengths, batch.text_bytes if some is batch.texts else None)
             begin += len(some)
 
-    def _name_first_refused(self, batch: Batch, begin: int, texts: list[str]) -> None:
-        """Raise BadSource for the first text that the engine does not take by itself either."""
-        for index, text in enumerate(texts, begin):
-            try:
-                with translated(batch.path):
-                    self.engine.encode([text])
-            except BadSource as exc:
-                told = str(exc).removeprefix(batch.path)
-                raise BadSource(f"{feeding.named(batch.path, batch.place(index))}{told}") from exc
+    def _name_first_refused(self, texts: list[str], names: Iterable[str]) -> None:
+        """Raise BadSource, by its name, for the first text that the engine does not take by itself either."""
+        for text, name in zip(texts, names, strict=True):
+            with translated(name):
+                self.engine.encode([text])
 
     def _add_row(self, row: Long, writer: PartWriter, verifying: _Verifying, faults: Faults) -> None:
         """Encode a long document among others."""
@@ -220,8 +217,12 @@ class Encoder:
 
         def flush() -> None:
             nonlocal held_bytes
-            with translated(" or ".join(paths if len(paths) <= 3 else [*paths[:3], "another"])):
-                ids, lengths = self.engine.encode(texts)
+            try:
+                with translated(" or ".join(paths if len(paths) <= 3 else [*paths[:3], "another"])):
+                    ids, lengths = self.engine.encode(texts)
+            except BadSource:
+                self._name_first_refused(texts, paths)
+                raise
             for number, path in enumerate(paths):
                 verifying.look_at(texts, ids, lengths, number, path=path)
             writer.add(texts, ids, lengths)

@@ -90,7 +90,7 @@ class Options:
                 raise UsageError(f"{name} is append, prepend or none, not {place!r}")
         if self.on_error not in get_args(OnError):
             raise UsageError(f"on_error is raise or skip, not {self.on_error!r}")
-        if self.dtype not in (None, *ITEM_BYTES):
+        if self.dtype is not None and (not isinstance(self.dtype, str) or self.dtype not in ITEM_BYTES):
             raise UsageError(f"ids are uint16 or uint32, not {self.dtype!r}")
         if self.verify != "all" and (type(self.verify) is not int or self.verify < 0):
             raise UsageError(f"verify is a number of documents or all, not {self.verify!r}")

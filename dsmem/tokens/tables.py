@@ -53,7 +53,7 @@ class RowGroup:
 
 def text_of_group(metadata: Any, group: int, text_field: str) -> RowGroup:
     """The column of text in a row group."""
-    mine = [one for one in _chunks(metadata, group) if one.path_in_schema == text_field]
+    mine = _chunks(metadata, group, text_field)
     return RowGroup(
         sum(one.total_uncompressed_size for one in mine),
         sum(one.total_compressed_size for one in mine),
@@ -61,9 +61,24 @@ def text_of_group(metadata: Any, group: int, text_field: str) -> RowGroup:
     )
 
 
-def _chunks(metadata: Any, group: int) -> list[Any]:
-    about = metadata.row_group(group)
-    return [about.column(number) for number in range(about.num_columns)]
+def _chunks(metadata: Any, group: int, text_field: str) -> list[Any]:
+    return [metadata.row_group(group).column(number) for number in _leaves(metadata, text_field)]
+
+
+def _leaves(metadata: Any, text_field: str) -> list[int]:
+    """Numbers of the columns of that name. What the file says of others is not looked at: if they are encrypted,
+    pyarrow ends the process."""
+    return [number for number in range(metadata.num_columns) if metadata.schema.column(number).path == text_field]
+
+
+def _need_readable(path: str, file: Any, text_field: str) -> None:
+    """Raise BadSource for a column that is encrypted, which pyarrow tells when it reads it only. Behind the footer of
+    a file with such columns, if it is not encrypted itself, lies its signature."""
+    with Path(path).open("rb") as raw:
+        raw.seek(-8, os.SEEK_END)
+        footer_bytes = int.from_bytes(raw.read(4), "little")
+    if footer_bytes != file.metadata.serialized_size and file.metadata.num_row_groups:
+        next(file.iter_batches(1, row_groups=[0], columns=[text_field]), None)
 
 
 def row_groups(path: str, text_field: str) -> list[tuple[int, int]]:
@@ -77,6 +92,7 @@ def row_groups(path: str, text_field: str) -> list[tuple[int, int]]:
         schema = file.schema_arrow
         need_column(path, [schema.field(number).name for number in range(len(schema))], text_field)
         _need_plain(path, text_field, schema.field(text_field).type)
+        _need_readable(path, file, text_field)
         found = [text_of_group(file.metadata, group, text_field) for group in range(file.metadata.num_row_groups)]
         return [(one.text_bytes, one.rows) for one in found]
 
@@ -114,9 +130,9 @@ def excerpts_of(
 
     Raises BadSource.
     """
-    for number in range(metadata.num_columns):
+    for number in _leaves(metadata, text_field):
         column, chunk = metadata.schema.column(number), metadata.row_group(group).column(number)
-        if column.path == text_field and excerpts.fits(column, chunk):
+        if excerpts.fits(column, chunk):
             return excerpts.cut(column, chunk, _pages(path, metadata, [group], text_field), sizes)
     return []
 
@@ -207,9 +223,7 @@ def _no_pages(path: str, group: int) -> BadSource:
 def _pages(path: str, about: Any, groups: Sequence[int], text_field: str) -> Iterator[Page]:
     with Path(path).open("rb", buffering=0) as file:
         for group in groups:
-            for chunk in _chunks(about, group):
-                if chunk.path_in_schema != text_field:
-                    continue
+            for chunk in _chunks(about, group, text_field):
                 start = chunk.data_page_offset
                 if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
                     start = chunk.dictionary_page_offset

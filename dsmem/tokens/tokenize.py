@@ -22,7 +22,7 @@ from dsmem.errors import NoDocuments, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import inputs as gathering
 from dsmem.tokens import starting, workdir
-from dsmem.tokens.arguments import need_flag, need_number, need_text, need_whole, path_of, paths_of
+from dsmem.tokens.arguments import need_callable, need_flag, need_number, need_text, need_whole, path_of, paths_of
 from dsmem.tokens.claim import Claim, inode_of, inode_of_stdin
 from dsmem.tokens.cutting import PART_BYTES, Separator
 from dsmem.tokens.failures import made_public
@@ -94,6 +94,10 @@ def tokenize(
         workers=workers, part_bytes=part_bytes, shards=shards, shard_tokens=shard_tokens, shuffle_seed=shuffle_seed
     )
     need_number(val_fraction=val_fraction)
+    need_callable(progress=progress, tokens_progress=tokens_progress or ignore)
+    if not isinstance(verify, str):
+        need_whole(verify=verify)
+        verify = int(verify)
     names = {"split": split, "subset": subset, "bos_token": bos_token, "eos_token": eos_token}
     need_text(**{option: name for option, name in names.items() if name is not None})
     need_flag(parse_special=parse_special, restart=restart, overwrite=overwrite)
@@ -109,7 +113,7 @@ def tokenize(
     shards, shard_tokens, shuffle_seed = (
         None if one is None else int(one) for one in (shards, shard_tokens, shuffle_seed)
     )
-    val_fraction = float(val_fraction)  # numpy's are as good, and no JSON
+    part_bytes, val_fraction = int(part_bytes), float(val_fraction)  # numpy's are as good, and no JSON
     arrangement = Arrangement(
         shards=shards, shard_tokens=shard_tokens, val_fraction=val_fraction, shuffle_seed=shuffle_seed
     )

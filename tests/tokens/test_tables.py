@@ -8,14 +8,17 @@ import shlex
 import struct
 import subprocess
 import threading
+from base64 import b64decode, b64encode
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
+import children
 import pyarrow as pa
 import pytest
 import tokentexts
 from pyarrow import parquet
+from pyarrow.parquet import encryption
 
 import dsmem
 from dsmem.cli import hints
@@ -309,3 +312,42 @@ def test_columns_that_hold_no_text(suffix: str, kind: pa.DataType, tmp_path: Pat
             writer.write_table(table)
     with pytest.raises(dsmem.BadDocument, match=r"column 'text' holds .*, not text"):
         dsmem.tokenize(path, tmp_path / "out.bin", on_error="skip")
+
+
+class Keys(encryption.KmsClient):  # type: ignore[misc]
+    """Keys that are kept beside what they encrypt."""
+
+    def __init__(self, _: object) -> None:
+        super().__init__()
+
+    def wrap_key(self, key: bytes, _: str) -> bytes:
+        return b64encode(key)
+
+    def unwrap_key(self, wrapped: bytes, _: str) -> bytes:
+        return b64decode(wrapped)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("is_footer_plain", [True, False])
+@pytest.mark.parametrize("column", ["other", "text"])
+def test_encrypted_columns(column: str, is_footer_plain: bool, workers: int, tmp_path: Path) -> None:
+    """What is not encrypted is read; pyarrow ends the process when the metadata of an encrypted column is looked at."""
+    path, texts = tmp_path / "x.parquet", [f"text {number}" for number in range(500)]
+    config = encryption.EncryptionConfiguration("footer", column_keys={"c": [column]}, plaintext_footer=is_footer_plain)
+    properties = encryption.CryptoFactory(Keys).file_encryption_properties(encryption.KmsConnectionConfig(), config)
+    table = pa.table({"other": range(500), "text": texts})
+    parquet.write_table(table, path, row_group_size=200, encryption_properties=properties)
+
+    def run() -> str | list[str]:
+        try:
+            dsmem.tokenize(path, tmp_path / "x.bin", workers=workers, part_bytes=1000)
+        except dsmem.BadSource as exc:
+            return str(exc)
+        return written(tmp_path / "x.bin")
+
+    found = children.call(run)
+    if is_footer_plain and column == "other":
+        assert found == texts
+    else:
+        assert isinstance(found, str) and "can't be read as a table" in found and "crypt" in found
+        assert [one.name for one in tmp_path.iterdir()] == ["x.parquet"]

@@ -332,6 +332,11 @@ WRONG_KINDS: list[tuple[dict[str, Any], str]] = [
     ({"inputs": b"x"}, "inputs=b'x': it is a path or several"),
     ({"inputs": [None]}, "inputs=None: it is a path"),
     ({"out": b"x.bin"}, "out=b'x.bin': it is a path"),
+    ({"out": "x\0.bin"}, r"out='x\\x00.bin': a path has no zero byte"),
+    ({"progress": None}, "progress=None: it is a function"),
+    ({"tokens_progress": 3}, "tokens_progress=3: it is a function"),
+    ({"verify": 1.5}, "verify=1.5: it is a whole number"),
+    ({"dtype": np.dtype("uint16")}, r"ids are uint16 or uint32, not dtype\('uint16'\)"),
 ]
 
 
@@ -366,7 +371,10 @@ def test_errors_are_the_same_for_any_number_of_workers(
 
 def test_integers_of_numpy_are_integers(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
-    numbers: dict[str, Any] = {"workers": np.int64(1), "shards": np.int32(1), "val_fraction": np.float32(0)}
+    numbers: dict[str, Any] = {
+        "workers": np.int64(1), "shards": np.int32(1), "val_fraction": np.float32(0), "part_bytes": np.int64(4096),
+        "verify": np.int64(1),
+    }  # fmt: skip
     assert dsmem.tokenize(tmp_path / "x.txt", tmp_path / "x.bin", **numbers).tokens == 2
 
 
@@ -382,9 +390,11 @@ def test_a_library_that_panics_is_one_line(tmp_path: Path, monkeypatch: pytest.M
     encode_of_bytes = engines._Bytes.encode
     monkeypatch.setattr(engines._Bytes, "encode", encode)
     tokentexts.write_jsonl(tmp_path / "x.jsonl", ["a", "b", "bad", "bad"])
-    (tmp_path / "y.txt").write_text("bad")
+    for name, text in (("y.txt", "bad"), ("d/1.txt", "a"), ("d/2.txt", "bad"), ("d/3.txt", "bad")):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
     told = r" can't be encoded: PanicException: called `Option::unwrap\(\)` on a `None` value$"
-    for name, place in (("x.jsonl", r"x\.jsonl:3"), ("y.txt", r"y\.txt")):
+    for name, place in (("x.jsonl", r"x\.jsonl:3"), ("y.txt", r"y\.txt"), ("d", r"d/2\.txt")):
         with pytest.raises(dsmem.BadSource, match=f"^{tmp_path}/{place}{told}"):
             dsmem.tokenize(tmp_path / name, tmp_path / "out.bin")
     with pytest.raises(KeyboardInterrupt), failures.translated("x"):
