@@ -104,7 +104,9 @@ def tokenize(
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", metavar="N", help="Processes, 8 at most; as many as there are CPUs otherwise."),
+        typer.Option(
+            "--workers", metavar="N", help="Processes, 20-25 MiB each; one a CPU otherwise, 16 at most (1 GiB)."
+        ),
     ] = None,
     restart: Annotated[
         bool, typer.Option("--restart", help="Begin anew, whatever an earlier run has left behind.")
@@ -159,7 +161,7 @@ def tokenize(
             if os.path.isdir(workdir.path_of(os.path.abspath(out))):  # else there is nothing to go on from
                 note("the same command goes on where this one was; --restart begins anew")
             raise
-    _show(shown, done)
+    _show(shown, done, workers)
 
 
 def _verify(text: str) -> int | Literal["all"]:
@@ -178,7 +180,7 @@ def _count(text: str) -> int:
     return int(number) * scale
 
 
-def _show(out: Output, done: Tokenized) -> None:
+def _show(out: Output, done: Tokenized, wanted: int | None) -> None:
     if done.skipped:
         out.warning(f"{done.skipped} bad documents were left out:")
         for place in done.skipped_places:
@@ -196,3 +198,5 @@ def _show(out: Output, done: Tokenized) -> None:
         f"{units.format_bytes(done.text_bytes)} of text to {done.tokens:,} {done.dtype} tokens by {done.engine} "
         f"in {units.format_duration(done.elapsed_s)}, {rate:.0f} MB/s{resumed}; {verified}"
     )
+    if done.why_fewer_workers:
+        out.result(f"{done.workers} of {wanted} workers: {done.why_fewer_workers}")

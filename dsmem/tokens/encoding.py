@@ -40,8 +40,8 @@ _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
 _COMPARED_CHARACTERS = 128 << 10
 """Given to the reference at once, where all are compared; for more it waits for its turn."""
-_ALONE_BYTES = 128 << 20
-"""Of documents among others that all workers read at once: a longer one is read while nobody else encodes."""
+_ALONE_BYTES, _LEAST_ALONE_BYTES = 128 << 20, 16 << 20
+"""Of documents among others that all workers read at once, and one: a longer one is read while nobody else encodes."""
 Report = Callable[[int], None]
 """Called with bytes of input done since the last call."""
 
@@ -61,7 +61,7 @@ class Encoder:
         self._recipe = recipe
         self._room = Room(share_bytes(recipe.workers))
         self._turns = Turns(None if recipe.workers == 1 else recipe.directory)
-        self._turn = Turn(self._turns, alone_bytes=_ALONE_BYTES // recipe.workers)
+        self._turn = Turn(self._turns, alone_bytes=max(_ALONE_BYTES // recipe.workers, _LEAST_ALONE_BYTES))
         engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
         if engine.name == "fastokens":
             engine = Renewing(engine, renewing.share_bytes(recipe.workers), lambda: self._room.taken_bytes)

@@ -151,6 +151,8 @@ class _Pieces:
         self._held = b""
         self._lead, self._lead_tokens = "", 0
         self._done_bytes, self._line = 0, 1
+        self._searched = 0
+        """Up to there what is held can be cut nowhere."""
         self.seam: str | None = None
         """Of the last push: what lies around its cut; all that was left, at the end."""
 
@@ -163,7 +165,8 @@ class _Pieces:
             return self._encode(held)
         if len(held) < self._try_bytes:
             return None
-        found = self._cut()
+        found = self._cut(self._searched if len(held) <= self._most_bytes else 0)
+        self._searched = max(len(held) - 2 * _WINDOW_BYTES, 0)
         if found is None:
             if len(held) > self._most_bytes:
                 self._text(_whole(held))  # that is not UTF-8 is told first
@@ -176,6 +179,7 @@ class _Pieces:
             self._try_bytes = min(2 * len(held), max(self._most_bytes, len(held) + 1))
             return None
         cut, ids = found
+        self._searched = 0
         self._try_bytes = self._piece_bytes
         self._line += held.count(b"\n", 0, cut)
         self._done_bytes += cut
@@ -188,11 +192,11 @@ class _Pieces:
     def _encode(self, data: bytes) -> Ids:
         return self._engine.encode([self._lead + self._text(data)])[0][self._lead_tokens :]
 
-    def _cut(self) -> tuple[int, Ids] | None:
-        """The last place where what is held may be cut, and the ids of what is left of it."""
+    def _cut(self, begin: int) -> tuple[int, Ids] | None:
+        """The last place, from `begin` on, where what is held may be cut, and the ids of what is left of it."""
         held = self._held
         ids: Ids | None = None
-        for cut, lead, right in places(self._engine, held):
+        for cut, lead, right in places(self._engine, held, begin):
             if ids is None:
                 ids = self._encode(_whole(held))
             own, near = _split(self._engine, [lead, lead + _whole(held[cut:]).decode()])
@@ -277,16 +281,17 @@ def decoded(data: bytes, *, path: str, place: Place = "", line: int = 1) -> str:
         raise BadDocument(f"{path}:{where}: {reason}", path=path, place=where) from exc
 
 
-def places(engine: Engine, held: bytes) -> Iterator[tuple[int, str, str]]:
-    """Seams where this text may be cut as far as windows on both sides tell, the last of the best kind first; with
-    some text left and right of them."""
+def places(engine: Engine, held: bytes, first: int = 0) -> Iterator[tuple[int, str, str]]:
+    """Seams from `first` on where this text may be cut as far as windows on both sides tell, the last of the best kind
+    first; with some text left and right of them."""
     seams = engine.seams()
+    first = max(first, _WINDOW_BYTES)
     end = len(held) - _WINDOW_BYTES
     reaches = iter(_REACHES)
     reach = 0
-    while end > _WINDOW_BYTES:
+    while end > first:
         reach = next(reaches, reach)
-        begin = max(end - reach, _WINDOW_BYTES)
+        begin = max(end - reach, first)
         for found in seams.cuts(held, begin, end):
             for cut in reversed(found[-_TRIES:]):
                 texts = _around(held, cut, _WINDOW_BYTES)

@@ -15,7 +15,7 @@ import xxhash
 
 from dsmem import files
 
-_ROOM_BYTES, _ALL_ROOM_BYTES = 96 << 20, 128 << 20
+_ROOM_BYTES, _ALL_ROOM_BYTES = 96 << 20, 64 << 20
 """For one process, and for all that do the same."""
 _BLOCK_BYTES = 1 << 20
 

@@ -60,6 +60,8 @@ class Tokenized:
     resumed_parts: int
     workers: int
     """Processes; 0 = this one."""
+    why_fewer_workers: str
+    """Than were asked for; "" if there are as many."""
     elapsed_s: float
 
 

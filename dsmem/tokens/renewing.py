@@ -3,13 +3,17 @@
 fastokens remembers words in memory of the thread that encodes, and keeps there what the longest took; it forgets all
 that when the thread ends, and no id depends on it. Batches are encoded by the thread of the process until it has grown
 by its share, and from then on by threads of their own, each until it has: who meets few new words pays for no change of
-threads. What may take more is encoded by such a thread from the first, and what takes much by one that ends with it.
+threads. What may take more is encoded by such a thread from the first, and what takes much by one that ends with it;
+of long texts the ids of the last few are kept instead, for those that come again (a run of zeros takes seconds).
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import resource
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +24,17 @@ if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, Ids, Lengths
     from dsmem.tokens.seams import Seams
 
-_ALL_BYTES, _LEAST_BYTES = 96 << 20, 12 << 20
+_ALL_BYTES, _LEAST_BYTES = 96 << 20, 6 << 20
 """For all workers together, for one."""
 _HERE_BYTES, _ONCE_BYTES = 3 << 18, 21 << 16
 """Of text: more than a batch has, and more than a piece of a long document."""
+_KEPT_BYTES, _LONG_S = 4 << 20, 0.1
+"""Of ids of long texts, and how long one must have taken."""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+"""Of malloc.h."""
+_FEW_WORKERS = 8
+_MAPPED_BYTES, _TRIMMED_BYTES = 4 << 20, 8 << 20
+"""An allocation that is a map of its own, and what may lie free at the end of the heap."""
 _RESIDENT, _SHARED = 1, 2
 """Fields of /proc/PID/statm, in pages."""
 
@@ -38,6 +49,17 @@ def give_back() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
+
+
+def hold_little(workers: int) -> None:
+    """In one of many workers: what is large goes back to the kernel as soon as it is freed, where the C library is
+    glibc, which else learns from each large array that more of that size should be kept (and is faster for it)."""
+    if workers <= _FEW_WORKERS:
+        return
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:
+        tune(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
+        tune(_M_TRIM_THRESHOLD, _TRIMMED_BYTES)
 
 
 def own_bytes() -> int:
@@ -56,6 +78,7 @@ class Renewing:
         self._waiting_bytes = waiting_bytes
         self._thread: ThreadPoolExecutor | None = None
         self._base_bytes: int | None = None
+        self._long = _Remembered()
         self.name = engine.name
         self.renewals = 0
 
@@ -64,6 +87,12 @@ class Renewing:
         if self._base_bytes is None:
             self._base_bytes = self._now_bytes()
         size = sum(map(len, texts))
+        if len(texts) > 1 or size <= _HERE_BYTES:
+            return self._encode(texts, size)
+        return self._long.encode(texts[0], lambda: self._encode(texts, size))
+
+    def _encode(self, texts: Sequence[str], size: int) -> tuple[Ids, Lengths]:
+        assert self._base_bytes is not None
         if self._thread is None and size > _HERE_BYTES:
             self._thread = _thread()
         if self._thread is None:
@@ -91,6 +120,37 @@ class Renewing:
     def seams(self) -> Seams:
         """As the engine tells."""
         return self._engine.seams()
+
+
+class _Remembered:
+    """The ids of the last long texts that took long, as far as they take little memory."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[tuple[int, bytes], tuple[Ids, Lengths]] = OrderedDict()
+        self._held_bytes = 0
+
+    def encode(self, text: str, encode: Callable[[], tuple[Ids, Lengths]]) -> tuple[Ids, Lengths]:
+        """What `encode` gives for this text, or gave."""
+        size = len(text)
+        key: tuple[int, bytes] | None = None
+        if any(size == of_size for of_size, _ in self._found):
+            key = size, _digest(text)
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        began = time.perf_counter()
+        encoded = encode()
+        if time.perf_counter() - began > _LONG_S:
+            self._found[key or (size, _digest(text))] = encoded
+            self._held_bytes += encoded[0].nbytes
+            while self._held_bytes > _KEPT_BYTES:
+                _, (ids, _) = self._found.popitem(last=False)
+                self._held_bytes -= ids.nbytes
+        return encoded
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode(), digest_size=32).digest()
 
 
 def _thread() -> ThreadPoolExecutor:

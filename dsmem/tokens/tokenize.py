@@ -2,7 +2,7 @@
 
 Plan (which files, which pieces), make parts in workers (`dsmem.tokens.run`), which write their ids where the output
 will have them, then arrange the files (`dsmem.tokens.arrange`). The output depends on the input and the options alone;
-memory is bounded by blocks, batches, parts that wait for their place (128 MiB in all workers), what engines remember
+memory is bounded by blocks, batches, parts that wait for their place (64 MiB in all workers), what engines remember
 (`dsmem.tokens.renewing`) and what is taken alone (`dsmem.tokens.turns`), never by the size of the input.
 """
 
@@ -41,8 +41,8 @@ from dsmem.tokens.vocabularies import locate
 
 _OTHER_DESCRIPTORS = 32
 """Left to what else is opened."""
-MOST_WORKERS = 8
-"""More would take more than a GiB of memory together."""
+MOST_WORKERS = 16
+"""Unless more are asked for, which would take more than a GiB of memory together."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -126,7 +126,7 @@ def tokenize(
     claim.refuse_taken()  # again once the output is ours: this is to wait for nothing
     sources = gathering.gather(named, Wanted(format, split, subset))
     _check_countable(sources, arrangement, split_on)
-    processes = _processes(sources, part_bytes, workers)
+    processes, why_fewer = _processes(sources, part_bytes, workers)
     with ExitStack() as stack:
         directory = stack.enter_context(workdir.locked(target))
         stack.callback(_remove_if_bare, directory)
@@ -178,18 +178,23 @@ def tokenize(
         parts=len(records),
         resumed_parts=run.resumed_parts,
         workers=processes,
+        why_fewer_workers=why_fewer,
         elapsed_s=time.perf_counter() - began,
     )
 
 
-def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) -> int:
-    """How many workers: 0 where starting them takes longer than the work."""
+def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) -> tuple[int, str]:
+    """How many workers: 0 where starting them takes longer than the work; and why they are fewer than asked for."""
     total_bytes = sum(source.size_bytes * (4 if source.compression else 1) for source in sources)
     is_stream = any(source.identity is None for source in sources)
     if total_bytes <= starting.HERE_BYTES and not is_stream and workers is None:
-        return 0
-    wanted = min(workers or proc.usable_cpus(), _most_processes(), MOST_WORKERS)
-    return wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))
+        return 0, ""
+    can_be = _most_processes()
+    wanted = min(workers or min(proc.usable_cpus(), MOST_WORKERS), can_be)
+    used = wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))
+    if workers is None or used == workers:
+        return used, ""
+    return used, "more need more open files (ulimit -n)" if used == can_be else "the input is cut into no more parts"
 
 
 def _most_processes() -> int:

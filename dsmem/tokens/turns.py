@@ -1,8 +1,9 @@
-"""What takes much memory is done alone, so that all workers together stay bounded however many they are.
+"""What takes much memory is done alone or beside few, so that all workers together stay bounded however many they are.
 
-Two locks on files of the work directory: whoever is alone holds `room` alone, whoever encodes a little beside others
-shares it; who wants it for itself keeps `gate` meanwhile, where all others pass, so that it waits for those only that
-are in. The kernel gives back the locks of a process that ends.
+Locks on files of the work directory, which the kernel gives back when a process ends. Whoever is alone holds `room`
+alone, whoever encodes a little beside others shares it; who wants it for itself keeps `gate` meanwhile, where all
+others pass, so that it waits for those only that are in. What takes some holds some of a few places, for what is read
+and for what is encoded; those are taken in this order, and before `gate`: nobody waits in a circle.
 """
 
 from __future__ import annotations
@@ -20,9 +21,13 @@ if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName, Ids, Lengths
     from dsmem.tokens.seams import Seams
 
-_BESIDE_BYTES = 21 << 16
-"""Of text that is encoded beside others: more than a batch has, and more than a piece of a long document; an engine
+_LITTLE_BYTES, _PIECE_BYTES, _SOME_BYTES = 3 << 18, 21 << 16, 5 << 20
+"""Of a text: more than a batch has, more than a piece of a long document, and what two at once may be given; an engine
 takes up to 60 times that."""
+_PLACES, _HALF = 8, 4
+"""For pieces, and for what is longer."""
+_READ_BYTES = 4 << 20
+"""Of a document: longer ones are read in a place."""
 _REFERENCE_WEIGHT = 6
 """Hugging Face's tokenizers take so many times more."""
 
@@ -34,6 +39,7 @@ class Turns:
         """Without a directory everything is free: there is one worker."""
         self._directory = directory
         self._fds: tuple[int, int] | None = None
+        self._places: dict[str, list[int]] = {}
         self._depth = 0
 
     def take_alone(self) -> None:
@@ -79,6 +85,28 @@ class Turns:
         finally:
             fcntl.flock(room, fcntl.LOCK_UN)
 
+    def take(self, what: str, count: int) -> Sequence[int]:
+        """Wait for so many places, a divisor of all; to be given to `leave`."""
+        if self._directory is None or self._depth or not count:
+            return ()
+        if what not in self._places:
+            names = (f"{self._directory}/turn-{what}-{number}" for number in range(_PLACES))
+            self._places[what] = [files.open_own(name, os.O_RDWR | os.O_CREAT) for name in names]
+        every = self._places[what]
+        groups = [every[at : at + count] for at in range(0, _PLACES, count)]
+        first = os.getpid() % len(groups)
+        for group in (*groups[first:], *groups[:first]):
+            if _are_free(group):
+                return group
+        for fd in groups[first]:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        return groups[first]
+
+    def leave(self, taken: Sequence[int]) -> None:
+        """Give them to others."""
+        for fd in taken:
+            fcntl.flock(fd, fcntl.LOCK_UN)
+
     def _locks(self, directory: str) -> tuple[int, int]:
         if self._fds is None:  # for as long as the process lives
             gate, room = (
@@ -88,19 +116,36 @@ class Turns:
         return self._fds
 
 
+def _are_free(places: Sequence[int]) -> bool:
+    """Whether all of them are, and ours now."""
+    for number, fd in enumerate(places):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            for taken in places[:number]:
+                fcntl.flock(taken, fcntl.LOCK_UN)
+            return False
+    return True
+
+
 class Turn:
-    """What may become large bit by bit: alone from some size on."""
+    """What may become large bit by bit: in a place from some size on, and alone from another on."""
 
     def __init__(self, turns: Turns, *, alone_bytes: int) -> None:
         self._turns = turns
         self._alone_bytes = alone_bytes
         self._is_alone = False
+        self._taken: Sequence[int] = ()
 
     def need(self, size_bytes: int) -> None:
         """Wait until so much may be taken, instead of what was taken before."""
         if size_bytes <= self._alone_bytes:
-            self.done()
+            if self._is_alone or size_bytes <= _READ_BYTES:
+                self.done()
+            if size_bytes > _READ_BYTES and not self._taken:
+                self._taken = self._turns.take("read", 1)
         elif not self._is_alone:
+            self.done()
             self._turns.take_alone()
             self._is_alone = True
 
@@ -109,6 +154,10 @@ class Turn:
         if self._is_alone:
             self._is_alone = False
             self._turns.end_alone()
+        if self._taken:
+            give_back()
+            self._turns.leave(self._taken)
+            self._taken = ()
 
 
 def weight_of(engine: EngineName) -> int:
@@ -127,9 +176,16 @@ class InTurn:
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         """As the engine does."""
-        is_little = self._weight * sum(map(len, texts)) <= _BESIDE_BYTES
-        with self._turns.beside() if is_little else self._turns.alone():
-            return self._engine.encode(texts)
+        size = self._weight * max(map(len, texts), default=0)  # many short ones take little
+        if size > _SOME_BYTES:
+            with self._turns.alone():
+                return self._engine.encode(texts)
+        taken = self._turns.take("encode", 0 if size <= _LITTLE_BYTES else 1 if size <= _PIECE_BYTES else _HALF)
+        try:
+            with self._turns.beside():
+                return self._engine.encode(texts)
+        finally:
+            self._turns.leave(taken)
 
     def seams(self) -> Seams:
         """As the engine tells."""

@@ -65,7 +65,7 @@ def say(answers: IO[bytes], kind: str, value: object) -> None:
 
 def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> None:
     """Make parts until the requests end, by this engine if it is the one that the recipe names."""
-    from dsmem.tokens import tables
+    from dsmem.tokens import renewing, tables
     from dsmem.tokens.encoding import Encoder
     from dsmem.tokens.recipe import Recipe
 
@@ -76,6 +76,7 @@ def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> Non
     if not told:
         return  # nothing was left to do
     recipe = Recipe.load(json.loads(told))
+    renewing.hold_little(recipe.workers)
     if engine is not None and engine.name != recipe.engine:
         engine = None
     encoder: Encoder | None = None

@@ -5,18 +5,21 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tokentexts
 
 import dsmem
-from dsmem.tokens import engines, renewing
+from dsmem import proc
+from dsmem.tokens import engines, renewing, starting
+from dsmem.tokens import tokenize as running
 from dsmem.tokens.renewing import Renewing
 from dsmem.tokens.seams import ByteSeams, Seams
-from dsmem.tokens.tokenize import MOST_WORKERS
 
 
 class Remembering:
@@ -76,13 +79,14 @@ def test_much_text_is_encoded_by_a_thread_that_ends(monkeypatch: pytest.MonkeyPa
 
 
 def test_shares_of_workers() -> None:
-    assert [renewing.share_bytes(workers) >> 20 for workers in (1, 2, 8, 16)] == [96, 48, 12, 12]
+    assert [renewing.share_bytes(workers) >> 20 for workers in (1, 2, 8, 16)] == [96, 48, 12, 6]
 
 
 @pytest.fixture
 def _tiny_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After each batch a new thread: what is measured is more than before, every time."""
+    """After each batch a new thread: what is measured is more than before, every time; also in workers, forked here."""
     monkeypatch.setattr(renewing, "share_bytes", lambda workers: -1 << 40)
+    monkeypatch.setattr(starting, "nursery", lambda: starting.Nursery(forked=True))
 
 
 def _many(path: Path, count: int = 4000) -> list[str]:
@@ -104,12 +108,102 @@ def test_ids_are_the_same_whenever_an_engine_is_renewed(tmp_path: Path) -> None:
         dsmem.tokenize(tmp_path / "x.txt", tmp_path / "no.bin", tokenizer=trained, split_on="line")
 
 
-def test_workers_are_no_more_than_memory_allows(tmp_path: Path) -> None:
+def test_as_many_workers_as_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _many(tmp_path / "x.txt")
-    done = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "out.bin", split_on="line", workers=30, part_bytes=1024)
-    assert done.workers == MOST_WORKERS
+    done = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "out.bin", split_on="line", workers=20, part_bytes=1024)
+    assert (done.workers, done.why_fewer_workers) == (20, "")
     one = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "one.bin", split_on="line", workers=1, part_bytes=1024)
     assert one.workers == 1 and (tmp_path / "one.bin").read_bytes() == (tmp_path / "out.bin").read_bytes()
+    few = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "few.bin", split_on="line", workers=9)
+    assert (few.workers, few.why_fewer_workers) == (1, "the input is cut into no more parts")
+    monkeypatch.setattr(running, "_most_processes", lambda: 2)
+    few = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "two.bin", split_on="line", workers=9, part_bytes=1024)
+    assert (few.workers, few.why_fewer_workers) == (2, "more need more open files (ulimit -n)")
+    monkeypatch.setattr(starting, "HERE_BYTES", 0)
+    monkeypatch.setattr(running, "_most_processes", lambda: 99)
+    monkeypatch.setattr(proc, "usable_cpus", lambda: 64)
+    done = dsmem.tokenize(tmp_path / "x.txt", tmp_path / "all.bin", split_on="line", part_bytes=1024)
+    assert (done.workers, done.why_fewer_workers) == (running.MOST_WORKERS, "")
+
+
+def test_a_long_text_that_took_long_is_not_encoded_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(renewing, "_HERE_BYTES", 10)
+    monkeypatch.setattr(renewing, "_LONG_S", -1.0)
+    monkeypatch.setattr(renewing, "_KEPT_BYTES", 8)  # two ids
+    engine = Remembering()
+    renewed = Renewing(engine, 1 << 40, lambda: 0)
+    for text, encoded in (("x" * 20, 1), ("x" * 20, 1), ("y" * 20, 2), ("x" * 20, 2), ("z" * 21, 3), ("y" * 20, 4)):
+        assert renewed.encode([text])[0].tolist() == [len(text)]
+        assert len(engine.threads) == encoded, text
+    renewed.encode(["short"])
+    renewed.encode(["short"])
+    assert len(engine.threads) == 6
+
+
+def _in_small_parts(tmp_path: Path) -> dict[str, Any]:
+    trained = tmp_path / "tokenizer.json"
+    trained.write_text(tokentexts.trained())
+    _many(tmp_path / "x.txt", 20000)
+    return {"tokenizer": trained, "split_on": "line", "workers": 2, "part_bytes": 1 << 14}
+
+
+def _once_free(path: Path, out: Path, **options: Any) -> dsmem.Tokenized:
+    """Workers that were forked after the lock was taken have it until the kernel has ended them."""
+    until = time.monotonic() + 10
+    while True:
+        try:
+            return dsmem.tokenize(path, out, **options)
+        except dsmem.OutputBusy:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.01)
+
+
+@pytest.mark.usefixtures("_tiny_share")
+def test_killed_while_engines_are_renewed_it_goes_on(tmp_path: Path) -> None:
+    options = _in_small_parts(tmp_path)
+    out = tmp_path / "out.bin"
+    pid = os.fork()
+    if not pid:
+
+        def kill(done_bytes: int, total_bytes: int) -> None:
+            if done_bytes > total_bytes // 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        dsmem.tokenize(tmp_path / "x.txt", out, progress=kill, **options)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    assert not out.exists()
+    done = _once_free(tmp_path / "x.txt", out, **options)
+    assert 0 < done.resumed_parts < done.parts and done.engine == "fastokens"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(renewing, "share_bytes", lambda workers: 1 << 40)
+        dsmem.tokenize(tmp_path / "x.txt", tmp_path / "whole.bin", **options)
+    for suffix in (".bin", ".idx", ".docs.npy"):
+        assert out.with_suffix(suffix).read_bytes() == (tmp_path / "whole.bin").with_suffix(suffix).read_bytes()
+
+
+@pytest.mark.usefixtures("_tiny_share")
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_a_renewed_thread_is_the_same(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a worker process, after renewals: what the engine refuses is named as it is without any."""
+    options = _in_small_parts(tmp_path)
+    lines = (tmp_path / "x.txt").read_text().splitlines()
+    lines[15000] = "refuse this"
+    (tmp_path / "x.txt").write_text("\n".join(lines))
+    before = engines._Fastokens.encode
+
+    def encode(self: Any, texts: Sequence[str]) -> tuple[engines.Ids, engines.Lengths]:
+        if "refuse this" in texts:
+            raise ValueError("a text that can't be")
+        return before(self, texts)
+
+    monkeypatch.setattr(engines._Fastokens, "encode", encode)
+    with pytest.raises(dsmem.BadSource, match=r"x\.txt:15001.*a text that can't be"):
+        dsmem.tokenize(tmp_path / "x.txt", tmp_path / "out.bin", **{**options, "workers": workers})
+    assert not (tmp_path / "out.bin").exists()
 
 
 def test_who_dies_while_it_is_alone_is_waited_for_no_longer(tmp_path: Path) -> None:
@@ -128,3 +222,30 @@ def test_who_dies_while_it_is_alone_is_waited_for_no_longer(tmp_path: Path) -> N
     os.close(write)
     with Turns(str(tmp_path)).alone():
         pass
+
+
+def test_places(tmp_path: Path) -> None:
+    """As many as there are at once, halves as wholes of their own; who has left is waited for no longer."""
+    from dsmem.tokens.turns import Turns
+
+    of = [Turns(str(tmp_path)) for _ in range(9)]
+    half = of[0].take("x", 4)
+    ones = [one.take("x", 1) for one in of[1:5]]
+    assert len(half) == 4 and all(len(one) == 1 for one in ones)
+    got = threading.Event()
+
+    def wait() -> None:
+        of[5].take("x", 4)
+        got.set()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    assert not got.wait(0.2)
+    of[0].leave(half)
+    for one, taken in zip(of[1:5], ones, strict=True):
+        one.leave(taken)
+    assert got.wait(10)
+    thread.join()
+    with of[6].alone():
+        assert of[6].take("x", 8) == ()  # whoever is alone needs none
+    assert Turns(None).take("x", 4) == ()
