@@ -7,29 +7,41 @@ from __future__ import annotations
 
 import codecs
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dsmem.errors import BadDocument, BadSource, EngineDiffers
-from dsmem.tokens import columns, compressed, cutting, documents, engines, feeding, recoding, renewing, tables, turns
+from dsmem.errors import BadDocument, BadSource
+from dsmem.tokens import (
+    arrowfiles,
+    columns,
+    compressed,
+    cutting,
+    documents,
+    engines,
+    feeding,
+    recoding,
+    renewing,
+    tables,
+    turns,
+)
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.excerpts import Excerpt
 from dsmem.tokens.failures import translated
-from dsmem.tokens.feeding import Comparing, Read, decoded, feed, is_longer, long_bytes, reading, reading_bytes
+from dsmem.tokens.feeding import Read, decoded, feed, is_longer, long_bytes, reading, reading_bytes
 from dsmem.tokens.holding import Room, share_bytes
 from dsmem.tokens.longrows import Long
 from dsmem.tokens.parts import LongDocument, Made, PartWriter
 from dsmem.tokens.pieces import Piece
-from dsmem.tokens.recipe import ALL, VERIFY_EVERY, Recipe
+from dsmem.tokens.recipe import Recipe
 from dsmem.tokens.renewing import Renewing
+from dsmem.tokens.sampling import Verifying, portions
 from dsmem.tokens.slices import Slices
 from dsmem.tokens.turns import Turn, Turns
 
@@ -38,8 +50,6 @@ if TYPE_CHECKING:
 
 _MOST_ASKED = 1 << 16
 """Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
-_COMPARED_CHARACTERS = 128 << 10
-"""Given to the reference at once, where all are compared; for more it waits for its turn."""
 _ALONE_BYTES, _LEAST_ALONE_BYTES = 128 << 20, 16 << 20
 """Of documents among others that all workers read at once, and one: a longer one is read while nobody else encodes."""
 Report = Callable[[int], None]
@@ -75,7 +85,7 @@ class Encoder:
     def encode(self, piece: Piece, report: Report) -> Made:
         """Make the part but for its place; after BadSource, EngineDiffers or OSError it has no record."""
         recipe = self._recipe
-        verifying = _Verifying(self, piece, recipe)
+        verifying = Verifying(self, piece, recipe)
         faults = Faults(recipe.skip_bad, encoding=recipe.encoding if piece.is_spool else "utf-8")
         slices: dict[str, list[str]] = {}
         with PartWriter(
@@ -108,7 +118,7 @@ class Encoder:
                 verified_in_pieces=verifying.in_pieces,
             )
 
-    def _add(self, batch: Batch, writer: PartWriter, verifying: _Verifying) -> None:
+    def _add(self, batch: Batch, writer: PartWriter, verifying: Verifying) -> None:
         """Encode the texts of a batch, long ones by themselves, in their order."""
         if batch.long is not None:
             self._add_long(reading_bytes(batch.long), writer, verifying, path=batch.path, place=batch.place(0))
@@ -124,8 +134,8 @@ class Encoder:
             begin = index + 1
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
 
-    def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: _Verifying) -> None:
-        for some in _portions(texts, batch.most_bytes, 2 * BLOCK_BYTES // turns.weight_of(self.engine.name)):
+    def _add_short(self, batch: Batch, begin: int, texts: list[str], writer: PartWriter, verifying: Verifying) -> None:
+        for some in portions(texts, batch.most_bytes, 2 * BLOCK_BYTES // turns.weight_of(self.engine.name)):
             try:
                 with translated(batch.path):
                     ids, lengths = self.engine.encode(some)
@@ -143,7 +153,7 @@ class Encoder:
             with translated(name):
                 self.engine.encode([text])
 
-    def _add_row(self, row: Long, writer: PartWriter, verifying: _Verifying, faults: Faults) -> None:
+    def _add_row(self, row: Long, writer: PartWriter, verifying: Verifying, faults: Faults) -> None:
         """Encode a long document among others."""
         if faults.skip:  # once a part of it is written there is no way back
             try:
@@ -154,7 +164,7 @@ class Encoder:
         self._add_long(row.open(), writer, verifying, path=row.path, place=row.place)
 
     def _add_long(
-        self, read: Read, writer: PartWriter, verifying: _Verifying, *, path: str, place: feeding.Place
+        self, read: Read, writer: PartWriter, verifying: Verifying, *, path: str, place: feeding.Place
     ) -> None:
         seen, comparing = LongDocument(), verifying.long()
         fed = feed(self.engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
@@ -166,7 +176,7 @@ class Encoder:
         if piece.kind in ("parquet", "arrow"):
             which = piece.path, piece.start, piece.end, recipe.text_field, self._turns
             excerpt = Excerpt.load(piece.excerpt) if piece.excerpt else None
-            of = tables.of_row_groups(*which, excerpt) if piece.kind == "parquet" else tables.of_batches(*which)
+            of = tables.of_row_groups(*which, excerpt) if piece.kind == "parquet" else arrowfiles.of_batches(*which)
             with of as found:
                 yield from columns.rows(
                     found, piece.first, path=piece.shown, text_field=recipe.text_field, faults=faults
@@ -204,7 +214,7 @@ class Encoder:
         self,
         piece: Piece,
         writer: PartWriter,
-        verifying: _Verifying,
+        verifying: Verifying,
         faults: Faults,
         slices: dict[str, list[str]],
         report: Report,
@@ -282,119 +292,6 @@ class Encoder:
         if now and self._reference is None and self._ask is not None and len(text) <= _MOST_ASKED:
             return np.array(self._ask(text), np.uint32)
         return self.reference().encode([text])[0]
-
-
-def _portions(texts: list[str], most_bytes: int, at_once: int) -> Iterator[list[str]]:
-    """Texts of up to `at_once` characters together, or one that is longer; they have `most_bytes` at most."""
-    if most_bytes <= at_once or sum(map(len, texts)) <= at_once:
-        if texts:
-            yield texts
-        return
-    begin = size = 0
-    for index, text in enumerate(texts):
-        if size and size + len(text) > at_once:
-            yield texts[begin:index]
-            begin, size = index, 0
-        size += len(text)
-    if begin < len(texts):
-        yield texts[begin:] if begin else texts
-
-
-class _Verifying:
-    """Compares a part's share of the sample with the reference."""
-
-    def __init__(self, encoder: Encoder, piece: Piece, recipe: Recipe) -> None:
-        self._reference = engines.reference_of(recipe.located)
-        own = self._reference == recipe.engine
-        self._encoder = encoder
-        self._all = recipe.verify == ALL and not own
-        self._left = recipe.verify if not own and piece.number % VERIFY_EVERY == 0 else 0
-        self._asks = not self._all and not piece.is_spool  # whoever spools does not listen meanwhile
-        self._share = max(1, -(-recipe.verify * BLOCK_BYTES // max(piece.weight_bytes, BLOCK_BYTES)))
-        self.count = 0
-        self.in_pieces = 0
-        """Of them, documents too long for the reference to be given as a whole."""
-
-    def look(
-        self, texts: list[str], ids: Ids, lengths: Any, *, path: str, place: Callable[[int], str], begin: int
-    ) -> None:
-        """Compare some texts of a batch, evenly spread, or all."""
-        if self._all:
-            self._look_at_all(texts, ids, lengths, path, place, begin)
-            return
-        if self._left > 0:
-            take = min(self._left, self._share)
-            chosen = range(0, len(texts), max(1, len(texts) // take))
-            chosen = chosen[:take]
-            self._left -= len(chosen)
-        else:
-            return
-        ends = np.cumsum(lengths)
-        for index in chosen:
-            self._compare(texts[index], ids[ends[index] - lengths[index] : ends[index]], path, place, begin + index)
-
-    def _look_at_all(
-        self, texts: list[str], ids: Ids, lengths: Any, path: str, place: Callable[[int], str], begin: int
-    ) -> None:
-        """Compare all, some at once: one by one the reference takes a third longer."""
-        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-        first = 0
-        for some in _portions(texts, sys.maxsize, _COMPARED_CHARACTERS):
-            last = first + len(some)
-            mine = ids[ends[first] : ends[last]]
-            if len(some) > 1:
-                with translated(path):
-                    theirs, theirs_each = self._encoder.reference().encode(some)
-                is_same = np.array_equal(theirs_each, lengths[first:last]) and np.array_equal(mine, theirs)
-                del theirs
-            else:
-                is_same = False
-            if is_same:
-                self.count += len(some)
-            else:
-                for index in range(first, last):
-                    self._compare(texts[index], ids[ends[index] : ends[index + 1]], path, place, begin + index)
-            first = last
-
-    def look_at(self, texts: list[str], ids: Ids, lengths: Any, index: int, *, path: str) -> None:
-        """Compare one text that is a file of its own."""
-        if not self._all and self._left <= 0:
-            return
-        self._left -= 1
-        end = int(lengths[: index + 1].sum())
-        self._compare(texts[index], ids[end - int(lengths[index]) : end], path, lambda _: "", 0)
-
-    def long(self) -> Comparing | None:
-        """How the next long document is compared, or not at all."""
-        if not self._all and self._left <= 0:
-            return None
-        self._left -= 1
-        self.count += 1
-        self.in_pieces += 1
-        return Comparing(self._encoder.reference(), all=self._all)
-
-    def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
-        self.count += 1
-        if is_longer(text, feeding.MOST_COMPARED_BYTES):
-            self.in_pieces += 1
-            comparing = Comparing(self._encoder.reference(), all=self._all)
-            with translated(path):
-                feeding.compare(self._encoder.engine, text, ids, path=path, place=place(index), comparing=comparing)
-            return
-        with translated(path):
-            theirs = self._encoder.expected(text, now=self._asks)
-        if np.array_equal(ids, theirs):
-            return
-        shorter = min(len(ids), len(theirs))
-        differing = np.flatnonzero(ids[:shorter] != theirs[:shorter])
-        at = int(differing[0]) if len(differing) else shorter
-        where = place(index)
-        named = f"{path}:{where}" if where else path
-        raise EngineDiffers(
-            f"{named}: the engine and {self._reference}, the reference, differ from token {at} of this document on",
-            path=path,
-            place=where,
-        )
 
 
 def _exactly(read: Read, size: int) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from dsmem.tokens import spools, tables
+from dsmem.tokens import arrowfiles, spools, tables
 from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import Separator
 from dsmem.tokens.excerpts import Excerpt
@@ -153,7 +153,7 @@ def _table(numbers: Iterator[int], index: int, source: Source, how: Cutting, *, 
     """Row groups or record batches, as many as have the bytes of a part in the column of text, or pages of a row group
     that has more."""
     is_parquet = source.format == "parquet"
-    sizes = (tables.row_groups if is_parquet else tables.record_batches)(source.path, how.text_field)
+    sizes = (tables.row_groups if is_parquet else arrowfiles.record_batches)(source.path, how.text_field)
     total_bytes = sum(size for size, _ in sizes)
     small_from = _small_from(total_bytes, how.part_bytes, is_last=is_last and is_parquet)
     metadata: Any = None

@@ -2,20 +2,15 @@
 
 pyarrow reads a page of a Parquet file whole, and a compressed record batch of an Arrow file. What that takes is told
 before (`dsmem.tokens.pages`, `dsmem.tokens.messages`): what takes much is read by one worker at a time, and what would
-take more than MOST_BYTES is refused by name. An Arrow file that is not compressed is mapped, and pages of the map
-are given back as they are done with.
+take more than MOST_BYTES is refused by name. Here are Parquet files and what both have in common.
 """
 
 from __future__ import annotations
 
-import mmap
 import os
-import sys
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import islice
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +18,7 @@ import numpy as np
 
 from dsmem import units
 from dsmem.errors import BadDocument, BadSource, TableTooLarge
-from dsmem.tokens import excerpts, messages, pages
-from dsmem.tokens.columns import rows_together
+from dsmem.tokens import excerpts, pages
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import need_column
 from dsmem.tokens.excerpts import Excerpt, ExcerptFile
@@ -35,7 +29,7 @@ MOST_BYTES = 448 << 20
 """Of memory for pages, or for a record batch; what encodes them, and what other workers keep, comes on top."""
 ALONE_BYTES = 32 << 20
 """Who needs more waits for its turn."""
-_BATCH_BYTES = 32 << 20
+BATCH_BYTES = 32 << 20
 """Of text in a batch, unless a single one is longer."""
 _MOST_ROWS, _MOST_STORED_BYTES = 4096, 64 << 20
 """Of a Parquet file: rows decoded at once, and bytes of a row group read at once."""
@@ -91,13 +85,13 @@ def row_groups(path: str, text_field: str) -> list[tuple[int, int]]:
     with reading(path), parquet.ParquetFile(path) as file:
         schema = file.schema_arrow
         need_column(path, [schema.field(number).name for number in range(len(schema))], text_field)
-        _need_plain(path, text_field, schema.field(text_field).type)
+        need_plain(path, text_field, schema.field(text_field).type)
         _need_readable(path, file, text_field)
         found = [text_of_group(file.metadata, group, text_field) for group in range(file.metadata.num_row_groups)]
         return [(one.text_bytes, one.rows) for one in found]
 
 
-def _need_plain(path: str, text_field: str, kind: Any) -> None:
+def need_plain(path: str, text_field: str, kind: Any) -> None:
     """Raise BadDocument for a column of bytes, lists or structures: none of them is text, and each may hold much."""
     from pyarrow import types
 
@@ -167,7 +161,7 @@ def of_row_groups(
         need_bytes = _need_bytes(read)
         if need_bytes > MOST_BYTES:
             raise _too_large(path, text_field, read, need_bytes)
-        stack.enter_context(_turn(turns, need_bytes))
+        stack.enter_context(turn_for(turns, need_bytes))
         with parquet.ParquetFile(
             opened,
             metadata=about,
@@ -244,7 +238,7 @@ def _need_bytes(found: Sequence[Page]) -> int:
 
 
 def _rows_at_once(found: Sequence[Page]) -> int:
-    """So many rows that they have about as many bytes as are encoded together, and never more than _BATCH_BYTES, but
+    """So many rows that they have about as many bytes as are encoded together, and never more than BATCH_BYTES, but
     for a single one."""
     data = [page for page in found if not page.is_dictionary]
     rows = np.array([page.rows for page in data], np.int64)
@@ -252,18 +246,18 @@ def _rows_at_once(found: Sequence[Page]) -> int:
     dictionary = max((page.plain_bytes for page in found if page.is_dictionary), default=0)
     largest = int(sizes.max(initial=0))
     # For every batch room for all that is left of the page is taken, so a large page is not read in many.
-    wanted = max(2 * BLOCK_BYTES, min(largest // 16, _BATCH_BYTES // 2))
+    wanted = max(2 * BLOCK_BYTES, min(largest // 16, BATCH_BYTES // 2))
     mean = (int(sizes.sum()) + dictionary) // max(1, int(rows.sum()))
     count = min(_MOST_ROWS, wanted // max(1, mean) + 1)
     if any(page.repeats for page in data):
-        count = min(count, _BATCH_BYTES // max(1, largest))
+        count = min(count, BATCH_BYTES // max(1, largest))
     if dictionary:
-        count = min(count, _BATCH_BYTES // dictionary)
+        count = min(count, BATCH_BYTES // dictionary)
     ends, before = np.cumsum(rows), np.cumsum(sizes) - sizes
     while count > 1:
         # The last page that a batch can reach which begins with the last row of a page.
         last = np.minimum(np.searchsorted(ends, ends + count - 1), len(data) - 1)
-        if int((before[last] + sizes[last] - before).max(initial=0)) <= max(_BATCH_BYTES, largest):
+        if int((before[last] + sizes[last] - before).max(initial=0)) <= max(BATCH_BYTES, largest):
             break
         count //= 2
     return max(1, count)
@@ -282,7 +276,7 @@ def _too_large(path: str, text_field: str, found: Sequence[Page], need_bytes: in
 
 
 @contextmanager
-def _turn(turns: Turns, need_bytes: int) -> Iterator[None]:
+def turn_for(turns: Turns, need_bytes: int) -> Iterator[None]:
     """Inside, nobody else of this run holds pages or batches that need as much; nothing may be left of them."""
     if need_bytes <= ALONE_BYTES:
         yield
@@ -298,112 +292,6 @@ def _turn(turns: Turns, need_bytes: int) -> Iterator[None]:
         finally:
             _release()
             pa.set_memory_pool(before)
-
-
-def record_batches(path: str, text_field: str) -> list[tuple[int, int]]:
-    """Bytes in the column of text, as they lie, and rows of each record batch of an Arrow file.
-
-    Raises BadSource, BadDocument (no column of that name that could hold text), TableTooLarge.
-    """
-    with reading(path), _ArrowFile(path) as file:
-        names = file.schema.names
-        need_column(path, names, text_field)
-        _need_plain(path, text_field, file.schema.field(text_field).type)
-        file.need(text_field)
-        return file.sizes(text_field)
-
-
-@contextmanager
-def of_batches(path: str, start: int, end: int, text_field: str, turns: Turns) -> Iterator[Iterator[Any]]:
-    """The column of text in these record batches, bit by bit; as `of_row_groups`."""
-    with reading(path), _ArrowFile(path) as file, _turn(turns, file.need(text_field)):
-        columns = file.columns(text_field, start, end)
-        try:
-            yield columns
-        finally:
-            columns.close()  # it holds on to the last batch
-
-
-class _ArrowFile:
-    """An Arrow file, of either form, mapped; what is read of it is good until the next is asked for."""
-
-    def __init__(self, path: str) -> None:
-        import pyarrow as pa
-
-        self._path = path
-        with Path(path).open("rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                raise pa.ArrowInvalid("it is empty")
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._whole = pa.py_buffer(self._map)
-        self._is_file = self._map[:6] == b"ARROW1"
-        self.schema = self._open().schema
-        self._messages = list(self._read_messages())
-        self._is_compressed = any(one.decompressed_bytes for one in self._messages)
-
-    def __enter__(self) -> _ArrowFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """The map ends with the last buffer that lies in it."""
-
-    def _open(self, fields: Sequence[int] = ()) -> Any:
-        """A reader; of these columns only, which then are copied."""
-        import pyarrow as pa
-
-        options = pa.ipc.IpcReadOptions(use_threads=False, included_fields=list(fields))
-        opened = pa.ipc.open_file if self._is_file else pa.ipc.open_stream
-        return opened(pa.BufferReader(self._whole), options=options)
-
-    def _read_messages(self) -> Iterator[messages.Batch]:
-        import pyarrow as pa
-
-        begin = 8 if self._is_file else 0
-        stream = pa.ipc.MessageReader.open_stream(pa.BufferReader(self._whole.slice(begin)))
-        try:
-            yield from messages.batches(stream)
-        except messages.BadMessage as exc:
-            raise pa.ArrowInvalid("its messages are none of Arrow's") from exc
-
-    def need(self, text_field: str) -> int:
-        """Bytes that the largest record batch takes in memory, with all dictionaries; raises TableTooLarge."""
-        dictionaries = sum(one.need_bytes for one in self._messages if one.is_dictionary)
-        largest = max((one.need_bytes for one in self._messages if not one.is_dictionary), default=0)
-        if largest + dictionaries > MOST_BYTES:
-            raise TableTooLarge(
-                f"{self._path}: a record batch is compressed, and would take "
-                f"{units.format_bytes(largest + dictionaries)} of memory, where {units.format_bytes(MOST_BYTES)} is "
-                "the most",
-                path=self._path,
-                text_field=text_field,
-                is_parquet=False,
-            )
-        return largest + dictionaries
-
-    def sizes(self, text_field: str) -> list[tuple[int, int]]:
-        """Bytes and rows of each record batch."""
-        if self._is_compressed:
-            return [(one.decompressed_bytes, one.rows) for one in self._messages if not one.is_dictionary]
-        return [(column.nbytes, len(column)) for column in self._of(text_field, 0, sys.maxsize)]
-
-    def _of(self, text_field: str, start: int, end: int) -> Iterator[Any]:
-        number = self.schema.get_field_index(text_field)
-        reader = self._open([number] if self._is_compressed else ())
-        if self._is_file:
-            for one in range(start, min(end, reader.num_record_batches)):
-                yield reader.get_batch(one).column(text_field)
-        else:
-            yield from map(itemgetter(text_field), islice(reader, start, end))
-
-    def columns(self, text_field: str, start: int, end: int) -> Generator[Any]:
-        """The column of text in these batches, in slices."""
-        columns = self._of(text_field, start, end)
-        while (column := next(columns, None)) is not None:
-            self._map.madvise(mmap.MADV_DONTNEED)
-            for begin, stop, _ in rows_together(column, _BATCH_BYTES):
-                yield column.slice(begin, stop - begin)
-                self._map.madvise(mmap.MADV_DONTNEED)
-            del column  # or it would lie beside the next
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from pyarrow.parquet import encryption
 import dsmem
 from dsmem.cli import hints
 from dsmem.cli.hints import Typed
-from dsmem.tokens import columns, failures, messages, pages, tables, turns
+from dsmem.tokens import arrowfiles, columns, failures, messages, pages, tables, turns
 from dsmem.tokens.pages import Page
 
 TEXTS = [f"{number} Größe 🙂 " * (number % 40) for number in range(3000)]
@@ -170,7 +170,7 @@ def test_record_batches(
 ) -> None:
     monkeypatch.setattr(columns, "BLOCK_BYTES", 5000)
     monkeypatch.setattr(columns, "LONG_ROW_BYTES", 10_000)
-    monkeypatch.setattr(tables, "_BATCH_BYTES", 40_000)
+    monkeypatch.setattr(arrowfiles, "BATCH_BYTES", 40_000)
     texts = [*TEXTS, "x" * 9999, "ä" * 30_000, "", *TEXTS[:9]]
     table = pa.table({"n": pa.array(range(len(texts))), "text": ARRAYS[kind](texts)})
     path = tmp_path / "x.arrow"
@@ -180,12 +180,12 @@ def test_record_batches(
     done = dsmem.tokenize(path, tmp_path / "out.bin", part_bytes=100_000)
     assert written(tmp_path / "out.bin") == texts
     assert done.parts >= 2 or (kind == "dictionary" and compression)
-    need_bytes = tables._ArrowFile(str(path)).need("text")
+    need_bytes = arrowfiles.ArrowFile(str(path)).need("text")
     if compression is None:
         assert need_bytes == 0
         return
     assert need_bytes > (kind != "dictionary" and max(batch.nbytes for batch in table.to_batches(1100)))
-    monkeypatch.setattr(tables, "MOST_BYTES", need_bytes - 1)
+    monkeypatch.setattr(arrowfiles, "MOST_BYTES", need_bytes - 1)
     with pytest.raises(dsmem.TableTooLarge, match=r"x\.arrow: a record batch is compressed, and would take") as caught:
         dsmem.tokenize(path, tmp_path / "no.bin")
     if compression == "zstd" and kind == "string":
@@ -277,20 +277,20 @@ def test_one_at_a_time_holds_much(tmp_path: Path) -> None:
     inside, go_on = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with tables._turn(turns.Turns(str(tmp_path)), tables.ALONE_BYTES + 1):
+        with tables.turn_for(turns.Turns(str(tmp_path)), tables.ALONE_BYTES + 1):
             inside.set()
             go_on.wait(10)
             order.append("first")
 
     def wait() -> None:
-        with tables._turn(turns.Turns(str(tmp_path)), tables.ALONE_BYTES + 1):
+        with tables.turn_for(turns.Turns(str(tmp_path)), tables.ALONE_BYTES + 1):
             order.append("second")
 
     threads = [threading.Thread(target=hold), threading.Thread(target=wait)]
     threads[0].start()
     assert inside.wait(10)
     threads[1].start()
-    with tables._turn(turns.Turns(str(tmp_path)), tables.ALONE_BYTES):
+    with tables.turn_for(turns.Turns(str(tmp_path)), tables.ALONE_BYTES):
         order.append("little")
     go_on.set()
     for thread in threads:
