@@ -118,7 +118,8 @@ def blocks(
     """Whole documents of a range that holds nothing else, in blocks of about BLOCK_BYTES, each with its offset.
 
     A document that is too long is in none: `leave_out` is called with its offset; `is_open`: the last is. A block is
-    good until the next one is asked for: the memory is used again. It waits for its turn to hold a long document.
+    good until the next one is asked for: the memory is used again. It waits for its turn to hold a long document; if
+    the last is never asked for, it is the caller's to end the turn.
     """
     turn = turn or Turn(Turns(None), alone_bytes=MOST_DOCUMENT_BYTES)
     buffer = bytearray(BLOCK_BYTES)
@@ -163,4 +164,6 @@ def blocks(
         if is_last:
             if held:
                 leave_out(start - held)
+            del buffer
+            turn.done()
             return

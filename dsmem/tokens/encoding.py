@@ -88,16 +88,19 @@ class Encoder:
         verifying = Verifying(self, piece, recipe)
         faults = Faults(recipe.skip_bad, encoding=recipe.encoding if piece.is_spool else "utf-8")
         slices: dict[str, list[str]] = {}
-        with PartWriter(
-            recipe.directory,
-            piece.number,
-            recipe.dtype,
-            largest_id=recipe.largest_id,
-            head=recipe.head,
-            tail=recipe.tail,
-            with_keys=recipe.with_keys,
-            room=self._room,
-        ) as writer:
+        with (
+            self._turn,  # which ends with the piece, however that ends: others wait for it
+            PartWriter(
+                recipe.directory,
+                piece.number,
+                recipe.dtype,
+                largest_id=recipe.largest_id,
+                head=recipe.head,
+                tail=recipe.tail,
+                with_keys=recipe.with_keys,
+                room=self._room,
+            ) as writer,
+        ):
             if piece.kind == "files":
                 self._files(piece, writer, verifying, faults, slices, report)
             else:

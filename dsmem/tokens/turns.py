@@ -47,9 +47,23 @@ class Turns:
         self._depth += 1
         if self._directory is None or self._depth > 1:
             return
-        gate, room = self._locks(self._directory)
+        try:
+            self._enter(fcntl.LOCK_EX)
+        except BaseException:
+            self._depth -= 1
+            raise
+
+    def _enter(self, how: int) -> None:
+        """Take `room` through `gate`, which stays ours where we are to be alone; neither of them, where that fails."""
+        gate, room = self._locks(self._directory or "")
         fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_EX)
+        is_in = False
+        try:
+            fcntl.flock(room, how)
+            is_in = True
+        finally:
+            if not is_in or how == fcntl.LOCK_SH:
+                fcntl.flock(gate, fcntl.LOCK_UN)
 
     def end_alone(self) -> None:
         """Nothing large is held any longer."""
@@ -76,14 +90,11 @@ class Turns:
         if self._directory is None or self._depth:
             yield
             return
-        gate, room = self._locks(self._directory)
-        fcntl.flock(gate, fcntl.LOCK_EX)
-        fcntl.flock(room, fcntl.LOCK_SH)
-        fcntl.flock(gate, fcntl.LOCK_UN)
+        self._enter(fcntl.LOCK_SH)
         try:
             yield
         finally:
-            fcntl.flock(room, fcntl.LOCK_UN)
+            fcntl.flock(self._locks(self._directory)[1], fcntl.LOCK_UN)
 
     def take(self, what: str, count: int) -> Sequence[int]:
         """Wait for so many places, a divisor of all; to be given to `leave`."""
@@ -136,6 +147,12 @@ class Turn:
         self._alone_bytes = alone_bytes
         self._is_alone = False
         self._taken: Sequence[int] = ()
+
+    def __enter__(self) -> Turn:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.done()
 
     def need(self, size_bytes: int) -> None:
         """Wait until so much may be taken, instead of what was taken before."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import signal
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from tokentexts import written
 
 import dsmem
-from dsmem.tokens import cutting, documents, longrows, turns
+from dsmem.tokens import cutting, documents, encoding, longrows, turns
 
 TEXTS = st.text(st.sampled_from('a"\\\n\tü東🙂/\x7f'), max_size=60)
 
@@ -121,6 +123,85 @@ def test_turns(tmp_path: Path) -> None:
     with mine.beside():
         assert is_free(beside) and not is_free(turns.Turns.take_alone)
     assert is_free(turns.Turns.take_alone)
+
+
+class Asked(turns.Turn):
+    """A turn of nobody else, and what it was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(turns.Turns(None), alone_bytes=100)
+        self.most_bytes = 0
+
+    def need(self, size_bytes: int) -> None:
+        """Remember the most."""
+        super().need(size_bytes)
+        self.most_bytes = max(self.most_bytes, size_bytes)
+
+
+@pytest.mark.parametrize("is_open", [False, True])
+@pytest.mark.parametrize("last", [50, 500, 990, 1010, 1050, 1100, 3000])
+def test_who_has_read_to_the_end_is_not_alone_any_longer(
+    last: int, is_open: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last document is too long, by a little or by much, or goes on behind its range."""
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(cutting, "MOST_DOCUMENT_BYTES", 1000)
+    path, turn, left_out = tmp_path / "x", Asked(), list[int]()
+    path.write_bytes(b"a\n" * 40 + b"x" * last)
+    with path.open("rb") as file:
+        found = cutting.blocks(
+            file.fileno(), 0, path.stat().st_size, "line", left_out.append, is_open=is_open, turn=turn
+        )
+        read = b"".join(bytes(block) for _, block in found)
+    assert read == b"a\n" * 40 + b"x" * (0 if left_out else last)
+    assert left_out == ([80] if is_open or last > 1000 else [])
+    assert (turn.most_bytes > 100) == (last > 100)
+    assert not turn._is_alone
+
+
+def test_a_turn_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a document that is read alone, in a worker that goes on to live: all others wait for it."""
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(b'{"text": "' + b"x" * 3000 + b'\xff"}\n')
+    monkeypatch.setattr(encoding, "_LEAST_ALONE_BYTES", 100)
+    monkeypatch.setattr(encoding, "_ALONE_BYTES", 100)
+    monkeypatch.setattr(cutting, "BLOCK_BYTES", 64)
+    turn: list[turns.Turn] = []
+
+    def need(self: turns.Turn, size_bytes: int) -> None:
+        turn.append(self)
+        before(self, size_bytes)
+
+    before = turns.Turn.need
+    monkeypatch.setattr(turns.Turn, "need", need)
+    with pytest.raises(dsmem.BadDocument, match="not UTF-8"):
+        tokenized(path, tmp_path)
+    assert turn and not turn[-1]._is_alone
+
+
+def test_a_lock_that_fails_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, others = turns.Turns(str(tmp_path)), turns.Turns(str(tmp_path))
+    held: list[int] = []
+
+    def flock(fd: int, how: int) -> None:
+        if how & fcntl.LOCK_UN:
+            held.remove(fd)
+        elif held:
+            raise OSError(errno.ENOLCK, "No locks available")
+        else:
+            held.append(fd)
+        before(fd, how)
+
+    before = fcntl.flock
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        for take in (mine.alone, mine.beside):
+            with pytest.raises(OSError, match="No locks"), take():
+                pass
+            assert held == []
+    for one in (others, mine):
+        with one.alone():
+            pass
 
 
 @pytest.mark.usefixtures("_small")
