@@ -150,6 +150,8 @@ def _of_long(row: memoryview, offset: int, path: str, text_field: str, lines: Li
 
     found = longrows.without_longest(row)
     rest, instead, raw = found or (row, None, row)
+    if len(rest) > LONG_BYTES and longrows.has_many_values(rest):
+        return Fault(f"a row of more than {longrows.MOST_VALUES:,} values, which would take too much memory")
     try:
         text: object = loads(rest)[text_field]
     except (ValueError, LookupError, TypeError):

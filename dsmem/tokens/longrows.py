@@ -22,6 +22,8 @@ _WHOLE = re.compile(
 )
 """Of a JSON string: what holds neither a part of an escape nor half of a surrogate pair."""
 _MOST_ESCAPE_BYTES = 12
+MOST_VALUES = 2_000_000
+"""Of a row: 60 to 200 bytes each when it is parsed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,24 @@ def without_longest(row: memoryview) -> tuple[bytes, str, memoryview] | None:
     begin, end = longest.start() + 1, longest.end() - 1
     instead = secrets.token_hex()  # nobody can have written it into the row, in whatever way
     return bytes(row[:begin]) + instead.encode() + bytes(row[end:]), instead, row[begin:end]
+
+
+def has_many_values(row: bytes | memoryview) -> bool:
+    """Whether a row of JSON has more than MOST_VALUES; what is within its strings are none."""
+    whole = bytes(row)
+    count = _marks(whole)
+    if count <= MOST_VALUES:
+        return False
+    for string in _STRINGS.finditer(whole):
+        count -= _marks(string[0])
+        if count <= MOST_VALUES:
+            return False
+    return True
+
+
+def _marks(data: bytes) -> int:
+    """What JSON has about one of for each value."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def _size_of(match: re.Match[bytes]) -> int:

@@ -125,6 +125,20 @@ def test_turns(tmp_path: Path) -> None:
     assert is_free(turns.Turns.take_alone)
 
 
+def test_rows_of_too_many_values_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is within strings are none."""
+    monkeypatch.setattr(documents, "LONG_BYTES", 50)
+    monkeypatch.setattr(longrows, "MOST_VALUES", 20)
+    many = json.dumps({"n": [{"a": "b"}, [1, "c,d"]] * 6, "text": "many"})
+    few = json.dumps({"n": ["x", 2] * 3, "text": "f,e[w{" * 20})
+    (tmp_path / "x.jsonl").write_text(f"{few}\n{many}\n{few}\n")
+    words = r"x\.jsonl:2: a row of more than 20 values, which would take too much memory"
+    with pytest.raises(dsmem.BadDocument, match=words):
+        tokenized(tmp_path / "x.jsonl", tmp_path)
+    done, texts = tokenized(tmp_path / "x.jsonl", tmp_path, on_error="skip")
+    assert (done.skipped, texts) == (1, ["f,e[w{" * 20] * 2)
+
+
 class Asked(turns.Turn):
     """A turn of nobody else, and what it was asked for."""
 
