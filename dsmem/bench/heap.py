@@ -6,12 +6,11 @@ that frees large tensors.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""mallopt(3)."""
+from dsmem import malloc
+
 _SMALL_BYTES, _LARGEST_BYTES = 64 << 10, 32 << 20
 """The largest is malloc's own bound."""
 _NEVER = 2**31 - 1
@@ -21,7 +20,7 @@ _NEVER = 2**31 - 1
 def given_back() -> Iterator[None]:
     """What is freed goes back to the system: every load fills new pages."""
     with _set(_SMALL_BYTES, _SMALL_BYTES):
-        ctypes.CDLL(None).malloc_trim(0)
+        malloc.give_back()
         yield
 
 
@@ -34,11 +33,8 @@ def kept() -> Iterator[None]:
 
 @contextmanager
 def _set(mmap_bytes: int, trim_bytes: int) -> Iterator[None]:
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_THRESHOLD, mmap_bytes)
-    libc.mallopt(_M_TRIM_THRESHOLD, trim_bytes)
+    malloc.tune(mapped_bytes=mmap_bytes, trimmed_bytes=trim_bytes)
     try:
         yield
     finally:
-        libc.mallopt(_M_MMAP_THRESHOLD, _LARGEST_BYTES)
-        libc.mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_BYTES)
+        malloc.tune(mapped_bytes=_LARGEST_BYTES, trimmed_bytes=2 * _LARGEST_BYTES)

@@ -9,7 +9,6 @@ of long texts the ids of the last few are kept instead, for those that come agai
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import resource
 import time
@@ -17,6 +16,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from dsmem import malloc
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +31,6 @@ _HERE_BYTES, _ONCE_BYTES = 3 << 18, 21 << 16
 """Of text: more than a batch has, and more than a piece of a long document."""
 _KEPT_BYTES, _LONG_S = 4 << 20, 0.1
 """Of ids of long texts, and how long one must have taken."""
-_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-"""Of malloc.h."""
 _FEW_WORKERS = 8
 _MAPPED_BYTES, _TRIMMED_BYTES = 4 << 20, 8 << 20
 """An allocation that is a map of its own, and what may lie free at the end of the heap."""
@@ -44,22 +43,11 @@ def share_bytes(workers: int) -> int:
     return max(_LEAST_BYTES, _ALL_BYTES // workers)
 
 
-def give_back() -> None:
-    """Free memory goes back to the kernel; where the C library has no call for that, it does so by itself."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
 def hold_little(workers: int) -> None:
     """In one of many workers: what is large goes back to the kernel as soon as it is freed, where the C library is
     glibc, which else learns from each large array that more of that size should be kept (and is faster for it)."""
-    if workers <= _FEW_WORKERS:
-        return
-    tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune is not None:
-        tune(_M_MMAP_THRESHOLD, _MAPPED_BYTES)
-        tune(_M_TRIM_THRESHOLD, _TRIMMED_BYTES)
+    if workers > _FEW_WORKERS:
+        malloc.tune(mapped_bytes=_MAPPED_BYTES, trimmed_bytes=_TRIMMED_BYTES)
 
 
 def own_bytes() -> int:
@@ -109,7 +97,7 @@ class Renewing:
     def _renew(self) -> None:
         if self._thread is not None:
             self._thread.shutdown()
-        give_back()
+        malloc.give_back()
         self._thread = _thread()
         self._base_bytes = self._now_bytes()
         self.renewals += 1

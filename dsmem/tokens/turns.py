@@ -14,8 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from dsmem import files
-from dsmem.tokens.renewing import give_back
+from dsmem import files, malloc
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName, Ids, Lengths
@@ -70,7 +69,7 @@ class Turns:
         self._depth -= 1
         if self._depth:
             return
-        give_back()
+        malloc.give_back()
         if self._directory is not None:
             for fd in reversed(self._locks(self._directory)):
                 fcntl.flock(fd, fcntl.LOCK_UN)
@@ -172,7 +171,7 @@ class Turn:
             self._is_alone = False
             self._turns.end_alone()
         if self._taken:
-            give_back()
+            malloc.give_back()
             self._turns.leave(self._taken)
             self._taken = ()
 
