@@ -6,7 +6,9 @@ file of its own.
 
 from __future__ import annotations
 
+import mmap
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,7 +19,7 @@ from dsmem import files
 
 _ROOM_BYTES, _ALL_ROOM_BYTES = 96 << 20, 64 << 20
 """For one process, and for all that do the same."""
-_BLOCK_BYTES = 1 << 20
+_BLOCK_BYTES, _READ_BYTES = 256 << 10, 1 << 20
 
 
 def share_bytes(processes: int) -> int:
@@ -26,24 +28,37 @@ def share_bytes(processes: int) -> int:
 
 
 class Room:
-    """How many bytes may wait in memory at a time."""
+    """Blocks of memory in which bytes wait, used again and again: what the C library is given back, of sizes that
+    differ, it keeps, and asks the kernel for more."""
 
-    def __init__(self, size_bytes: int = _ROOM_BYTES) -> None:
-        self._left_bytes = size_bytes
-        self.taken_bytes = 0
+    def __init__(self, size_bytes: int = _ROOM_BYTES, block_bytes: int = _BLOCK_BYTES) -> None:
+        self._block_bytes = block_bytes
+        self._most = size_bytes // block_bytes
+        self._memory: memoryview | None = None
+        self._free: list[memoryview] = []
+        self._made = 0
 
-    def take(self, size_bytes: int) -> bool:
-        """Whether there is room for so many, which then is taken."""
-        if size_bytes > self._left_bytes:
-            return False
-        self._left_bytes -= size_bytes
-        self.taken_bytes += size_bytes
-        return True
+    @property
+    def taken_bytes(self) -> int:
+        """Of memory, whether anything waits in it or not."""
+        return self._made * self._block_bytes
 
-    def give(self, size_bytes: int) -> None:
-        """So many wait no longer."""
-        self._left_bytes += size_bytes
-        self.taken_bytes -= size_bytes
+    def take(self) -> memoryview | None:
+        """A block to write to; None where there is no room."""
+        if self._free:
+            return self._free.pop()
+        if self._made == self._most:
+            return None
+        if self._memory is None:
+            size_bytes = self._most * self._block_bytes
+            self._memory = memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        start = self.taken_bytes
+        self._made += 1
+        return self._memory[start : start + self._block_bytes]
+
+    def give(self, blocks: Iterable[memoryview]) -> None:
+        """Nothing waits in these any longer."""
+        self._free += blocks
 
 
 class Held:
@@ -53,23 +68,32 @@ class Held:
         self._path = path
         self._room = room
         self._blocks: list[memoryview] = []
-        self._in_memory_bytes = 0
+        self._left_bytes = 0
+        """Of the last block."""
         self._spilled: HashedFile | None = None
         self._hasher = xxhash.xxh3_128()
         self.size_bytes = 0
 
     def write(self, array: Any) -> None:
-        """The next bytes, of an array that nobody changes from now on."""
+        """The next bytes, of an array."""
         data = _bytes_of(array)
         self._hasher.update(data)
         self.size_bytes += len(data)
-        if self._spilled is None and self._room.take(len(data)):
-            self._blocks.append(data)
-            self._in_memory_bytes += len(data)
-            return
-        if self._spilled is None:
-            self._spilled = HashedFile(self._path)
-        self._spilled.write(data)
+        while data and self._spilled is None:
+            if not self._left_bytes:
+                block = self._room.take()
+                if block is None:
+                    self._spilled = HashedFile(self._path)
+                    break
+                self._blocks.append(block)
+                self._left_bytes = len(block)
+            here = min(len(data), self._left_bytes)
+            start = len(self._blocks[-1]) - self._left_bytes
+            self._blocks[-1][start : start + here] = data[:here]
+            self._left_bytes -= here
+            data = data[here:]
+        if self._spilled is not None:
+            self._spilled.write(data)
 
     def hexdigest(self) -> str:
         """xxh3-128 of all bytes."""
@@ -80,13 +104,14 @@ class Held:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             at = start_bytes
-            for block in self._blocks:
-                files.pwrite_full(fd, block, at)
-                at += len(block)
+            for number, block in enumerate(self._blocks, 1):
+                full = block if number < len(self._blocks) else block[: len(block) - self._left_bytes]
+                files.pwrite_full(fd, full, at)
+                at += len(full)
             if self._spilled is not None:
                 self._spilled.close()
                 with Path(self._path).open("rb", buffering=0) as file:
-                    while data := file.read(_BLOCK_BYTES):
+                    while data := file.read(_READ_BYTES):
                         files.pwrite_full(fd, memoryview(data), at)
                         at += len(data)
             if self.size_bytes:
@@ -97,9 +122,8 @@ class Held:
 
     def release(self) -> None:
         """Hold nothing any longer."""
-        self._blocks.clear()
-        self._room.give(self._in_memory_bytes)
-        self._in_memory_bytes = 0
+        self._room.give(self._blocks)
+        self._blocks, self._left_bytes = [], 0
         if self._spilled is not None:
             self._spilled.close()
             files.unlink_if_there(self._path)

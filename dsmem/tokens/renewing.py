@@ -88,11 +88,17 @@ class Renewing:
         else:
             encoded = self._thread.submit(self._engine.encode, texts).result()
         now_bytes = self._now_bytes()
-        if size > _ONCE_BYTES or now_bytes > self._base_bytes + self._share_bytes:
+        if size > _ONCE_BYTES or (now_bytes > self._base_bytes + self._share_bytes and self._has_grown()):
             self._renew()
         else:
             self._base_bytes = min(self._base_bytes, now_bytes)
         return encoded
+
+    def _has_grown(self) -> bool:
+        """Whether the engine holds most of the share: what else has grown are free blocks of the heap."""
+        assert self._base_bytes is not None
+        malloc.give_back()
+        return self._now_bytes() > self._base_bytes + self._share_bytes * 3 // 4
 
     def _renew(self) -> None:
         if self._thread is not None:

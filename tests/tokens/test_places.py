@@ -47,7 +47,7 @@ def test_a_part_of_an_earlier_run_that_lies_elsewhere_is_told() -> None:
 
 @pytest.mark.parametrize("room_bytes", [0, 100, 1 << 20])
 def test_what_has_no_room_waits_in_a_file(room_bytes: int, tmp_path: Path) -> None:
-    room = Room(room_bytes)
+    room = Room(room_bytes, block_bytes=50)
     blocks = [np.arange(number * 10, dtype=np.uint16) for number in range(9)]
     whole = b"".join(block.tobytes() for block in blocks)
     held = Held(str(tmp_path / "waiting"), room)
@@ -59,7 +59,17 @@ def test_what_has_no_room_waits_in_a_file(room_bytes: int, tmp_path: Path) -> No
     held.write_to(str(tmp_path / "out"), 7)
     assert (tmp_path / "out").read_bytes() == b"x" * 7 + whole + b"x" * (993 - len(whole))
     assert not (tmp_path / "waiting").exists()
-    assert room.take(room_bytes) and not room.take(1)
+    taken = room.taken_bytes
+    assert taken == min(room_bytes, 750) // 50 * 50  # of 720 bytes
+    again = Held(str(tmp_path / "waiting"), room)
+    again.write(np.frombuffer(whole[:taken], np.uint8))
+    assert room.taken_bytes == taken and not (tmp_path / "waiting").exists()  # in the same blocks
+    again.write(np.zeros(1, np.uint8))
+    again.release()
+    again.release()
+    taken_again = [room.take() for _ in range(taken // 50)]
+    assert None not in taken_again and len(set(map(id, taken_again))) == len(taken_again)
+    assert room.taken_bytes == taken  # given back once, however often that is said
 
 
 @pytest.fixture

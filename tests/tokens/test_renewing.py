@@ -15,7 +15,7 @@ import pytest
 import tokentexts
 
 import dsmem
-from dsmem import proc
+from dsmem import malloc, proc
 from dsmem.tokens import engines, renewing, starting
 from dsmem.tokens import tokenize as running
 from dsmem.tokens.renewing import Renewing
@@ -41,7 +41,7 @@ class Remembering:
 
 
 def test_a_thread_ends_when_the_process_has_grown_by_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = iter([100, 105, 111, 102, 112, 113, 101, 105, 90, 101, 95])
+    sizes = iter([100, 105, 111, 110, 102, 112, 113, 113, 101, 105, 90, 101, 101, 95])
     monkeypatch.setattr(renewing, "own_bytes", lambda: next(sizes))
     engine = Remembering()
     renewed = Renewing(engine, 10, lambda: 0)
@@ -52,6 +52,25 @@ def test_a_thread_ends_when_the_process_has_grown_by_its_share(monkeypatch: pyte
     assert first is second is threading.main_thread()
     assert others[0] is others[1] and others[2] is others[3] is others[4]  # one for c and d, one for e, f and g
     assert others[0] is not others[2] and not any(one.is_alive() for one in others)
+
+
+def test_free_blocks_of_the_heap_are_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What malloc keeps is given back, and the engine keeps what it remembers, unless that is most of its share."""
+    sizes = {"now": 100, "used": 100}
+    trimmed: list[int] = []
+
+    def give_back() -> None:
+        trimmed.append(sizes["now"])
+        sizes["now"] = sizes["used"]
+
+    monkeypatch.setattr(renewing, "own_bytes", lambda: sizes["now"])
+    monkeypatch.setattr(malloc, "give_back", give_back)
+    renewed = Renewing(Remembering(), 20, lambda: 0)
+    for now, used, renewals in ((100, 100, 0), (120, 100, 0), (121, 100, 0), (130, 115, 0), (130, 116, 1)):
+        sizes.update(now=now, used=used)
+        renewed.encode(["a"])
+        assert renewed.renewals == renewals, now
+    assert trimmed == [121, 130, 130, 116]  # the last once more, when its thread has ended
 
 
 def test_what_waits_for_its_place_is_not_growth(monkeypatch: pytest.MonkeyPatch) -> None:
