@@ -79,10 +79,12 @@ class Crew:
         places: Places,
         report: Report,
         compare: Callable[[str], list[int]] | None = None,
+        meanwhile: Callable[[], object] = lambda: None,
     ) -> Iterator[Record]:
         """Records as parts are finished, in no particular order; `places` is told of each part that is counted.
 
-        `compare` encodes by the reference, if the recipe says that workers can ask for it.
+        `compare` encodes by the reference, if the recipe says that workers can ask for it; `meanwhile` is called once,
+        when workers have something to do.
 
         Of several errors the one of the earliest piece is raised, whoever meets it first. Raises what encoding raises,
         WorkerLost, SourceChanged (a part that was placed elsewhere).
@@ -91,6 +93,7 @@ class Crew:
             worker.send(recipe.dump())
         failed: tuple[int, Exception] | None = None
         self._feed(pieces)
+        meanwhile()
         while busy := [worker for worker in self._workers if worker.in_flight]:
             if failed is not None and all(worker.first > failed[0] for worker in busy):
                 raise failed[1]

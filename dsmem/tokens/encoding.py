@@ -16,23 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dsmem.errors import BadDocument, BadSource
-from dsmem.tokens import (
-    arrowfiles,
-    columns,
-    compressed,
-    cutting,
-    documents,
-    engines,
-    feeding,
-    recoding,
-    renewing,
-    tables,
-    turns,
-)
-from dsmem.tokens.compressed import Compression
+from dsmem.tokens import cutting, documents, engines, feeding, renewing, turns
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
-from dsmem.tokens.excerpts import Excerpt
 from dsmem.tokens.failures import translated
 from dsmem.tokens.feeding import Read, decoded, feed, is_longer, long_bytes, reading, reading_bytes
 from dsmem.tokens.holding import Room, share_bytes
@@ -46,6 +32,7 @@ from dsmem.tokens.slices import Slices
 from dsmem.tokens.turns import Turn, Turns
 
 if TYPE_CHECKING:
+    from dsmem.tokens.compressed import Compression
     from dsmem.tokens.engines import Engine, Ids
 
 _MOST_ASKED = 1 << 16
@@ -177,6 +164,9 @@ class Encoder:
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch | Long]:
         recipe = self._recipe
         if piece.kind in ("parquet", "arrow"):
+            from dsmem.tokens import arrowfiles, columns, tables
+            from dsmem.tokens.excerpts import Excerpt
+
             which = piece.path, piece.start, piece.end, recipe.text_field, self._turns
             excerpt = Excerpt.load(piece.excerpt) if piece.excerpt else None
             of = tables.of_row_groups(*which, excerpt) if piece.kind == "parquet" else arrowfiles.of_batches(*which)
@@ -277,6 +267,8 @@ class Encoder:
     @contextmanager
     def _document(self, path: str, compression: Compression | None, piece: Piece) -> Iterator[Read]:
         """`read(size)` over the UTF-8 of a file that is one document."""
+        from dsmem.tokens import compressed, recoding
+
         with Path(path).open("rb") as file, compressed.opened(file, compression, path=path) as plain:
             encoding = "utf-8" if piece.is_spool else self._recipe.encoding
             yield recoding.as_utf8(plain, encoding, path=path).read

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from dsmem.tokens.seams import described, steps
+from dsmem.tokens.steps import described, steps
 
 _BYTES = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
 ALPHABET = [chr(byte) for byte in _BYTES] + [chr(0x100 + number) for number in range(256 - len(_BYTES))]

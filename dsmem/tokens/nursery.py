@@ -51,6 +51,8 @@ def serve(parent: int, control: socket.socket) -> None:
         return
     engine = _engine(**expected["load"])
     libraries.join()
+    if expected["tables"]:
+        import dsmem.tokens.arrowfiles  # noqa: F401
 
     alone = _is_alone()
     gc.freeze()  # else the first collection of each worker would copy every page that it looks at

@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from dsmem.tokens import arrowfiles, spools, tables
-from dsmem.tokens.compressed import Compression
 from dsmem.tokens.cutting import Separator
-from dsmem.tokens.excerpts import Excerpt
 from dsmem.tokens.inputs import BINARY, Source
-from dsmem.tokens.spools import Spool
+
+if TYPE_CHECKING:
+    from dsmem.tokens.compressed import Compression
+    from dsmem.tokens.excerpts import Excerpt
+    from dsmem.tokens.spools import Spool
 
 Kind = Literal["jsonl", "line", "blank", "files", "parquet", "arrow"]
 LAST_SHARE = 4
@@ -152,6 +153,8 @@ def _kind(source: Source, how: Cutting) -> Kind:
 def _table(numbers: Iterator[int], index: int, source: Source, how: Cutting, *, is_last: bool) -> Iterator[Piece]:
     """Row groups or record batches, as many as have the bytes of a part in the column of text, or pages of a row group
     that has more."""
+    from dsmem.tokens import arrowfiles, tables  # which need numpy
+
     is_parquet = source.format == "parquet"
     sizes = (tables.row_groups if is_parquet else arrowfiles.record_batches)(source.path, how.text_field)
     total_bytes = sum(size for size, _ in sizes)
@@ -213,6 +216,8 @@ def _shares(start: int, size_bytes: int, small_from: int, part_bytes: int) -> li
 def _spooled(
     numbers: Iterator[int], index: int, source: Source, how: Cutting, directory: str, is_done: Callable[[int], bool]
 ) -> Iterator[Piece]:
+    from dsmem.tokens import spools
+
     kind = _kind(source, how)
     number = -1
 

@@ -88,10 +88,9 @@ class Run:
         found = None
         if self._crew is not None:
             self._crew.ask_fitting(self._vocabulary.added)
-            # While an engine is loaded elsewhere: what tells its version, numpy, and what comes last.
+            # While an engine is loaded elsewhere: what tells its version.
             import importlib.metadata  # noqa: F401
 
-            import dsmem.tokens.arrange  # noqa: F401
             from dsmem.tokens import engines
 
             if any(source.format in BINARY for source in self._sources):
@@ -166,7 +165,7 @@ class Run:
                 if piece.is_spool:
                     os.unlink(piece.path)
         else:
-            for record in self._crew.run(recipe, pending, places, report, self._compare):
+            for record in self._crew.run(recipe, pending, places, report, self._compare, _import_the_rest):
                 records[record.number] = record
                 report.count(record)
             self._crew.dismiss()
@@ -322,6 +321,11 @@ def _rest_of(source: Source, seen: int) -> list[str]:
     with Path(source.path).open("rb") as file:
         rest.look_at(file.fileno(), source.size_bytes)
     return rest.digests()
+
+
+def _import_the_rest() -> None:
+    """What is needed when workers have something to do, or at the end."""
+    import dsmem.tokens.arrange  # noqa: F401
 
 
 class _Progress:

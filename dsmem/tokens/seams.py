@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dsmem.tokens.steps import described, steps
+
 if TYPE_CHECKING:
     from dsmem.tokens.vocabularies import Located
 
@@ -249,17 +251,3 @@ def _keeps(step: dict[str, Any]) -> bool:
     if step["type"] == "Metaspace":
         return bool(step["replacement"] == "▁")
     return step["type"] in ("Prepend", "Split")
-
-
-def described(part: Any) -> Any:
-    """A normalizer or pre-tokenizer that `tokenizers` has loaded as tokenizer.json has it."""
-    return None if part is None else json.loads(part.__getstate__())
-
-
-def steps(part: Any) -> list[dict[str, Any]]:
-    """A normalizer or pre-tokenizer of a tokenizer.json, or those of its sequence."""
-    if part is None:
-        return []
-    if part["type"] != "Sequence":
-        return [part]
-    return [step for inner in part.get("normalizers", part.get("pretokenizers")) for step in steps(inner)]

@@ -65,7 +65,7 @@ def say(answers: IO[bytes], kind: str, value: object) -> None:
 
 def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> None:
     """Make parts until the requests end, by this engine if it is the one that the recipe names."""
-    from dsmem.tokens import renewing, tables
+    from dsmem.tokens import renewing
     from dsmem.tokens.encoding import Encoder
     from dsmem.tokens.recipe import Recipe
 
@@ -93,6 +93,8 @@ def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> Non
                 encoder = encoder or Encoder(recipe, engine, ask=parent.encode)
                 piece = Piece.load(told)
                 if piece.kind in ("parquet", "arrow"):
+                    from dsmem.tokens import tables
+
                     tables.hold_little()
                 made[number] = encoder.encode(piece, report)
                 report.flush()
