@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 import dsmem
 from dsmem.tokens import engines, feeding, vocabularies
-from dsmem.tokens.seams import Anywhere, ByteSeams, TextSeams, of_file, of_sentencepiece, of_tokenizer
+from dsmem.tokens.seams import Anywhere, ByteSeams, Seams, TextSeams, of_file, of_sentencepiece, of_tokenizer
 from dsmem.tokens.vocabularies import Located
 
 STUFF = [*"0=-x \n\té.", "00", "123", "the", "  ", "\r\n", "東京", "🙂", "Word", "_a", "'s"]
@@ -284,6 +284,52 @@ def test_text_of_any_script_is_cut(stuff: str, small: None, tmp_path: Path) -> N
         pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place=""))
         assert len(pieces) > len(text.encode()) // 4000
         assert np.concatenate(pieces).tolist() == engine.encode([text])[0].tolist()
+
+
+class Counting:
+    """A reference that tells how often it was asked, and differs from some time on."""
+
+    name: engines.EngineName = "tokenizers"
+
+    def __init__(self, engine: engines.Engine, right: int = 1 << 40) -> None:
+        self._engine = engine
+        self._right = right
+        self.asked = 0
+
+    def encode(self, texts: Sequence[str]) -> tuple[engines.Ids, engines.Lengths]:
+        self.asked += 1
+        ids, lengths = self._engine.encode(texts)
+        return (ids if self.asked <= self._right else ids[::-1]), lengths
+
+    def seams(self) -> Seams:
+        return self._engine.seams()
+
+
+def test_cuts_are_compared_by_bytes_of_text(small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first, then one after so much more, and the end."""
+    path = tmp_path / "tokenizer.json"
+    path.write_text(tokentexts.trained())
+    engine, reference = (
+        engines.load(Located("tokenizer.json", str(path)), name, parse_special=False)
+        for name in ("fastokens", "tokenizers")
+    )
+    text = "some words, and more\n" * 5000
+
+    def asked(between_bytes: int, right: int = 1 << 40) -> tuple[int, int]:
+        monkeypatch.setattr(feeding, "_BETWEEN_BYTES", between_bytes)
+        counting = Counting(reference, right)
+        comparing = feeding.Comparing(counting, all=False)
+        pieces = list(feeding.feed(engine, feeding.reading(text), path="x", place="", comparing=comparing))
+        assert np.concatenate(pieces).tolist() == engine.encode([text])[0].tolist()
+        return counting.asked, len(pieces)
+
+    every, pieces = asked(0)
+    assert every == pieces > 20
+    assert 4 <= asked(len(text) // 4)[0] <= 6
+    assert asked(1 << 40)[0] == 2
+    for right in (0, 2):
+        with pytest.raises(dsmem.EngineDiffers, match=r"x: .* differ around a place where it was cut"):
+            asked(len(text) // 4, right)
 
 
 def test_what_is_not_utf8_is_said_where_nothing_can_be_cut(
