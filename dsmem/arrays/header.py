@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsmem.errors import BadSource, DamagedObject
@@ -28,6 +28,9 @@ ITEM_BYTES: Mapping[str, int] = {
 }  # fmt: skip
 _WIDEST_NUMBER = 10**18
 _AT_ONCE = 1000
+_PIECE_BYTES = 1 << 20
+Text = str | Callable[[], Iterable[str]]
+"""Of `__metadata__`: a text, or what gives it in parts, the same ones each time."""
 
 
 class HeaderTooLong(BadSource):
@@ -93,18 +96,33 @@ def parse(data: memoryview, file_bytes: int) -> Header:
     return Header(raw, metadata, 8 + length, file_bytes - 8 - length)
 
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, size_bytes: int) -> bytearray:
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Text], *, size_bytes: int) -> bytearray:
     """The header as `size_bytes` bytes of file (padded with spaces); raises ValueError when it does not fit."""
-    encoded = bytearray(struct.pack("<Q", size_bytes - 8))
-    for part in _dumped(tensors.items(), metadata):
-        encoded += part
-    if len(encoded) > size_bytes:
-        raise ValueError(f"the header needs {len(encoded)} bytes and has {size_bytes}")
-    encoded += b" " * (size_bytes - len(encoded))
+    encoded = bytearray()
+    write(lambda _, piece: encoded.extend(piece), tensors, metadata, size_bytes=size_bytes)
     return encoded
 
 
-def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare_bytes: int) -> int:
+def write(
+    put: Callable[[int, memoryview], object],
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, Text],
+    *,
+    size_bytes: int,
+) -> None:
+    """`encode`, handed to `put` in pieces, each with its offset: a long one is never in memory as a whole."""
+    piece, offset = bytearray(struct.pack("<Q", size_bytes - 8)), 0
+    for part in _dumped(tensors.items(), metadata):
+        piece += part
+        if offset + len(piece) > size_bytes:
+            raise ValueError(f"the header needs more than the {size_bytes} bytes that it has")
+        if len(piece) >= _PIECE_BYTES:
+            put(offset, memoryview(piece))
+            piece, offset = bytearray(), offset + len(piece)
+    put(offset, memoryview(piece.ljust(size_bytes - offset)))
+
+
+def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, Text], *, spare_bytes: int) -> int:
     """Bytes to keep for a header whose offsets are not known yet: the widest numbers, spare room, whole pages.
 
     Raises HeaderTooLong for one that nobody could read.
@@ -120,9 +138,15 @@ def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, spare
     return size_bytes
 
 
-def _dumped(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, str]) -> Iterator[bytes]:
+def _dumped(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, Text]) -> Iterator[bytes]:
     """The JSON, some tensors at a time: until it is text, each takes 1 KB of Python's objects."""
-    yield b'{"__metadata__":' + json.dumps(dict(metadata), separators=(",", ":")).encode("ascii")
+    yield b'{"__metadata__":{'
+    for index, (key, text) in enumerate(metadata.items()):
+        yield b"," * (index > 0) + json.dumps(key).encode("ascii") + b':"'
+        for part in [text] if isinstance(text, str) else text():
+            yield json.dumps(part)[1:-1].encode("ascii")
+        yield b'"'
+    yield b"}"
     remaining = iter(tensors)
     while some := list(itertools.islice(remaining, _AT_ONCE)):
         table = {name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin, t.end]} for name, t in some}

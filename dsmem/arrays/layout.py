@@ -24,18 +24,21 @@ class Planned:
 
 def place(planned: Iterable[Planned]) -> tuple[dict[str, Tensor], list[Planned]]:
     """Tensors of known size with their offsets, in file order; those of unknown size in the order to append them."""
-    known: list[Planned] = []
+    known: dict[tuple[bool, int], list[Planned]] = {}
     unknown: list[Planned] = []
     for tensor in planned:
-        (unknown if tensor.shape is None else known).append(tensor)
-    known.sort(key=_order)
+        (unknown if tensor.shape is None else known.setdefault(_order(tensor), [])).append(tensor)
     unknown.sort(key=lambda tensor: -tensor.align)
     tensors: dict[str, Tensor] = {}
     offset = 0
-    for tensor in known:
-        end = offset + _size_bytes(tensor)
-        tensors[tensor.name] = Tensor(tensor.dtype, tensor.shape or (), offset, end)
-        offset = end
+    for order in sorted(known):
+        alike = known[order]
+        alike.reverse()
+        while alike:  # there may be many: each makes room for what it becomes
+            tensor = alike.pop()
+            end = offset + _size_bytes(tensor)
+            tensors[tensor.name] = Tensor(tensor.dtype, tensor.shape or (), offset, end)
+            offset = end
     return tensors, unknown
 
 

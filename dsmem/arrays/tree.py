@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -20,6 +20,8 @@ HELPER_PREFIX = "__dsmem__/"
 ATTRIBUTES_NAME = f"{HELPER_PREFIX}attributes"
 """The helper tensor (uint8) with what is long of attributes, in the form of `dsmem.arrays.attributes.Apart`."""
 _MOST_LINKS = 40
+_AT_ONCE = 1000
+"""Entries of a table that are turned into JSON together."""
 Kind = Literal["group", "dataset", "type"]
 
 
@@ -102,20 +104,55 @@ class Tree:
     def _is_link(self, path: str) -> bool:
         return path in self.datasets or path in self.aliases or path in self.soft_links or self.kind(path) is not None
 
-    def dump(self) -> str:
-        """ASCII JSON; names that are not UTF-8 stay as surrogates (see `text`)."""
-        parts = {
-            "groups": self.groups,
-            "datasets": self.datasets,
-            "aliases": self.aliases,
-            "soft_links": self.soft_links,
-            "types": self.types,
-        }
-        return json.dumps({name: part for name, part in parts.items() if part}, separators=(",", ":"))
+    def dumped(self) -> Iterator[str]:
+        """ASCII JSON in parts, for it may be long; names that are not UTF-8 stay as surrogates (see `text`)."""
+        opened = "{"
+        for part in self.__slots__:
+            if table := getattr(self, part):
+                yield f'{opened}"{part}":'
+                yield from dumped_table(table.items())
+                opened = ","
+        yield "{}" if opened == "{" else "}"
+
+
+def dumped_table(table: Iterable[tuple[str, Any]]) -> Iterator[str]:
+    """A table as ASCII JSON in parts, a list of names in it that is long in several."""
+    comma = "{"
+    for some in _together(table):
+        yield comma
+        comma = ","
+        ((key, names),) = some.items() if len(some) == 1 else (("", None),)
+        if isinstance(names, list) and len(names) > _AT_ONCE:
+            yield _json(key) + ":["
+            for start in range(0, len(names), _AT_ONCE):
+                yield "," * (start > 0) + _json(names[start : start + _AT_ONCE])[1:-1]
+            yield "]"
+        else:
+            yield _json(some)[1:-1]
+    yield "{}" if comma == "{" else "}"
+
+
+def _together(table: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Some entries at a time, one with a long list by itself."""
+    some: dict[str, Any] = {}
+    size = 0
+    for key, value in table:
+        weight = 1 + (len(value) if isinstance(value, list) else 0)
+        if some and size + weight > _AT_ONCE:
+            yield some
+            some, size = {}, 0
+        some[key] = value
+        size += weight
+    if some:
+        yield some
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def load(text: str) -> Tree:
-    """The inverse of `Tree.dump`; raises DamagedObject."""
+    """The inverse of `Tree.dumped`; raises DamagedObject."""
     try:
         parts = json.loads(text)
         tree = Tree(**{name: parts.get(name, {}) for name in Tree.__slots__})

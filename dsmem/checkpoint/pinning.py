@@ -221,7 +221,7 @@ def _fill(
 
     def seal(provenance: Provenance) -> None:
         sealed = {**metadata, PROVENANCE_KEY: provenance.dump(), DATA_BYTES_KEY: str(data_bytes)}
-        draft.write(0, memoryview(header.encode(tensors, sealed, size_bytes=data_start)))
+        header.write(draft.write, tensors, sealed, size_bytes=data_start)
 
     return Filled(f"tensors:{hexdigest}", "", seal)
 

@@ -71,11 +71,11 @@ class Band:
 
 
 class ChunkedDataset:
-    """One dataset to decode: `bands` are the tasks, `decode` does one. Threads share it."""
+    """One dataset to decode: `bands` are the tasks, `decode` does one. Threads share it; datasets share `stored`."""
 
     def __init__(
         self,
-        fd: int,
+        stored: StoredChunks,
         table: ChunkTable,
         *,
         shape: tuple[int, ...],
@@ -85,7 +85,7 @@ class ChunkedDataset:
         fill: bytes,
         label: str,
     ) -> None:
-        self._stored = StoredChunks(fd, label)
+        self._stored = stored
         self._table = table
         self._shape = shape
         self._chunks = chunks
@@ -158,19 +158,26 @@ class ChunkedDataset:
             self._decode_some(first, min(first + _MOST_CHUNKS, band.last), out, target, first_row)
         return band.size_bytes if band.whole else min((band.last - band.first) * self._chunk_bytes, band.size_bytes)
 
+    def decode_given(self, stored: Iterator[memoryview | None], out: Array) -> None:
+        """`decode` for all chunks, with their stored bytes in the order of the grid (None: never written)."""
+        self._decode_stored(stored, 0, len(self._table.offsets), out, out.reshape(*self._shape, self._item_bytes), 0)
+
     def _decode_some(self, first: int, last: int, out: Array, target: Array, first_row: int) -> None:
         """Decode chunks of a band that begins with that row; `target` are the bytes of `out`, as items."""
-        offsets = self._table.offsets[first:last].tolist()
-        sizes = self._table.sizes[first:last].tolist()
+        offsets, sizes = self._table.offsets[first:last].tolist(), self._table.sizes[first:last].tolist()
+        self._decode_stored(self._stored.read(offsets, sizes), first, last, out, target, first_row)
+
+    def _decode_stored(
+        self, stored: Iterator[memoryview | None], first: int, last: int, out: Array, target: Array, first_row: int
+    ) -> None:
         masks = self._table.masks[first:last].tolist()
-        pieces = self._stored.read(offsets, sizes)
         position = first
         # The size of a chunk in whole rows; 0: none goes straight to its place. Small chunks must not drown in Python.
         straight = self._chunk_bytes if self._whole_rows else 0
         at = (position * self._chunks[0] - first_row) * (self._chunk_bytes // self._chunks[0])
         undo = self._pipeline.decode
         try:
-            for data, mask in zip(pieces, masks, strict=True):
+            for data, mask in zip(stored, masks, strict=True):
                 end = at + straight
                 if straight and data is not None and end <= len(out):
                     undo(data, out[at:end], mask)

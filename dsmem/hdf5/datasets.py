@@ -13,7 +13,7 @@ from h5py import h5d
 from dsmem.arrays import tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.errors import Allow
-from dsmem.hdf5 import elsewhere, sizes
+from dsmem.hdf5 import elsewhere, fewchunks, sizes
 from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.chunks import grid_of
 from dsmem.hdf5.codecs import Filter
@@ -50,6 +50,8 @@ class Item:
     """Some of it lies in other files, whose changes nobody notices."""
     fill: bytes = b""
     """Of chunked data: an item that was never written, as it is in memory."""
+    few: bytes = b""
+    """Of chunked data: where its chunks lie, if they are few (`fewchunks.read`): then it need not be opened again."""
 
     @property
     def size_bytes(self) -> int:
@@ -100,8 +102,13 @@ def inspect(
             sizes.check_chunks(math.prod(grid_of(info.shape, info.chunks)), file_bytes, allow)
         why = _only_h5py(layout, kind, is_outside=is_outside)
         way = _way(properties, info, filters, storage, file_bytes, alike) if why is None else _Way("h5py", why)
-    fill = _fill(properties, info.dtype) if way.tier == "chunked" else b""
-    return Item(path, info, way.tier, way.why, way.offset, storage, filters, layout, is_outside, fill)
+    same = alike.same
+    way, storage = way._replace(why=same(way.why)), same(storage)
+    if way.tier != "chunked":
+        return Item(path, info, way.tier, way.why, way.offset, storage, filters, layout, is_outside)
+    fill = same(_fill(properties, info.dtype))
+    few = fewchunks.read(dataset_id, info.shape or (), info.chunks or (), file_bytes)
+    return Item(path, info, way.tier, way.why, way.offset, storage, filters, layout, is_outside, fill, few)
 
 
 def pointers(dataset_id: Any, item: Item, pointer_bytes: int, file_bytes: int) -> Item | None:

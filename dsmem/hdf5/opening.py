@@ -75,12 +75,13 @@ def opened(fd: int, path: str, *, by_name: bool = False) -> Iterator[Any]:
 def keep_little(file_id: Any) -> None:
     """Have HDF5 cache little metadata, for we come by once; still all of a piece that is larger, such as a long group.
 
-    Measured on files of 2,000 to 200,000 objects: as fast, and 8 to 67 MiB less.
+    Measured on files of 2,000 to 200,000 objects: as fast, and 8 to 85 MiB less.
     """
     config = file_id.get_mdc_config()
     config.set_initial_size = True
     config.initial_size = config.min_size = _CACHE_BYTES
     config.incr_mode = _NEVER
+    config.flash_multiple = 1.0
     file_id.set_mdc_config(config)
 
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from h5py import h5g, h5i
@@ -22,12 +22,15 @@ class Place:
     fileno: int
     """HDF5's number of the open file."""
     addr: int
+    links: int = field(compare=False)
+    """How many hard links lead to it, as the file says."""
 
 
 def place(opened: Any) -> Place:
     """The place of an open object, by its low-level handle; that of a file is its root group's."""
     found = h5g.get_objinfo(opened, b".")
-    return Place(*(low | high << 64 for low, high in (found.fileno, found.objno)))
+    fileno, addr = (low | high << 64 for low, high in (found.fileno, found.objno))
+    return Place(fileno, addr, found.nlink)
 
 
 def kind(opened: Any) -> Kind | None:

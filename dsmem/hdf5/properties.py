@@ -80,7 +80,13 @@ class Alike:
         self._infos: dict[tuple[object, ...], tree.Dataset] = {}
         self._records: dict[int, tuple[tree.Dataset, dict[str, Any]]] = {}
         self._options: dict[tuple[Filter, ...], dict[str, Any]] = {}
+        self._first: dict[Any, Any] = {}
         self._undecodable: dict[tuple[tuple[Filter, ...], int], str | None] = {}
+
+    def same(self, value: V) -> V:
+        """The first of equal values of one type: what many datasets have is held once."""
+        found: V | None = self._first.get((type(value), value))
+        return _kept(self._first, (type(value), value), value) if found is None else found
 
     def type_of(self, dataset_id: Any) -> FileType:
         """Raises UnsupportedType for a type that can't be pinned exactly."""
@@ -95,7 +101,7 @@ class Alike:
         """The filters of a dataset; raises UnsupportedType for those that HDF5 can't decode here."""
         if properties.layout != h5d.CHUNKED:
             return ()
-        filters = filters_of(properties.plist)
+        filters = self.same(filters_of(properties.plist))
         if filters not in self._options:
             check_installed(filters)
             _kept(self._options, filters, _options(h5py.Dataset(properties.id)))

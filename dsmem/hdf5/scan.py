@@ -101,6 +101,7 @@ class _Walk:
         self._attrs = attrs
         self._alike = Alike()
         self._seen: dict[Place, str] = {}
+        """What other links may lead to again: a file may have many datasets with a single one each."""
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
         self._outside: set[str] = set()
@@ -245,7 +246,8 @@ class _Walk:
                 return False
         elif not self._named_type(opened, path):
             return False
-        self._seen[here] = path
+        if what == "group" or here.links != 1 or "external" in self._allow:
+            self._seen[here] = path
         if here.fileno != self._fileno:
             self._outside.add(path)
         return True

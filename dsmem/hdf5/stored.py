@@ -22,7 +22,7 @@ _HOLE_BYTES = 64 << 10
 
 
 class StoredChunks:
-    """Reads the stored bytes of a dataset's chunks; threads share it, each has a buffer of its own."""
+    """Reads the stored bytes of a file's chunks; threads share it, each has a buffer of its own."""
 
     def __init__(self, fd: int, label: str) -> None:
         self._fd = fd

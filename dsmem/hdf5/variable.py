@@ -21,6 +21,7 @@ from dsmem.hdf5.chunks import ChunkedDataset
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, pointers
 from dsmem.hdf5.reading import MOST_CHUNKS, Array, as_bytes
+from dsmem.hdf5.stored import StoredChunks
 
 BLOCK_BYTES = 16 << 20
 """Of items that are read at once: HDF5, Python and what is written each have them once."""
@@ -163,7 +164,7 @@ def _is_too_wide(stored: Item) -> bool:
 def _chunked_lengths(dataset: Any, stored: Item, fill: Any, fd: int, file_bytes: int, label: str) -> Iterator[Array]:
     shape, chunks, item_bytes = stored.info.shape or (), stored.info.chunks or (), stored.info.dtype.itemsize
     chunked = ChunkedDataset(
-        fd,
+        StoredChunks(fd, label),
         read_table(dataset.id, shape, chunks, file_bytes),
         shape=shape,
         chunks=chunks,

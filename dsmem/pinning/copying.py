@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import bisect
 import threading
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+
+import numpy as np
 
 from dsmem import digest, files, parallel, proc
 from dsmem.buffers import Buffer, are_near
@@ -58,6 +61,35 @@ class Extent:
         return self.target_offset + offset - self.source_offset
 
 
+class _Extents:
+    """Extents by where they begin, as columns: there may be many, and each would take 150 bytes more."""
+
+    def __init__(self, extents: Iterable[Extent]) -> None:
+        rows = array("q")
+        for extent in extents:
+            rows.extend((extent.source_offset, extent.target_offset, extent.size_bytes))
+        table = np.frombuffer(rows, np.int64).reshape(-1, 3)
+        table = table[np.argsort(table[:, 0], kind="stable")]
+        self._starts, self._targets, self._sizes = (array("q", column.tobytes()) for column in table.T)
+        self._ends = array("q", np.maximum.accumulate(table[:, 0] + table[:, 2]).tobytes())
+        """The furthest end up to each."""
+
+    def overlapping(self, start: int, end: int) -> list[Extent]:
+        """Those that have some of these bytes of the source."""
+        found: list[Extent] = []
+        for i in range(bisect.bisect_right(self._ends, start), len(self._starts)):
+            if self._starts[i] >= end:
+                break
+            if self._starts[i] + self._sizes[i] > start:
+                found.append(Extent(self._starts[i], self._targets[i], self._sizes[i]))
+        return found
+
+    def next_start(self, offset: int, end: int) -> int:
+        """Where the first begins that does so behind an offset of the source; the end if none does."""
+        following = bisect.bisect_right(self._starts, offset)
+        return self._starts[following] if following < len(self._starts) else end
+
+
 @dataclass(frozen=True, slots=True)
 class Digests:
     """What the pass computed: the identity's tree digest, and the plain stream that was asked for, if any."""
@@ -72,16 +104,14 @@ class _Pass:
         fd: int,
         size_bytes: int,
         draft: Draft,
-        extents: Sequence[Extent],
+        extents: Iterable[Extent],
         counter: ByteCounter,
         cache: PageCache,
     ) -> None:
         self.fd = fd
         self.size_bytes = size_bytes
         self._draft = draft
-        self._extents = sorted(extents, key=lambda extent: extent.source_offset)
-        self._starts = [extent.source_offset for extent in self._extents]
-        self._ends = _running_maximum([extent.source_end for extent in self._extents])
+        self._extents = _Extents(extents)
         self.add = counter.add
         """Counts bytes that have reached the object."""
         self._local = threading.local()
@@ -121,11 +151,10 @@ class _Pass:
     def _stretch(self, start: int, end: int) -> tuple[int, list[Extent]]:
         """Where a stretch from there ends, and the extents in it: none, one that holds it all, or those of a block."""
         stop = min(start + _BLOCK_BYTES, end)
-        extents = self._overlapping(start, stop)
+        extents = self._extents.overlapping(start, stop)
         if len(extents) > 1 or (extents and not extents[0].holds(start, stop)):
             return stop, extents
-        following = bisect.bisect_right(self._starts, start)
-        further = min(end, self._starts[following] if following < len(self._starts) else end)
+        further = min(end, self._extents.next_start(start, end))
         if extents:
             further = min(further, extents[0].source_end, start + _REPORTED_BYTES)
         blocks = (further - start) // _BLOCK_BYTES
@@ -171,16 +200,6 @@ class _Pass:
             raise SourceChanged(_BECAME_SHORTER)
         return data
 
-    def _overlapping(self, start: int, end: int) -> list[Extent]:
-        found: list[Extent] = []
-        for i in range(bisect.bisect_right(self._ends, start), len(self._extents)):
-            extent = self._extents[i]
-            if extent.source_offset >= end:
-                break
-            if extent.source_end > start:
-                found.append(extent)
-        return found
-
     def _buffer(self) -> Buffer:
         """This thread's buffer."""
         buffer: Buffer | None = getattr(self._local, "buffer", None)
@@ -202,7 +221,7 @@ def copy(
     fd: int,
     size_bytes: int,
     draft: Draft,
-    extents: Sequence[Extent],
+    extents: Iterable[Extent],
     decodings: Iterable[Decoding],
     stream_algo: str | None,
     counter: ByteCounter,
@@ -288,10 +307,3 @@ class _Follower(threading.Thread):
             self.hex = self._hasher.hexdigest()
         except BaseException as exc:  # noqa: BLE001 - raised by `_run`
             self.error = exc
-
-
-def _running_maximum(values: Sequence[int]) -> list[int]:
-    highest: list[int] = []
-    for value in values:
-        highest.append(max(value, highest[-1]) if highest else value)
-    return highest

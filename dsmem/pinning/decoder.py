@@ -56,7 +56,6 @@ class _Target:
 class _Dataset:
     def __init__(self, known: dict[str, Any], fd: int, tables_fd: int) -> None:
         self._known = known
-        self._fd = fd
         self._stored = StoredChunks(fd, known["label"])
         self._tables_fd = tables_fd
         self._chunk_bytes = known["item_bytes"]
@@ -99,7 +98,7 @@ class _Dataset:
             for column in self._columns
         )
         return ChunkedDataset(
-            self._fd,
+            self._stored,
             ChunkTable(grid, offsets, sizes, masks),
             shape=tuple(known["shape"]),
             chunks=tuple(known["chunks"]),

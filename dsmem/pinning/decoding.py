@@ -18,6 +18,7 @@ from h5py import h5d
 
 from dsmem import proc
 from dsmem.arrays import tree
+from dsmem.hdf5 import fewchunks
 from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import (
     BAND_BYTES,
@@ -30,9 +31,11 @@ from dsmem.hdf5.chunks import (
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.opening import translated
+from dsmem.hdf5.stored import StoredChunks
 from dsmem.parallel import Room
 from dsmem.pinning.copying import Decoding
 from dsmem.pinning.decoders import Decoders, Description
+from dsmem.pinning.small import SmallDatasets, is_small
 from dsmem.pinning.source import Source
 from dsmem.store.draft import Draft
 
@@ -50,7 +53,9 @@ _BESIDE_BYTES = 24 << 20
 """Beside a chunk for each thread: for what threads have at once of large chunks, as stored, and between filters."""
 WORTH_CHUNKS = 16_384
 """Below this, threads are done (0.2 s) before processes have gained what their start takes (0.05 s of a CPU each)."""
-LEAST_CHUNKS = 64
+_LARGE_BYTES = 256 << 10
+"""Chunks of this size are looked up, which takes 5 to 20 µs each: to decode one takes 100 times as long."""
+LEAST_CHUNKS = fewchunks.MOST_CHUNKS + 1
 """Of a dataset: what processes must be told of each (0.2 ms) takes longer than fewer chunks do in threads."""
 
 
@@ -108,9 +113,13 @@ def decodings(
     buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // threads)
     room = Room(_BESIDE_BYTES + threads * max(map(chunk_bytes, items), default=0))
     elsewhere = {item.path for item in shared_out}
-    for item in items:
+    stored = StoredChunks(source.fd, source.path)
+    together = [item for item in items if is_small(item) and item.path not in elsewhere]
+    yield from SmallDatasets(stored, begin, draft, source).decodings(together)
+    alone = [item for item in items if not is_small(item) or item.path in elsewhere]
+    for item in alone:
         table = _table(item, source, file, looked)
-        dataset = _dataset(item, table, source.fd, source.path)
+        dataset = _dataset(item, table, stored, source)
         place = begin(item)
         if decoders is None or item.path not in elsewhere:
             for band in dataset.bands():
@@ -118,7 +127,7 @@ def decodings(
                     band.source_end, partial(_decode, dataset, band, draft, place, local, buffered_bytes, room)
                 )
             continue
-        number = decoders.add(_description(item, place, source.path), table)
+        number = decoders.add(_description(item, place, source), table)
         for band in dataset.bands():
             is_plain = dataset.is_plain(band)
             outside = partial(decoders.decode, number, band, is_plain=is_plain)
@@ -127,7 +136,7 @@ def decodings(
             )
 
 
-def _description(item: Item, place: int, path: str) -> Description:
+def _description(item: Item, place: int, source: Source) -> Description:
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
     return Description(
@@ -137,12 +146,8 @@ def _description(item: Item, place: int, path: str) -> Description:
         item_bytes=item.info.dtype.itemsize,
         filters=[(one.code, one.values, one.name) for one in item.filters],
         fill_hex=item.fill.hex(),
-        label=_label(item, path),
+        label=source.label(item.path),
     )
-
-
-def _label(item: Item, path: str) -> str:
-    return f"{path}: /{item.path}"
 
 
 def chunk_bytes(item: Item) -> int:
@@ -159,9 +164,13 @@ def _pipeline(item: Item) -> Pipeline:
 def _table(item: Item, source: Source, file: Any, looked: Callable[[], None]) -> ChunkTable:
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
+    if item.few:
+        return fewchunks.table(item.few, shape, chunks)
+    is_odd = math.prod(grid(item)) <= fewchunks.MOST_CHUNKS
     with translated(source.path, f"/{item.path}"):
         found = h5d.open(file.id, tree.raw(item.path))
-        return read_table(found, shape, chunks, source.size_bytes, looked=looked if source.is_distrusted else None)
+        look = source.is_distrusted or is_odd or chunk_bytes(item) >= _LARGE_BYTES
+        return read_table(found, shape, chunks, source.size_bytes, looked=looked if look else None)
 
 
 def check_index(item: Item, source: Source, file: Any) -> None:
@@ -170,18 +179,18 @@ def check_index(item: Item, source: Source, file: Any) -> None:
         _table(item, replace(source, is_distrusted=True), file, lambda: None)
 
 
-def _dataset(item: Item, table: ChunkTable, fd: int, path: str) -> ChunkedDataset:
+def _dataset(item: Item, table: ChunkTable, stored: StoredChunks, source: Source) -> ChunkedDataset:
     shape, chunks = item.info.shape, item.info.chunks
     assert shape is not None and chunks is not None
     return ChunkedDataset(
-        fd,
+        stored,
         table,
         shape=shape,
         chunks=chunks,
         item_bytes=item.info.dtype.itemsize,
         pipeline=_pipeline(item),
         fill=item.fill,
-        label=_label(item, path),
+        label=source.label(item.path),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -53,6 +52,7 @@ class Loaded:
     seal: Callable[[Provenance], None]
     """Writes the header, the provenance in it: the end of the filling."""
     datasets: Callable[[], tuple[DatasetSummary, ...]]
+    """What was read, after `seal`; to be asked once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ class Plan:
     tensors: dict[str, Tensor]
     unknown: list[Planned]
     data_start: int
-    metadata: Mapping[str, str]
+    metadata: Mapping[str, header.Text]
     long_attributes: Sequence[LongAttribute]
 
     @property
@@ -100,33 +100,39 @@ class Plan:
 
 def plan(scan: Scan, provenance: Provenance) -> Plan:
     """Lay out the arrays of a scan; `provenance` is as wide as the one that will be sealed in."""
-    table, apart = _attributes(scan)
+    apart = _long_attributes(scan)
     tensors, unknown = layout.place(_planned(scan, apart))
-    metadata = {
+    metadata: dict[str, header.Text] = {
         PROVENANCE_KEY: provenance.dump(),
         views.DATA_BYTES_KEY: _WIDEST,
-        views.TREE_KEY: scan.tree.dump(),
-        views.ATTRIBUTES_KEY: json.dumps(table, separators=(",", ":")),
+        views.TREE_KEY: scan.tree.dumped,
+        views.ATTRIBUTES_KEY: lambda: tree.dumped_table(_attributes(scan)),
     }
     everything = {**tensors, **{one.name: Tensor(one.dtype, (0,), 0, 0) for one in unknown}} if unknown else tensors
     return Plan(scan, tensors, unknown, header.reserve(everything, metadata, spare_bytes=64), metadata, apart)
 
 
-def _attributes(scan: Scan) -> tuple[dict[str, dict[str, Any]], list[LongAttribute]]:
-    """All attributes of a scan as JSON, and those of them whose values lie apart, one behind the other."""
-    table: dict[str, dict[str, Any]] = {}
+def _long_attributes(scan: Scan) -> list[LongAttribute]:
+    """The attributes whose values lie apart, one behind the other."""
     apart: list[LongAttribute] = []
     end = 0
     for path, inside in scan.attributes.items():
-        table[path] = {}
         for name, value in inside.items():
             if isinstance(value, Apart):
                 apart.append(LongAttribute(path, name, end, end + value.size_bytes, value.held))
-                table[path][name] = value.placed(end)
                 end += value.size_bytes
-            else:
-                table[path][name] = value
-    return table, apart
+    return apart
+
+
+def _attributes(scan: Scan) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All attributes as JSON, by path and name, those that lie apart as in `_long_attributes`."""
+    end = 0
+    for path, inside in scan.attributes.items():
+        table: dict[str, Any] = {}
+        for name, value in inside.items():
+            table[name] = value.placed(end) if isinstance(value, Apart) else value
+            end += value.size_bytes if isinstance(value, Apart) else 0
+        yield path, table
 
 
 def _planned(scan: Scan, apart: Sequence[LongAttribute]) -> Iterator[Planned]:
@@ -164,7 +170,7 @@ def fill(
     with PageCache(fd, size_bytes) as cache:
         draft.allocate(plan.known_bytes)
         copied = [item for item in plan.scan.items if item.tier == "contiguous"]
-        extents = [Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None]
+        extents = (Extent(item.offset, plan.begin(item), item.size_bytes) for item in copied if item.offset is not None)
         counter = ByteCounter(progress, plan.total_bytes)
         going_on = partial(counter.add, 0)
         decoded = [item for item in plan.scan.items if item.tier == "chunked"]
@@ -223,13 +229,13 @@ def fill(
             PROVENANCE_KEY: provenance.dump(),
             views.DATA_BYTES_KEY: str(cursor - plan.data_start),
         }
-        draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=plan.data_start)))
+        header.write(draft.write, tensors, metadata, size_bytes=plan.data_start)
 
     return Loaded(digests, seal, partial(_summaries, plan.scan, tensors))
 
 
 def _summaries(scan: Scan, tensors: Mapping[str, Tensor]) -> tuple[DatasetSummary, ...]:
-    """What `summarize` would find in the header."""
+    """What `summarize` would find in the header; the items of the scan are gone then: they may be many."""
     sizes = {name: tensor.end - tensor.begin for name, tensor in tensors.items() if name.startswith(tree.HELPER_PREFIX)}
 
     def summary(item: Item) -> DatasetSummary:
@@ -240,7 +246,8 @@ def _summaries(scan: Scan, tensors: Mapping[str, Tensor]) -> tuple[DatasetSummar
         beside = sizes.get(tree.offsets_name(item.path), 0) if info.dtype.kind == "O" else 0
         return DatasetSummary(item.path, info.shape, label(info.dtype), tensor.end - tensor.begin + beside)
 
-    return tuple(map(summary, scan.items))
+    scan.items.reverse()
+    return tuple(summary(scan.items.pop()) for _ in range(len(scan.items)))
 
 
 def _read_attributes(

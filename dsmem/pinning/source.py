@@ -18,3 +18,7 @@ class Source:
     allow: frozenset[Allow] = frozenset()
     is_distrusted: bool = False
     """HDF5 is asked for every chunk whether it finds it where the index lists it: 5 µs each."""
+
+    def label(self, path: str) -> str:
+        """What messages call a dataset."""
+        return f"{self.path}: /{path}"

@@ -121,7 +121,7 @@ class _Reader:
 
         def seal(provenance: Provenance) -> None:
             metadata = {**parsed.metadata, PROVENANCE_KEY: provenance.dump()}
-            draft.write(0, memoryview(header.encode(tensors, metadata, size_bytes=parsed.data_start)))
+            header.write(draft.write, tensors, metadata, size_bytes=parsed.data_start)
 
         return Loaded(found, seal, lambda: datasets)
 

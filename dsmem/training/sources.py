@@ -25,6 +25,7 @@ from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import Band, ChunkedDataset, ChunkTable
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, inspect
+from dsmem.hdf5.stored import StoredChunks
 from dsmem.pinning.opening import attach
 from dsmem.training.episodes import EpisodeFile, Stored
 
@@ -77,6 +78,7 @@ class FileRows:
         self._fd = digest.open_source(file.path)
         # Not closed by hand: another thread may be reading by its number.
         weakref.finalize(self, os.close, self._fd).atexit = False
+        self._stored = StoredChunks(self._fd, self._label)
         self.version = str(FileIdentity.of(os.fstat(self._fd)).as_list())
         """Of what is open here: one in another process may have a later file of that name."""
         self._open(file)
@@ -102,7 +104,7 @@ class FileRows:
         assert shape is not None and chunks is not None
         self._tables[path] = read_table(dataset_id, shape, chunks, size_bytes)
         return ChunkedDataset(
-            self._fd,
+            self._stored,
             self._tables[path],
             shape=shape,
             chunks=chunks,

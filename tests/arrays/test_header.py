@@ -73,6 +73,30 @@ def test_reserve_leaves_room_for_the_widest_numbers() -> None:
 def test_what_does_not_fit_is_an_error() -> None:
     with pytest.raises(ValueError, match="needs"):
         header.encode({}, {"k": "x" * 100}, size_bytes=64)
+    put: list[int] = []
+    with pytest.raises(ValueError, match="needs"):
+        header.write(lambda offset, _: put.append(offset), {}, {"k": lambda: ["x" * 100] * 40_000}, size_bytes=3 << 20)
+    assert len(put) == 2
+
+
+def test_a_long_one_is_written_in_pieces() -> None:
+    tensors = placed({f"{i:05}": ("F32", [i]) for i in range(30_000)})
+    metadata: dict[str, header.Text] = {"k": "v", "parts": lambda: ['"ü', "\ud83d", "x" * 100_000], "none": list}
+    size_bytes = header.reserve(tensors, metadata, spare_bytes=0)
+    content, pieces = bytearray(size_bytes), 0
+
+    def put(offset: int, piece: memoryview) -> None:
+        nonlocal pieces
+        content[offset : offset + len(piece)] = piece
+        pieces += 1
+
+    header.write(put, tensors, metadata, size_bytes=size_bytes)
+    assert pieces >= 2
+    assert len(content) == size_bytes
+    assert content == header.encode(tensors, metadata, size_bytes=size_bytes)
+    found = parse(bytes(content) + bytes(tensors["29999"].end))
+    assert found.metadata == {"k": "v", "parts": '"ü\ud83d' + "x" * 100_000, "none": ""}
+    assert found.tensor("29999") == tensors["29999"]
 
 
 DAMAGED: dict[str, bytes] = {

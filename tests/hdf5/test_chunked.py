@@ -21,6 +21,7 @@ from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import ChunkedDataset
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline, Undecodable
 from dsmem.hdf5.datasets import inspect
+from dsmem.hdf5.stored import StoredChunks
 
 FILTERS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -53,7 +54,7 @@ def decoded(path: Path, name: str) -> np.ndarray[Any, Any]:
         fd = os.open(path, os.O_RDONLY)
         try:
             work = ChunkedDataset(
-                fd,
+                StoredChunks(fd, name),
                 table,
                 shape=dataset.shape,
                 chunks=dataset.chunks,

@@ -130,7 +130,7 @@ def test_places_outside_are_damage(path: Path) -> None:
 def test_a_header_without_the_tensor_is_damage() -> None:
     raw: dict[str, object] = {}
     table = {"": {"x": {"str": {"at": [0, 1]}}}}
-    parsed = header.Header(raw, {views.TREE_KEY: tree.Tree().dump(), views.ATTRIBUTES_KEY: json.dumps(table)}, 8, 0)
+    parsed = header.Header(raw, {views.TREE_KEY: "{}", views.ATTRIBUTES_KEY: json.dumps(table)}, 8, 0)
     contents = views.TreeContents(parsed, np.empty(0, np.uint8), "pinned", "", label="x")
     with pytest.raises(dsmem.DamagedObject, match="x"):
         contents.attributes("")["x"]

@@ -157,9 +157,9 @@ def test_a_hard_link_is_the_same_file(tmp_path: Path, store_root: Path) -> None:
 
 
 def pin_while_cleaned(path: Path, expected: str, until_s: float) -> int:
-    """Pin and attach over and over; what is held can always be attached a second time."""
+    """Pin and attach over and over, once at least; what is held can always be attached a second time."""
     done = 0
-    while time.monotonic() < until_s:
+    while not done or time.monotonic() < until_s:
         with dsmem.File(path, pin="auto") as file:
             assert file.source == "pinned", file.why
             assert hashlib.sha256(file["images"][()].tobytes()).hexdigest() == expected
@@ -192,7 +192,8 @@ def test_pinning_while_everything_is_cleaned(seconds: float, tmp_path: Path, sto
     pinners = [partial(pin_while_cleaned, path, expected, until_s)] * 3
     with all_started([*pinners, *[partial(clean_all_the_time, store_root, until_s)] * 2]) as running:
         done = [child.result() for child in running]
-    assert all(done)
+    assert all(done[: len(pinners)])
+    assert any(done[len(pinners) :])  # one may have found all held
     dsmem.pin(path)
     with dsmem.attach(path) as file:
         assert_reads_as_h5py(file, path)
