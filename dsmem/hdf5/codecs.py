@@ -16,7 +16,7 @@ import deflate
 import imagecodecs
 import numpy as np
 
-from dsmem.hdf5 import blosc2
+from dsmem.hdf5 import blosc2, szip
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _codecs: Any = imagecodecs
@@ -34,7 +34,6 @@ _BITSHUFFLE_TARGET_BYTES, _BITSHUFFLE_MULTIPLE, _BITSHUFFLE_LEAST = 8192, 8, 128
 _CHECKSUM_BYTES = 4
 _SMALL_BYTES = 16 << 10
 """Up to here a copy costs less than what imagecodecs does around libdeflate; beyond, fresh memory costs more."""
-_SZIP_HEADER_BYTES = 4
 _FOREIGN = (
     deflate.DeflateError,
     RuntimeError,
@@ -71,7 +70,7 @@ class Pipeline:
         self._filters = tuple(filters)
         self._chunk_bytes = chunk_bytes
         self._by_mask: dict[int, tuple[_Stage, ...]] = {0: self._stages(0)}
-        self._rearranges = any(one.code == _BLOSC2 for one in filters)
+        self._rearranges = any(one.code in (_SZIP, _BLOSC2) for one in filters)
         self.is_small_deflate = [one.code for one in filters] == [DEFLATE] and chunk_bytes <= _SMALL_BYTES
         """Whether deflate is all there is to undo, in chunks so small that `StoredChunks.inflated` does it best."""
 
@@ -135,7 +134,9 @@ def _undo(one: Filter) -> tuple[Callable[[Any, Array], Any], int | None]:
     if one.code in _SIMPLE:
         return _SIMPLE[one.code], None
     if one.code == _SZIP and len(one.values) >= 4:
-        return partial(_undo_szip, one.values[:4]), None
+        coding = szip.Coding(*one.values[:4])
+        if coding.is_known:
+            return partial(szip.decode, coding), None
     if (
         one.code == _BITSHUFFLE
         and len(one.values) >= 5
@@ -182,13 +183,6 @@ _SIMPLE: dict[int, Callable[[Any, Array], Any]] = {
     _LZ4: _undo_lz4,
     _BLOSC: _undo_blosc,
 }
-
-
-def _undo_szip(values: tuple[int, ...], data: Any, out: Array) -> Any:
-    (total,) = struct.unpack("<I", bytes(data[:_SZIP_HEADER_BYTES]))
-    if total != len(out):  # imagecodecs takes an announced 0 for success, and decodes nothing
-        raise ValueError(f"{total} bytes announced instead of {len(out)}")
-    return _codecs.szip_decode(data, *values, header=True, out=out)
 
 
 def _copy(data: Any, out: Array) -> Any:

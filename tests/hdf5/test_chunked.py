@@ -190,11 +190,6 @@ def test_a_chunk_that_decodes_to_too_little_or_too_much_is_an_error() -> None:
         pipeline.decode(memoryview(b""), out, 0)
 
 
-def test_an_szip_chunk_that_announces_nothing_is_an_error() -> None:
-    with pytest.raises(Undecodable, match="0 bytes announced instead of 40"):
-        Pipeline([Filter(4, (177, 8, 16, 20))], 40).decode(memoryview(bytes(18)), np.zeros(40, np.uint8), 0)
-
-
 def test_pipelines_that_only_hdf5_knows() -> None:
     for filters in ([Filter(5, ())], [Filter(1, ()), Filter(2, (4,))], [Filter(32026, ())]):
         with pytest.raises(NotKnown):
