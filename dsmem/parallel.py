@@ -6,9 +6,14 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
+from dsmem import stopping
+
 
 def run(tasks: Iterable[Callable[[], None]], threads: int) -> None:
-    """Run every task, up to `threads` at a time, in the order given; on an interrupt the running ones finish first."""
+    """Run every task, up to `threads` at a time, in the order given; on an interrupt the running ones finish first.
+
+    However many interrupts come: when this ends, however it does, none of the threads is at work.
+    """
     remaining = iter(tasks)
     taking = threading.Lock()
     errors: list[BaseException] = []
@@ -28,17 +33,17 @@ def run(tasks: Iterable[Callable[[], None]], threads: int) -> None:
 
     workers = [threading.Thread(target=work, name=f"dsmem-{i}", daemon=True) for i in range(threads)]
     started: list[threading.Thread] = []
-    try:
-        for worker in workers:
-            worker.start()
-            started.append(worker)
-        for worker in started:
-            worker.join()
-    except BaseException:
-        stop.set()
-        for worker in started:
-            worker.join()
-        raise
+    with stopping.held(stop.set):
+        try:
+            for worker in workers:
+                worker.start()
+                started.append(worker)
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            for worker in started:
+                worker.join()
     if errors:
         raise errors[0]
 

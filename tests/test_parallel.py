@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +47,26 @@ def test_an_error_of_whoever_makes_the_tasks_is_raised(threads: int) -> None:
 
     with pytest.raises(KeyError, match="no more"):
         parallel.run(tasks(), threads)
+
+
+def test_no_thread_works_when_it_has_ended_however_many_interrupts_come() -> None:
+    """Memory that they write to is given back next: a store to a file that has become shorter would be SIGBUS."""
+    begun, done = [0], [0]
+
+    def task() -> None:
+        begun[0] += 1
+        for _ in range(20):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.002)
+        done[0] += 1
+
+    before = signal.getsignal(signal.SIGINT)
+    for _ in range(5):
+        with pytest.raises(KeyboardInterrupt):
+            parallel.run([task] * 50, 1)
+        assert begun == done
+    assert begun == [5]  # and none begins after the first
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_room_is_never_taken_twice() -> None:

@@ -1,6 +1,7 @@
 """Tasks run by threads, their outcomes handled by the thread that asked: torch's planners are not made for threads.
 
-A task may lead to further tasks. On an interrupt, or when handling fails, the running tasks finish first.
+A task may lead to further tasks. On an interrupt, or when handling fails, the running tasks finish first,
+however many further interrupts come.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from dsmem import stopping
 from dsmem.checkpoint.pace import Pace
 from dsmem.checkpoint.scratch import Scratch
 
 Outcome = TypeVar("Outcome")
 Task = Callable[[Scratch], Outcome]
-_START_S = 1.0
-"""How long a thread is waited for whose start was interrupted: it may never have begun."""
 _AHEAD = 2
 """Outcomes a worker may have that nobody has handled yet: what they hold (loaded tensors) is memory."""
 
@@ -59,15 +59,6 @@ class Pool(Generic[Outcome]):
         unhandled = 0
         pace, size_of = Pace(self._workers), self._size_of
         self.pace = pace
-        entered = [threading.Event() for _ in range(self._workers)]
-        ended = [threading.Event() for _ in range(self._workers)]
-
-        def work(number: int) -> None:
-            entered[number].set()
-            try:
-                take_tasks()
-            finally:
-                ended[number].set()
 
         def may_take() -> bool:
             return bool(waiting) and unhandled < _AHEAD * self._workers and pace.admits
@@ -93,29 +84,28 @@ class Pool(Generic[Outcome]):
                 outcomes.put(outcome)
 
         threads = [
-            threading.Thread(target=work, args=(number,), name=f"dsmem-{number}", daemon=True)
-            for number in range(self._workers)
+            threading.Thread(target=take_tasks, name=f"dsmem-{number}", daemon=True) for number in range(self._workers)
         ]
-        begun = 0
-        try:
-            for thread in threads:
-                begun += 1
-                thread.start()
-            while running:
-                outcome = outcomes.get()
-                if isinstance(outcome, BaseException):
-                    raise outcome
-                more = list(handle(outcome))
+        with stopping.held() as held:
+            try:
+                for thread in threads:
+                    thread.start()
+                held.release()
+                while running:
+                    outcome = outcomes.get()
+                    if isinstance(outcome, BaseException):
+                        raise outcome
+                    more = list(handle(outcome))
+                    with changed:
+                        unhandled -= 1
+                        running += len(more) - 1
+                        waiting.extendleft(reversed(more))
+                        changed.notify_all()
+            finally:
+                held.hold()
                 with changed:
-                    unhandled -= 1
-                    running += len(more) - 1
-                    waiting.extendleft(reversed(more))
+                    self.stopping = True
                     changed.notify_all()
-        finally:
-            with changed:
-                self.stopping = True
-                changed.notify_all()
-            # Not join: an interrupt in the middle of start() leaves a thread that can't be joined yet.
-            for number in range(begun):
-                if entered[number].wait(_START_S):
-                    ended[number].wait()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()

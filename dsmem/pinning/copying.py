@@ -15,7 +15,7 @@ from functools import partial
 
 import numpy as np
 
-from dsmem import digest, files, parallel, proc
+from dsmem import digest, files, parallel, proc, stopping
 from dsmem.buffers import Buffer, are_near
 from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
@@ -246,16 +246,19 @@ def _run(work: _Pass, tasks: Iterator[Callable[[], None]], threads: int, stream_
         return None
     work.followed = True
     follower = _Follower(work, stream_algo)
-    follower.start()
-    try:
-        parallel.run(tasks, threads)
-    except BaseException:
-        work.failed.set()
-        raise
-    finally:
-        for event in work.finished:
-            event.set()
-        follower.join()
+    with stopping.held() as held:
+        follower.start()
+        try:
+            held.release()
+            parallel.run(tasks, threads)
+        except BaseException:
+            work.failed.set()
+            raise
+        finally:
+            held.hold()
+            for event in work.finished:
+                event.set()
+            follower.join()
     if follower.error is not None:
         raise follower.error
     return follower.hex

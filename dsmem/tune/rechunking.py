@@ -21,7 +21,7 @@ import numpy as np
 import xxhash
 from h5py import h5, h5a, h5d, h5f, h5fd, h5g, h5l, h5o, h5p, h5s
 
-from dsmem import digest
+from dsmem import digest, stopping
 from dsmem.arrays import tree
 from dsmem.errors import BadSource, DsmemError, OutputExists, OutputFull, Refusal, SourceChanged, Unsupported
 from dsmem.files import FileIdentity, NewFile
@@ -164,13 +164,9 @@ def _undisturbed(work: Callable[[], None], stream: Stream) -> None:
             failed.append(exc)
 
     thread = threading.Thread(target=run, name="dsmem-rechunk")
-    thread.start()
-    try:
+    with stopping.held(stream.stop):
+        thread.start()
         thread.join()
-    except BaseException:
-        stream.stop()
-        thread.join()
-        raise
     if failed:
         raise failed[0]
 
