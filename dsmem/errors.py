@@ -151,6 +151,10 @@ class UnsafeRoot(DsmemError, PermissionError):
         self.root = root
 
 
+class NoProc(DsmemError, OSError):
+    """There is no /proc to look at; what the system says of mounts, memory and holders is there only."""
+
+
 class NoServer(DsmemError, ConnectionError):
     """No dataset server runs for this store, or it does not speak (`socket`)."""
 

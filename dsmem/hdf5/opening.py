@@ -9,7 +9,7 @@ from typing import Any
 
 import h5py
 
-from dsmem import files
+from dsmem import files, proc
 from dsmem.errors import BadSource, SourceBusy, SourceChanged
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -60,6 +60,7 @@ def opened(fd: int, path: str, *, by_name: bool = False) -> Iterator[Any]:
         with translated(path):
             file = h5py.File(path if by_name else f"/proc/self/fd/{fd}", "r")
     except BadSource as exc:
+        proc.require_proc()
         if _MARKED in str(exc.__cause__):
             raise SourceBusy(f"{path} is marked as open for writing", path=path, is_marked=True) from exc
         raise

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from dsmem import helpers, settings
+from dsmem import helpers, proc, settings
 from dsmem.arrays import header, tree, views
 from dsmem.arrays.header import Header, Tensor
 from dsmem.arrays.summary import DatasetSummary, summarize
@@ -60,6 +60,7 @@ def explain(source: Source) -> Explanation:
 
 @contextmanager
 def _started(source: Source) -> Iterator[_Child]:
+    proc.require_proc()
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

@@ -29,6 +29,7 @@ from dsmem.proc.mounts import (
     is_network_fs,
     mount_of,
     mounts,
+    require_proc,
     shmem_enabled,
 )
 
@@ -55,6 +56,7 @@ __all__ = [
     "mount_of",
     "mounts",
     "process_start_time",
+    "require_proc",
     "rlimit_memlock",
     "rlimit_open_files",
     "shmem_enabled",

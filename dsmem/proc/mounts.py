@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from dsmem.errors import NoProc
+
 HugePages = Literal["never", "always", "within_size", "advise"]
 
 _PROC = Path("/proc")
@@ -114,8 +116,18 @@ def huge_page_bytes(*, sys: Path = _SYS) -> int | None:
         return None
 
 
+def require_proc(*, proc: Path = _PROC) -> None:
+    """Raise NoProc where it is not mounted."""
+    if not os.path.exists(proc / "self"):
+        raise NoProc(f"{proc} is not mounted")
+
+
 def _lines(proc: Path) -> list[str]:
-    text = (proc / "self" / "mountinfo").read_text(errors="surrogateescape")
+    try:
+        text = (proc / "self" / "mountinfo").read_text(errors="surrogateescape")
+    except FileNotFoundError:
+        require_proc(proc=proc)
+        raise
     return [line for line in text.splitlines() if " - " in line]
 
 

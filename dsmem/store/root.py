@@ -82,6 +82,8 @@ def make_store(root: str | None = None, *, mount: Mount | None = None) -> Store:
         try:
             return _completed(path, mount)
         except FileNotFoundError as exc:
+            if not (exc.filename == path or str(exc.filename).startswith(f"{path}/")):
+                raise
             _log.debug("%s: the empty store was removed while it was made; once more", exc.filename)
 
 

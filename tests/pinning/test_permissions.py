@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal, TypeVar
 
 import children
 import pytest
@@ -20,6 +24,7 @@ from dsmem.store.root import make_store
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 OTHER = 12345
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -329,3 +334,58 @@ def test_a_store_on_a_disk(path: Path, tmp_path: Path, monkeypatch: pytest.Monke
         with dsmem.attach(one) as file:
             assert_reads_as_h5py(file, one)
     assert os.listdir(make_store().locks) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [
+        (["pin"], 1),
+        (["pin", "--untrusted"], 1),
+        (["pin", "--explain"], 1),
+        (["pin", "--explain", "--untrusted"], 1),
+        (["shm", "ls"], 1),
+        (["shm", "doctor"], 1),
+    ],
+)
+def test_without_proc_every_command_is_one_line(command: list[str], code: int, path: Path) -> None:
+    typed = [sys.executable, "-m", "dsmem", *command, *([str(path)] if command[0] == "pin" else [])]
+    done = without_proc(lambda: subprocess.run(typed, capture_output=True, text=True, check=False, timeout=50))
+    assert done.returncode == code and not done.stdout
+    error, hint = done.stderr.splitlines()
+    assert error.endswith("/proc is not mounted") and "mount -t proc" in hint
+
+
+@pytest.mark.parametrize("mode", ["never", "auto"])
+def test_without_proc_no_file_is_opened(mode: Literal["never", "auto"], path: Path) -> None:
+    def work() -> None:
+        with pytest.raises(dsmem.NoProc, match="/proc is not mounted"):
+            dsmem.File(path, pin=mode)
+        with pytest.raises(dsmem.NoProc, match="/proc is not mounted"):
+            dsmem.pin(path)
+
+    without_proc(work)
+
+
+def test_a_store_that_can_not_be_looked_at_is_no_reason_to_try_for_ever(
+    store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mount_of(where: str) -> proc.Mount:
+        raise FileNotFoundError(errno.ENOENT, "No such file", "/elsewhere")
+
+    monkeypatch.setattr(proc, "mount_of", mount_of)
+    with pytest.raises(FileNotFoundError, match="/elsewhere"):
+        make_store()
+
+
+def without_proc(work: Callable[[], T]) -> T:
+    """Done by a process that has an empty directory there."""
+
+    def there() -> T:
+        children.enter_mount_namespace()
+        children.mount_tmpfs("/proc", "")
+        return work()
+
+    try:
+        return children.call(there)
+    except children.NamespacesRefused as exc:
+        pytest.skip(f"needs a mount namespace of its own: {exc}")
