@@ -26,6 +26,9 @@ _FIRST_FIELDS = 2
 _ZEROS = 0x81
 """The top byte of the offset of a chunk that is not stored because it is all zeros."""
 
+_FLAGS_AT, _EXTENDED, _KIND_AT, _NOT_WRITTEN = 2, 5, 31, 4
+"""README_CHUNK_FORMAT.rst: which kind of special value a chunk is made of; of this one the decoder writes nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
@@ -73,6 +76,12 @@ def decode(data: memoryview, out: Array) -> Array:
 
 
 def _decoded(stored: memoryview, out: Array) -> Array:
+    if (
+        len(stored) > _KIND_AT
+        and stored[_FLAGS_AT] & _EXTENDED == _EXTENDED
+        and stored[_KIND_AT] >> 4 & 7 == _NOT_WRITTEN
+    ):
+        raise ValueError("a chunk whose bytes were never written")
     done: Array = _codecs.blosc2_decode(stored, numthreads=1, out=out)
     if len(done) != len(out):
         raise ValueError(f"decodes to {len(done)} bytes instead of {len(out)}")

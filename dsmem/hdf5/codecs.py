@@ -28,6 +28,7 @@ _BLOSC2_FILTERS, _BLOSC2_CODECS = range(5), range(6)
 """Those that are part of Blosc2 itself; others are plugins of it."""
 _BLOSC2_MOST_ITEM_BYTES = 255
 """Larger ones hdf5plugin 7.1.0 writes, and can't read."""
+_LZ4_HEADER, _BLOSC_STORED = struct.Struct(">Q"), struct.Struct("<12xI")
 _BITSHUFFLE_PLAIN, _BITSHUFFLE_LZ4, _BITSHUFFLE_ZSTD = 0, 2, 3
 _BITSHUFFLE_HEADER = struct.Struct(">QI")
 _BITSHUFFLE_TARGET_BYTES, _BITSHUFFLE_MULTIPLE, _BITSHUFFLE_LEAST = 8192, 8, 128
@@ -169,10 +170,16 @@ def _undo_zstd(data: Any, out: Array) -> Any:
 
 
 def _undo_lz4(data: Any, out: Array) -> Any:
+    (total,) = _LZ4_HEADER.unpack(bytes(data[: _LZ4_HEADER.size]))
+    if total != len(out):
+        raise ValueError(f"{total} bytes announced instead of {len(out)}")
     return _codecs.lz4h5_decode(data, out=out)
 
 
 def _undo_blosc(data: Any, out: Array) -> Any:
+    (stored,) = _BLOSC_STORED.unpack_from(data)
+    if stored > len(data):  # the decoder does not know where its input ends
+        raise ValueError(f"{stored} bytes announced, and {len(data)} are stored")
     return _codecs.blosc_decode(data, numthreads=1, out=out)
 
 
@@ -222,6 +229,8 @@ def _unshuffle(item_bytes: int, data: Any, out: Array) -> Any:
 def _undo_bitshuffle(item_bytes: int, block_items: int, method: int, data: Any, out: Array) -> Any:
     """The format of https://github.com/kiyo-masui/bitshuffle: blocks of bit planes, each compressed by itself."""
     if method == _BITSHUFFLE_PLAIN:
+        if len(data) != len(out):
+            raise ValueError(f"{len(data)} shuffled bytes instead of {len(out)}")
         block_bytes = (block_items or _default_block(item_bytes)) * item_bytes
         return _bit_blocks(data, out, item_bytes, block_bytes, None)
     total, block_bytes = _BITSHUFFLE_HEADER.unpack(bytes(data[: _BITSHUFFLE_HEADER.size]))
@@ -256,6 +265,8 @@ def _bit_blocks(data: Any, out: Array, item_bytes: int, block_bytes: int, decode
             np.uint8,
         )
         done += size
-    rest = np.frombuffer(data[at : at + len(out) - done], np.uint8)
-    out[done:] = rest
+    rest = data[at : at + len(out) - done]
+    if len(rest) != len(out) - done:
+        raise ValueError(f"{len(rest)} bytes are left instead of {len(out) - done}")
+    out[done:] = np.frombuffer(rest, np.uint8)
     return out

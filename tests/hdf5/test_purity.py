@@ -1,0 +1,136 @@
+"""Damaged chunks: an error, or bytes that the chunk alone decides, whatever the memory held before."""
+
+from __future__ import annotations
+
+import ctypes
+import random
+from typing import Any
+
+import h5py
+import hdf5plugin
+import numpy as np
+import pytest
+
+from dsmem.hdf5.codecs import Pipeline, Undecodable
+from dsmem.hdf5.filters import filters_of
+
+PIPELINES: dict[str, dict[str, Any]] = {
+    "none": {"chunks": (5, 39)},
+    "shuffle": {"shuffle": True},
+    "gzip": {"compression": "gzip"},
+    "shuffle+gzip+fletcher32": {"compression": "gzip", "shuffle": True, "fletcher32": True},
+    "lzf": {"compression": "lzf"},
+    "szip": {"compression": "szip", "compression_opts": ("nn", 8)},
+    "lz4": dict(hdf5plugin.LZ4()),
+    "lz4, blocks": dict(hdf5plugin.LZ4(nbytes=64)),
+    "zstd": dict(hdf5plugin.Zstd()),
+    "blosc": dict(hdf5plugin.Blosc(cname="lz4", shuffle=1)),
+    "blosc zlib": dict(hdf5plugin.Blosc(cname="zlib", shuffle=2)),
+    "blosclz": dict(hdf5plugin.Blosc(cname="blosclz", shuffle=0)),
+    "blosc2": dict(hdf5plugin.Blosc2(cname="lz4")),
+    "blosc2 zstd": dict(hdf5plugin.Blosc2(cname="zstd", filters=2)),
+    "bitshuffle": dict(hdf5plugin.Bitshuffle(cname="none")),
+    "bitshuffle lz4": dict(hdf5plugin.Bitshuffle(cname="lz4")),
+    "bitshuffle lz4, blocks": dict(hdf5plugin.Bitshuffle(nelems=16, cname="lz4")),
+    "bitshuffle zstd": dict(hdf5plugin.Bitshuffle(cname="zstd")),
+}
+MUTANTS = 200
+SIZES = (5, 39)
+_M_PERTURB = -6
+"""malloc.h: fills memory that is handed out or given back with a byte."""
+
+
+def stored(name: str, dtype: str = "<i4") -> tuple[Pipeline, bytes, bytes]:
+    """What decodes a chunk, the chunk as it is stored, and its bytes as h5py reads them."""
+    values = (np.arange(np.prod(SIZES)) // 5 % 30).astype(dtype).reshape(SIZES)
+    with h5py.File("x", "w", driver="core", backing_store=False) as file:
+        made = file.create_dataset("x", data=values, **({"chunks": SIZES} | PIPELINES[name]))
+        file.flush()
+        _, raw = made.id.read_direct_chunk((0, 0))
+        return Pipeline(filters_of(made.id.get_create_plist()), values.nbytes), raw, made[()].tobytes()
+
+
+def decoded(pipeline: Pipeline, data: bytes, size: int) -> set[bytes | None]:
+    """What comes out of it into memory of two contents; None: an error."""
+    found: set[bytes | None] = set()
+    perturb = ctypes.CDLL(None).mallopt
+    try:
+        for before in (0xAA, 0x55):
+            perturb(_M_PERTURB, before)
+            out = np.full(size, before, np.uint8)
+            try:
+                pipeline.decode(memoryview(data), out, 0)
+                found.add(out.tobytes())
+            except Undecodable:
+                found.add(None)
+    finally:
+        perturb(_M_PERTURB, 0)
+    return found
+
+
+def damaged(raw: bytes, chance: random.Random) -> bytes:
+    """Bits flipped, numbers set, bytes copied, left out or put in, as often near the beginning as anywhere."""
+    content = bytearray(raw)
+    at = chance.randrange(chance.choice([len(content), min(len(content), 140)]))
+    kind = chance.randrange(6)
+    if kind < 2:
+        content[at] ^= 1 << chance.randrange(8)
+    elif kind == 2:
+        content[at] = chance.choice([0, 1, 127, 128, 255])
+    elif kind == 3:
+        number = chance.choice([0, 1, len(raw), len(raw) - 1, len(raw) + 1, 0x7FFFFFFF, 0xFFFFFFFF])
+        content[at : at + 4] = number.to_bytes(4, chance.choice(["little", "big"]))
+    elif kind == 4:
+        del content[at : at + chance.choice([1, 2, 4, 9, len(content) - at])]
+    else:
+        content[at:at] = chance.randbytes(chance.choice([1, 4, 16]))
+    return bytes(content)
+
+
+@pytest.mark.parametrize("name", PIPELINES)
+def test_mutants(name: str) -> None:
+    pipeline, raw, expected = stored(name)
+    assert decoded(pipeline, raw, len(expected)) == {expected}
+    chance = random.Random(name)
+    for i in range(MUTANTS):
+        mutant = damaged(raw, chance)
+        assert len(decoded(pipeline, mutant, len(expected))) == 1, (i, mutant.hex())
+
+
+@pytest.mark.parametrize("name", ["lz4", "lz4, blocks"])
+def test_an_lz4_chunk_that_announces_another_size(name: str) -> None:
+    pipeline, raw, expected = stored(name)
+    for total in (len(expected) - 36, len(expected) + 4, 0):
+        changed = total.to_bytes(8, "big") + raw[8:]
+        assert decoded(pipeline, changed, len(expected)) == {None}
+
+
+@pytest.mark.parametrize("name", ["blosc", "blosc zlib", "blosclz"])
+def test_a_blosc_chunk_that_is_cut_off(name: str) -> None:
+    """The decoder would read on, beyond what is stored."""
+    pipeline, raw, expected = stored(name)
+    for end in (len(raw) - 1, len(raw) - 3, 17, 3, 0):
+        assert decoded(pipeline, raw[:end], len(expected)) == {None}
+
+
+@pytest.mark.parametrize("name", ["bitshuffle", "bitshuffle lz4, blocks"])
+def test_a_bitshuffled_chunk_whose_rest_is_cut_off(name: str) -> None:
+    """Items that fill no block lie at the end; a single byte that is left of them is not all of them."""
+    pipeline, raw, expected = stored(name, "u1")
+    rest = len(expected) % 8
+    assert rest > 1
+    for end in (len(raw) - 1, len(raw) - rest + 1, len(raw) - rest):
+        assert decoded(pipeline, raw[:end], len(expected)) == {None}
+
+
+def test_a_bitshuffled_chunk_that_is_too_long() -> None:
+    pipeline, raw, expected = stored("bitshuffle")
+    assert decoded(pipeline, raw + bytes(4), len(expected)) == {None}
+
+
+def test_a_frame_of_blosc2_that_was_never_written() -> None:
+    pipeline, raw, expected = stored("blosc2")
+    header_bytes = int.from_bytes(raw[11:15], "big")
+    content = bytearray(raw)
+    content[header_bytes + 31] = 0x40
+    assert decoded(pipeline, bytes(content), len(expected)) == {None}
