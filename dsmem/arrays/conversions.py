@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+_BY_WAY_OF = {"i1": np.int32, "u1": np.int32, "i2": np.int32, "u2": np.int32, "u4": np.int64}
+"""Which integers C makes of floats first, where a processor has no instruction for it."""
+
 
 class Readable(Protocol):
     """What a conversion wraps."""
@@ -93,20 +96,47 @@ def fields_of(names: str | Sequence[str], dtype: np.dtype[Any]) -> tuple[Callabl
     def pick(value: Any) -> Any:
         array = np.asarray(value)
         picked = array[names].copy() if isinstance(names, str) else array[chosen].astype(packed)
-        return picked if np.ndim(value) else picked[()]
+        return picked if isinstance(value, np.ndarray) else picked[()]
 
     return pick, packed
 
 
-def converted(value: Any, target: np.dtype[Any]) -> Any:
-    """The value in another dtype; integers that don't fit are clipped to its range (HDF5's rule, not numpy's)."""
+def converted(value: Any, source: np.dtype[Any], target: np.dtype[Any]) -> Any:
+    """What was read of a dataset of dtype `source` in another; what doesn't fit integers is clipped as HDF5 does it."""
     array = np.asarray(value)
-    if target.kind in "iu" and array.dtype.kind in "iuf":
-        bounds = np.iinfo(target)
-        low, high = bounds.min, bounds.max
-        if array.dtype.kind in "iu":
-            own = np.iinfo(array.dtype)
-            low, high = max(low, own.min), min(high, own.max)
-        array = np.clip(array, low, high)
-    result = array.astype(target)
-    return result if np.ndim(value) else result[()]
+    with np.errstate(invalid="ignore", over="ignore"):
+        is_swap = source.itemsize == target.itemsize and source.isnative != target.isnative  # HDF5 only swaps bytes
+        if target.kind in "iu" and array.dtype.kind in "iu" and not is_swap:
+            bounds, own = np.iinfo(target), np.iinfo(array.dtype)
+            array = np.asarray(np.clip(array, max(bounds.min, own.min), min(bounds.max, own.max)))
+        elif target.kind in "iu" and array.dtype.kind == "f":
+            both_native = source.isnative and target.isnative
+            array = _as_c_does(array, target) if both_native else _clipped(array, target)
+        result = array.astype(target)
+    return result if isinstance(value, np.ndarray) else result[()]
+
+
+def _clipped(floats: np.ndarray[Any, Any], target: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Floats as integers where one of both is not in the processor's order: HDF5 works with the bits, 0 is no number.
+
+    The largest integer may be no float; what is one is the first number that is too large: a power of two.
+    """
+    wide = floats.astype(np.promote_types(floats.dtype, np.float32))  # the power may be no number of 16 bits
+    bounds = np.iinfo(target)
+    above, below = wide >= wide.dtype.type(2.0 ** int(bounds.max).bit_length()), wide < bounds.min
+    wide[above | below | np.isnan(wide)] = 0
+    result = wide.astype(target)
+    result[above], result[below] = bounds.max, bounds.min
+    return result
+
+
+def _as_c_does(floats: np.ndarray[Any, Any], target: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """Floats as integers, both in the processor's order: HDF5 clips only where the floats' largest is beyond them.
+
+    And only beyond the upper bound as a float, which may be rounded up. The rest is what C does with what does not fit.
+    """
+    bounds, kind = np.iinfo(target), floats.dtype.type
+    result = floats.astype(_BY_WAY_OF.get(target.str[1:], target)).astype(target)
+    if float(np.finfo(kind).max) > bounds.max:
+        result[floats > kind(bounds.max)], result[floats < kind(bounds.min)] = bounds.max, bounds.min
+    return result

@@ -367,14 +367,14 @@ class Dataset(Node, ABC):
         return conversions.Converted(self, decode, np.dtype(object))
 
     def astype(self, dtype: Any) -> Dataset | conversions.Converted:
-        """A wrapper whose reads are converted, or itself; integers that don't fit are clipped, as HDF5 does."""
+        """A wrapper whose reads are converted, or itself; what doesn't fit integers is clipped, as HDF5 does it."""
         target = np.dtype(dtype)
         if target == self.dtype:
             return self
         if target.kind == "T":
             decode = self.asstr()
             return conversions.Converted(decode, lambda value: np.asarray(value, dtype=target), target)
-        return conversions.Converted(self, lambda value: conversions.converted(value, target), target)
+        return conversions.Converted(self, lambda value: conversions.converted(value, self.dtype, target), target)
 
     def fields(self, names: str | Sequence[str]) -> conversions.Converted:
         """A wrapper that reads some fields of a compound type; ValueError for a name that it lacks."""
