@@ -5,6 +5,7 @@ imported, and ends without looking at it again.
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from contextlib import ExitStack
 
@@ -20,6 +21,8 @@ def main() -> None:
 
 
 def _run() -> None:
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        _open_standard()
     with ExitStack() as stack:
         if sys.argv[1:2] == ["tokenize"] and sys.platform == "linux":
             from dsmem.tokens import starting
@@ -31,6 +34,13 @@ def _run() -> None:
             run()
         finally:
             gc.freeze()  # the kernel takes back all at once what the interpreter would take apart for some 20 ms
+
+
+def _open_standard() -> None:
+    """Have descriptors 0 to 2, which were closed, lead nowhere: else files that are opened would get them."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,8 @@ from dsmem.errors import UnsafeRoot
 
 _SYNC_FILE_RANGE_WRITE = 2
 
+LAST_STANDARD = 2
+"""Standard input, output and error are the descriptors up to this one."""
 _TIMESTAMP_GRAIN_S = 0.05
 """Kernels stamp files with a clock that ticks every 1–10 ms: an edit within one tick leaves mtime as it was."""
 
@@ -55,6 +57,24 @@ def settled_identity(fd: int) -> FileIdentity:
         if not 0 <= age_s < _TIMESTAMP_GRAIN_S:
             return FileIdentity.of(status)
         time.sleep(_TIMESTAMP_GRAIN_S - age_s)
+
+
+def copied_above_standard(fd: int) -> int:
+    """The same open file under a number that no standard stream has, not inherited."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, LAST_STANDARD + 1)
+
+
+def above_standard(fd: int) -> int:
+    """The descriptor, under another number if it took that of a standard stream that is closed.
+
+    What is written to standard error, by any library, would be written to the file.
+    """
+    if fd > LAST_STANDARD:
+        return fd
+    try:
+        return copied_above_standard(fd)
+    finally:
+        os.close(fd)
 
 
 def open_own(path: str, flags: int = os.O_RDONLY) -> int:
@@ -115,12 +135,13 @@ class NewFile:
         self._hidden: str | None = None
         flags = os.O_RDWR | os.O_CLOEXEC
         try:
-            self.fd = os.open(self._directory, os.O_TMPFILE | flags, 0o666)
+            self.fd = above_standard(os.open(self._directory, os.O_TMPFILE | flags, 0o666))
         except OSError as exc:
             if exc.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
                 raise
             self._hidden = self._beside()
-            self.fd = os.open(self._hidden, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags, 0o666)
+            made = os.open(self._hidden, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | flags, 0o666)
+            self.fd = above_standard(made)
 
     def publish(self, *, replace: bool = False) -> None:
         """Write it to the disk and give it its name; raises FileExistsError unless it may replace what is there."""

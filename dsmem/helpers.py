@@ -5,8 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+from dsmem import files
+
+if TYPE_CHECKING:
+    import subprocess
 
 _PR_SET_PDEATHSIG = 1
 
@@ -14,6 +20,74 @@ _PR_SET_PDEATHSIG = 1
 def command(module: str, *arguments: int) -> list[str]:
     """The command line of a helper, for `end_with_parent` too."""
     return [sys.executable, "-P", "-m", module, str(os.getpid()), *map(str, arguments)]
+
+
+def start(
+    module: str,
+    *arguments: int,
+    fds: tuple[int, ...] = (),
+    stdin: int,
+    stdout: int,
+    stderr: int | None = None,
+    env: Mapping[str, str] | None = None,
+    bufsize: int = -1,
+    start_new_session: bool = False,
+) -> subprocess.Popen[bytes]:
+    """Run a module as a helper, told this process's pid, the descriptors that it inherits, and the arguments.
+
+    The rest is what `subprocess.Popen` takes. No interrupt comes to it before `ignore_interrupts`, unless it has a
+    session of its own: Python's answer to one while it starts is a traceback.
+    """
+    import subprocess
+
+    if stderr is None and not _is_passed_on(2):
+        stderr = subprocess.DEVNULL  # not the first file that it opens
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, () if start_new_session else (signal.SIGINT,))
+    try:
+        with passed(fds) as theirs:
+            process = subprocess.Popen(
+                command(module, *theirs, *arguments),
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=theirs,
+                env=environment() if env is None else env,
+                bufsize=bufsize,
+                start_new_session=start_new_session,
+            )
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    except BaseException:  # an interrupt: nobody will hear of the process
+        process.kill()
+        with process:
+            raise
+    return process
+
+
+@contextmanager
+def passed(fds: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The descriptors, to be passed to a child, under numbers that its standard streams do not take."""
+    with ExitStack() as stack:
+        theirs = [fd if fd > files.LAST_STANDARD else files.copied_above_standard(fd) for fd in fds]
+        for fd in set(theirs) - set(fds):
+            stack.callback(os.close, fd)
+        yield tuple(theirs)
+
+
+def _is_passed_on(fd: int) -> bool:
+    try:
+        return os.get_inheritable(fd)
+    except OSError:  # closed
+        return False
+
+
+def ignore_interrupts() -> None:
+    """In a helper: the parent decides what becomes of an interrupt, also of one that came while this started."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 def environment() -> dict[str, str]:

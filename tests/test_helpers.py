@@ -1,11 +1,16 @@
-"""Forks that help: how they end, and what of the process that they come from they leave alone."""
+"""Processes that help: how they end, and what of the process that they come from they leave alone."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from dsmem import helpers
 
 
 def ran(work: str, then: str) -> subprocess.CompletedProcess[str]:
@@ -49,3 +54,50 @@ def test_an_interrupt_is_for_the_parent() -> None:
         "print(signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, []))",
     )
     assert done.stdout.split() == ["7", "True", "False"]
+
+
+def test_an_interrupt_while_a_helper_starts_is_for_the_parent(tmp_path: Path) -> None:
+    """As a terminal sends it to all of them."""
+    (tmp_path / "said").touch()
+    with open(tmp_path / "said", "r+b") as said:
+        fd = said.fileno()
+        helper = helpers.start(
+            "dsmem.pinning.decoder", 0, 0, fds=(fd, fd, fd), stdin=subprocess.PIPE, stdout=fd, stderr=fd
+        )
+        with helper:
+            helper.send_signal(signal.SIGINT)  # long before it has started
+            helper.communicate(timeout=60)
+        assert helper.returncode == 0
+        assert said.read() == b""
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def test_an_interrupt_while_a_helper_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[subprocess.Popen[bytes]] = []
+
+    class Popen(subprocess.Popen[bytes]):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)  # type: ignore[call-overload]
+            made.append(self)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(subprocess, "Popen", Popen)
+    with pytest.raises(KeyboardInterrupt):
+        helpers.start("dsmem.pinning.decoder", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    (helper,) = made
+    assert helper.returncode == -signal.SIGKILL
+    assert helper.stdin is not None and helper.stdin.closed
+
+
+def test_descriptors_are_passed_under_other_numbers_than_those_of_standard_streams() -> None:
+    code = (
+        "import os; from dsmem import helpers\n"
+        "os.close(0); assert os.pipe()[0] == 0\n"
+        "with helpers.passed((0, 7)) as fds:\n"
+        "    assert fds[0] > 2 and fds[1] == 7 and os.path.sameopenfile(fds[0], 0) and not os.get_inheritable(fds[0])\n"
+        "os.fstat(0)\n"
+        "try: os.fstat(fds[0])\n"
+        "except OSError: print('closed')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "closed\n"

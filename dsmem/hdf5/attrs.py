@@ -118,13 +118,13 @@ class AttributeReader:
 
 class _Child:
     def __init__(self, fd: int) -> None:
-        self._process = subprocess.Popen(
-            helpers.command("dsmem.hdf5.attrs_child", fd, _CHILD_BYTES),
+        self._process = helpers.start(
+            "dsmem.hdf5.attrs_child",
+            _CHILD_BYTES,
+            fds=(fd,),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            pass_fds=(fd,),
-            env=helpers.environment(),
         )
         self.is_dead = False
 

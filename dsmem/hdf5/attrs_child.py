@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +25,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one parent: its pid, the descriptor of the file, and how much more memory there is to take."""
     parent, fd, most_bytes = (int(argument) for argument in arguments)
     helpers.end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    helpers.ignore_interrupts()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     with h5py.File(f"/proc/self/fd/{fd}", "r") as file:
         _limit(most_bytes)

@@ -10,7 +10,6 @@ import json
 import math
 import mmap
 import os
-import signal
 import struct
 import sys
 from collections.abc import Sequence
@@ -130,7 +129,7 @@ def main(arguments: Sequence[str]) -> None:
     """Serve one parent: its pid, the descriptors, the size of the map, and whether numpy will be needed."""
     parent, fd, draft_fd, tables_fd, mapped_bytes, with_numpy = (int(argument) for argument in arguments)
     helpers.end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    helpers.ignore_interrupts()
     target = _Target(draft_fd, mapped_bytes)
     told: list[bytes] = []
 

@@ -107,11 +107,13 @@ class Decoders:
 
 class _Process:
     def __init__(self, stack: ExitStack, fd: int, draft_fd: int, tables_fd: int, mapped: int, with_numpy: int) -> None:
-        self._process = subprocess.Popen(
-            helpers.command("dsmem.pinning.decoder", fd, draft_fd, tables_fd, mapped, with_numpy),
+        self._process = helpers.start(
+            "dsmem.pinning.decoder",
+            mapped,
+            with_numpy,
+            fds=(fd, draft_fd, tables_fd),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=(fd, draft_fd, tables_fd),
             env={**helpers.environment(), "OPENBLAS_NUM_THREADS": "1"},  # whose threads spin while numpy is imported
             bufsize=0,
         )

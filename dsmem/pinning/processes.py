@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import mmap
 import os
-import signal
 import subprocess
 import sys
 from collections import deque
@@ -80,12 +79,12 @@ def read(
 
 class _Worker:
     def __init__(self, stack: ExitStack, fd: int, draft_fd: int) -> None:
-        self._process = subprocess.Popen(
-            helpers.command(__name__, fd, draft_fd, int(filters.package_is_loaded())),
+        self._process = helpers.start(
+            __name__,
+            int(filters.package_is_loaded()),
+            fds=(fd, draft_fd),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            pass_fds=(fd, draft_fd),
-            env=helpers.environment(),
             bufsize=0,
         )
         stack.callback(self._stop)
@@ -134,9 +133,9 @@ class _Worker:
 
 def _work(arguments: Sequence[str]) -> None:
     """A worker: slabs on standard input; on standard output a line when the file is open, and one for each slab."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
     parent, fd, draft_fd, with_plugins = (int(argument) for argument in arguments)
     helpers.end_with_parent(parent)
+    helpers.ignore_interrupts()
     import h5py
 
     from dsmem.hdf5.opening import keep_little, reason

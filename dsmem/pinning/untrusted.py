@@ -64,13 +64,12 @@ def _started(source: Source) -> Iterator[_Child]:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            process = subprocess.Popen(
-                helpers.command("dsmem.pinning.untrusted_reader", theirs.fileno()),
+            process = helpers.start(
+                "dsmem.pinning.untrusted_reader",
+                fds=(theirs.fileno(), source.fd),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=None if settings.read().debug else subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), source.fd),
-                env=helpers.environment(),
             )
         try:
             yield _Child(process, Channel(ours), source.path)
@@ -81,7 +80,6 @@ def _started(source: Source) -> Iterator[_Child]:
 
 def _described(source: Source) -> dict[str, object]:
     return {
-        "fd": source.fd,
         "path": source.path,
         "size_bytes": source.size_bytes,
         "only": source.only,

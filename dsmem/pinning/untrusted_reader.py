@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -36,24 +35,24 @@ _CPU_S_PER_GIB = 120
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Serve one parent: its pid, and the descriptor of the socket to it."""
-    parent, end = (int(argument) for argument in arguments)
+    """Serve one parent: its pid, and the descriptors of the socket to it and of the file."""
+    parent, end, fd = (int(argument) for argument in arguments)
     helpers.end_with_parent(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    helpers.ignore_interrupts()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     channel = Channel(socket.socket(fileno=end))
     try:
-        _serve(channel)
+        _serve(channel, fd)
     except (DsmemError, MemoryError, OSError, RuntimeError, ValueError, TypeError, LookupError, AssertionError) as exc:
         channel.send("failed", messages.error_to_json(exc))
         if not isinstance(exc, DsmemError):
             raise
 
 
-def _serve(channel: Channel) -> None:
+def _serve(channel: Channel, fd: int) -> None:
     kind, wanted = _expect(channel, "scan", "explain")
     source = Source(
-        fd=wanted["fd"],
+        fd=fd,
         path=wanted["path"],
         size_bytes=wanted["size_bytes"],
         only=tuple(wanted["only"]),

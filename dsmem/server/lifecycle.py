@@ -113,14 +113,14 @@ def spawn(plan: Plan, deadline: float) -> tuple[int, bool]:
     ours, theirs = socket.socketpair()
     with ours:
         try:
-            with theirs:
+            with theirs, helpers.passed((theirs.fileno(),)) as passed:
                 process = subprocess.Popen(
-                    [sys.executable, "-P", "-S", "-m", "dsmem.server.daemon", str(theirs.fileno())],
+                    [sys.executable, "-P", "-S", "-m", "dsmem.server.daemon", *map(str, passed)],
                     stdin=subprocess.DEVNULL,
                     stdout=stderr,
                     stderr=stderr,
                     cwd="/",
-                    pass_fds=(theirs.fileno(),),
+                    pass_fds=passed,
                     env=_environment(),
                 )
         finally:

@@ -50,12 +50,12 @@ class Loading:
         try:
             os.write(request, json.dumps({"spec": spec.as_dict(), "root": root, "overflow": overflow}).encode())
             os.lseek(request, 0, os.SEEK_SET)
-            self.process = subprocess.Popen(
-                helpers.command(module, request, theirs),
+            self.process = helpers.start(
+                module,
+                fds=(request, theirs),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL if stderr is None else stderr,
                 stderr=stderr,
-                pass_fds=(request, theirs),
                 env={**helpers.environment(), **_QUIET},
                 start_new_session=True,
             )

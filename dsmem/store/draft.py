@@ -52,12 +52,12 @@ class Draft:
         self.published = False
         mount = store.file_system() if store is not None else None
         if store is None or mount is None:
-            self.fd = os.memfd_create("dsmem-preload", os.MFD_CLOEXEC)
+            self.fd = files.above_standard(os.memfd_create("dsmem-preload", os.MFD_CLOEXEC))
         else:
             is_asked = settings.read().huge_pages != "never"
             self.in_place = is_asked and mount.fstype == "tmpfs" and proc.huge_pages(mount) != "never"
             self._in_memory = mount.fstype in ("tmpfs", "ramfs")
-            self.fd = self._open(store) if fd < 0 else fd
+            self.fd = files.above_standard(self._open(store)) if fd < 0 else fd
         self._extents = Extents(self.fd, self._place) if hugepages.can_be_taken(mount) else None
 
     def _open(self, store: Store) -> int:

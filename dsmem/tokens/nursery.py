@@ -11,7 +11,6 @@ import gc
 import json
 import logging
 import os
-import signal
 import socket
 import sys
 import threading
@@ -35,7 +34,7 @@ _GOING_S = 0.05
 
 def main(arguments: Sequence[str]) -> None:
     """A fresh process: the pid of its parent; the socket is its standard input."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what becomes of an interrupt
+    helpers.ignore_interrupts()
     serve(int(arguments[0]), socket.socket(fileno=0))
 
 
@@ -166,11 +165,9 @@ def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | 
 
 def _start(requests: int, answers: int) -> subprocess.Popen[bytes]:
     """A worker in a process of its own: an engine would wait for threads that a fork has not taken along."""
-    import subprocess
-
     from dsmem.tokens import worker
 
-    return subprocess.Popen(helpers.command(worker.__name__), stdin=requests, stdout=answers)
+    return helpers.start(worker.__name__, stdin=requests, stdout=answers)
 
 
 def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:

@@ -205,8 +205,7 @@ def _start(theirs: socket.socket) -> _Process:
     import subprocess
 
     threads = {**dict.fromkeys(_ONE_IF_UNSAID, "1"), **helpers.environment(), **_ONE_THREAD}
-    command = helpers.command("dsmem.tokens.nursery")
-    return subprocess.Popen(command, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=threads)
+    return helpers.start("dsmem.tokens.nursery", stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=threads)
 
 
 def _fork(ours: socket.socket, theirs: socket.socket) -> _Process:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -35,7 +34,7 @@ _COMPARED = b'{"compared"'
 def main(arguments: Sequence[str]) -> None:
     """A fresh process: the pid of its parent; requests on standard input, answers on standard output."""
     helpers.end_with_parent(int(arguments[0]))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    helpers.ignore_interrupts()
     prepare()
     answers = os.dup(1)
     os.dup2(2, 1)  # whatever a library prints
