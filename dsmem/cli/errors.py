@@ -118,10 +118,14 @@ TABLE: Mapping[type[BaseException], Rule] = {
     NoEndToken: Rule(USAGE, hints.no_end),
     DsmemError: Rule(ERROR),
     FileNotFoundError: Rule(NOT_FOUND),
-    MemoryError: Rule(NO_SPACE, lambda error, typed: "see what limits it: dsmem shm doctor"),
+    MemoryError: Rule(NO_SPACE, hints.memory),
     OSError: Rule(ERROR, hints.of_system),
     Exception: Rule(ERROR, lambda error, typed: f"shows the traceback: DSMEM_DEBUG=1 {typed.again()}"),
 }
+
+
+_NOT_MAPPED = ("failed to map segment", "annot allocate memory")
+"""What the dynamic linker says where it gets no memory for a library."""
 
 
 def _told(failure: ReadFailure) -> str:
@@ -131,7 +135,10 @@ def _told(failure: ReadFailure) -> str:
 
 def explain(error: BaseException, typed: Typed) -> Explanation:
     """The error by the table. A note (PEP 678) names the file it is about, where the message does not."""
-    rule = next(TABLE[kind] for kind in type(error).__mro__ if kind in TABLE)
+    kinds = type(error).__mro__
+    if isinstance(error, ImportError) and any(words in str(error) for words in _NOT_MAPPED):
+        kinds = MemoryError.__mro__
+    rule = next(TABLE[kind] for kind in kinds if kind in TABLE)
     exit_code = rule.exit_code
     particulars: Sequence[str] = ()
     if isinstance(error, DsmemError):
@@ -153,7 +160,7 @@ def explain(error: BaseException, typed: Typed) -> Explanation:
         message = error.strerror or str(error) or type(error).__name__
         if error.filename is not None:
             message = f"{os.fsdecode(error.filename)}: {message}"
-    elif isinstance(error, MemoryError):
+    elif MemoryError in kinds:
         message = "out of memory"
     else:
         message = f"unexpected {type(error).__name__}: {error}"

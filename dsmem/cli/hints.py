@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import shlex
 import sys
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from dsmem.errors import (
 
 _MIB = 1 << 20
 _NEVER_UNPICKLE = ("dsmem ckpt ls", "dsmem ckpt verify")
+_FILE_SIZE = "size of a file, ulimit -f"
+"""`dsmem.store.space.FILE_SIZE`, without the import."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 """What the system says where there is no room."""
 
@@ -89,9 +92,17 @@ def no_space(error: NoSpace, typed: Typed) -> str:
         return f"give it as much: {typed.instead('--budget', f'{-(-error.need_bytes // _MIB)}MiB')}"
     if error.budget_bytes is not None:
         return "see what is in use, and what is kept: dsmem shm ls"
+    if error.limit == _FILE_SIZE:
+        return f"lift that limit, then again: ulimit -f unlimited; {typed.again()}"
     if error.reclaimable_bytes > 0 and error.free_bytes + error.reclaimable_bytes >= error.need_bytes:
         return f"frees {units.format_bytes(error.reclaimable_bytes)}: dsmem shm clean --unused"
     return "see what limits it and how to raise it: dsmem shm doctor"
+
+
+def memory(error: Exception, typed: Typed) -> str:
+    if resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
+        return f"lift the limit of its address space, then again: ulimit -v unlimited; {typed.again()}"
+    return "see what limits it: dsmem shm doctor"
 
 
 def in_use(error: InUse, typed: Typed) -> str:

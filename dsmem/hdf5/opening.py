@@ -17,6 +17,8 @@ _MARKED = "h5clear"
 """In what HDF5 says of a file whose consistency flags are set (H5F_open names the tool that clears them)."""
 _FOREIGN = (OSError, RuntimeError, ValueError, KeyError, TypeError, OverflowError, MemoryError, IndexError)
 """What h5py raises for a file that is not as it should be."""
+_NO_MEMORY = ("memory allocation failed", "H5MM_malloc", "H5MM_calloc", "H5MM_realloc")
+"""In what HDF5 says where it gets no memory (H5E_NOSPACE; "H5MM_realloc ... null")."""
 _CACHE_BYTES = 256 << 10
 """Of metadata as stored, which HDF5 keeps as some 15 times that, each object in the file once; its default is 2 MiB."""
 _NEVER = 0
@@ -95,7 +97,15 @@ def translated(path: str, what: str = "") -> Iterator[None]:
         raise
     except _FOREIGN as exc:
         place = f"{path}: {what}" if what else path
-        raise BadSource(f"{place} can't be read as HDF5: {reason(exc)}") from exc
+        raise BadSource(f"{place} {unreadable(exc)}") from exc
+
+
+def unreadable(exc: BaseException) -> str:
+    """Why something could not be read: for want of memory, which may be no fault of the file, or as what h5py says."""
+    text = reason(exc)
+    if isinstance(exc, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return f"can't be read in the memory that there is: {text}"
+    return f"can't be read as HDF5: {text}"
 
 
 def reason(exc: BaseException) -> str:

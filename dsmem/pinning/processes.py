@@ -115,13 +115,13 @@ class _Worker:
         answer: Any = json.loads(line)
         if not self.in_flight:
             if "error" in answer:
-                raise BadSource(f"{path} can't be read as HDF5: {answer['error']}")
+                raise BadSource(f"{path} {answer['error']}")
             return 0
         slab = self.in_flight.popleft()
         if "errno" in answer:
             raise draft.translated(OSError(answer["errno"], answer["error"]))
         if "error" in answer:
-            raise BadSource(f"{path}: {slab.path.decode('utf-8', 'replace')} can't be read as HDF5: {answer['error']}")
+            raise BadSource(f"{path}: {slab.path.decode('utf-8', 'replace')} {answer['error']}")
         return slab.size_bytes
 
     def _stop(self) -> None:
@@ -138,7 +138,7 @@ def _work(arguments: Sequence[str]) -> None:
     helpers.ignore_interrupts()
     import h5py
 
-    from dsmem.hdf5.opening import keep_little, reason
+    from dsmem.hdf5.opening import keep_little, unreadable
 
     if with_plugins:
         filters.load_package()
@@ -147,7 +147,7 @@ def _work(arguments: Sequence[str]) -> None:
             file = stack.enter_context(h5py.File(f"/proc/self/fd/{fd}", "r"))
             keep_little(file.id)
         except (OSError, RuntimeError) as exc:
-            _answer({"error": reason(exc)})
+            _answer({"error": unreadable(exc)})
             return
         _answer({})
         draft = _Map(draft_fd)
@@ -156,7 +156,7 @@ def _work(arguments: Sequence[str]) -> None:
             try:
                 data = _read(file[slab.path], slab, draft)
             except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError) as exc:
-                _answer({"error": reason(exc)})
+                _answer({"error": unreadable(exc)})
             else:
                 _answer(_store(draft_fd, data, slab.target))
 

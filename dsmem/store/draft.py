@@ -109,7 +109,10 @@ class Draft:
     def allocate(self, size_bytes: int) -> None:
         """Set the size of the file, or set it anew; what was written so far stays."""
         self._unmap()
-        os.ftruncate(self.fd, size_bytes)
+        try:
+            os.ftruncate(self.fd, size_bytes)
+        except OSError as exc:
+            raise self.translated(exc, size_bytes) from exc
         self._size_bytes = size_bytes
         self._reserved = (0, 0)
         if self._extents is not None:
@@ -237,6 +240,8 @@ class Draft:
 
         `end`: where the bytes that found no room were to end, where that is past the allocated size.
         """
+        if exc.errno == errno.EFBIG:
+            return space.file_too_large(max(self._size_bytes, end))
         if exc.errno not in (errno.ENOSPC, errno.EFAULT, errno.EDQUOT, errno.ENOMEM) or isinstance(exc, NoSpace):
             return exc
         if self._store is None:

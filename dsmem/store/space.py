@@ -20,6 +20,8 @@ from dsmem.store.root import Store
 BOOKKEEPING_BYTES = 32 << 10
 """What a loader takes beside its object: a lock, a ref (as long as two paths), their replacements, whole pages each."""
 
+FILE_SIZE = "size of a file, ulimit -f"
+"""The name of that limit of a process."""
 _ADDRESSES = "address space of this process, ulimit -v"
 
 
@@ -66,6 +68,8 @@ def translated(store: Store) -> Iterator[None]:
     except NoSpace:
         raise
     except OSError as exc:
+        if exc.errno == errno.EFBIG:
+            raise file_too_large(BOOKKEEPING_BYTES) from exc
         if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise no_space(store, BOOKKEEPING_BYTES) from exc
@@ -92,6 +96,19 @@ def no_space(store: Store, need_bytes: int) -> NoSpace:
         free_bytes=found.free_bytes,
         limit=found.limit,
         reclaimable_bytes=unused_bytes,
+    )
+
+
+def file_too_large(size_bytes: int) -> NoSpace:
+    """The error for a file in the store which would be larger than this process may make one, or its file system."""
+    limit_bytes = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+    is_limited = limit_bytes != resource.RLIM_INFINITY
+    most = f"{units.format_bytes(limit_bytes)} ({FILE_SIZE})" if is_limited else "its file system allows"
+    return NoSpace(
+        f"{units.format_bytes(size_bytes)} needed for a file of the store, which may not be larger than {most}",
+        need_bytes=size_bytes,
+        free_bytes=limit_bytes if is_limited else 0,
+        limit=FILE_SIZE if is_limited else "",
     )
 
 

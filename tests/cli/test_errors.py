@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import sys
 from collections.abc import Callable
 
@@ -34,6 +35,7 @@ from dsmem.errors import (
     UntrustedPickle,
     UsageError,
 )
+from dsmem.store import space
 
 from .conftest import Dsmem, Fake
 
@@ -104,6 +106,13 @@ def test_every_error_of_dsmem_is_in_the_table() -> None:
         (PermissionError(errno.EACCES, "Permission denied", b"/a"), 1, "/a: Permission denied", None),
         (OSError(errno.ENOSPC, "No space left", "/a"), 4, "/a: No space left", "dsmem shm doctor"),
         (MemoryError(), 4, "out of memory", "dsmem shm doctor"),
+        (ImportError("libx.so: failed to map segment from shared object"), 4, "out of memory", "dsmem shm doctor"),
+        (
+            NoSpace("too large", need_bytes=9, free_bytes=1, limit=space.FILE_SIZE),
+            4,
+            "too large",
+            "ulimit -f unlimited; dsmem pin 'my file.h5'",
+        ),
         (KeyError("x"), 1, "unexpected KeyError: 'x'", "DSMEM_DEBUG=1 dsmem pin 'my file.h5'"),
     ],
 )
@@ -111,6 +120,12 @@ def test_exit_code_message_and_hint(error: Exception, exit_code: int, message: s
     explained = explain(error, TYPED)
     assert (explained.exit_code, explained.message) == (exit_code, message)
     assert explained.hint is None if hint is None else (explained.hint or "").endswith(hint)
+
+
+def test_where_addresses_are_limited_the_hint_lifts_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1 << 30, 1 << 30))
+    hint = explain(MemoryError(), TYPED).hint
+    assert hint is not None and hint.endswith("ulimit -v unlimited; dsmem pin 'my file.h5'")
 
 
 def test_what_torch_wraps_is_shown_by_rank(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 import dsmem
 from dsmem.arrays import dtypes
+from dsmem.hdf5 import opening
 from dsmem.hdf5.chunkindex import read_table
 
 CHUNK_BYTES = 16
@@ -278,3 +279,24 @@ def test_a_virtual_dataset_that_may_grow_says_so(tmp_path: Path) -> None:
     dsmem.pin(path)
     with dsmem.attach(path) as ours, h5py.File(path, "r") as theirs:
         assert ours["v"].maxshape == theirs["v"].maxshape == (None,)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "x.h5: /a can't be read in the memory that there is: MemoryError"),
+        (
+            RuntimeError("Can't read data (image null after H5MM_realloc())"),
+            "x.h5: /a can't be read in the memory that",
+        ),
+        (
+            OSError("Can't read data (memory allocation failed for raw data chunk)"),
+            "x.h5: /a can't be read in the memory",
+        ),
+        (OSError("Can't read data (inflate() failed)"), "x.h5: /a can't be read as HDF5: Can't read data"),
+    ],
+)
+def test_a_file_is_not_accused_where_memory_ran_out(error: Exception, says: str) -> None:
+    with pytest.raises(dsmem.BadSource) as caught, opening.translated("x.h5", "/a"):
+        raise error
+    assert str(caught.value).startswith(says)

@@ -18,6 +18,7 @@ from samples import MIB, assert_reads_as_h5py, settle, write_sample
 from stores import InTmpfs, named_bytes, refuse, unnamed_bytes, used_bytes
 
 import dsmem
+from dsmem import files
 from dsmem.pinning import copying
 from dsmem.store import hugepages, objects, refs, space
 from dsmem.store.draft import Draft
@@ -329,3 +330,32 @@ def test_a_limit_of_the_process_is_not_a_full_store(store_root: Path) -> None:
         " free (address space of this process, ulimit -v); unused objects hold 0 B"
     )
     assert "a moment ago" in call(partial(said, mapped_bytes + (1 << 30)))
+
+
+@pytest.mark.parametrize("limit_bytes", [MIB, 0])
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_a_limit_of_the_size_of_files_is_told_as_such(untrusted: bool, limit_bytes: int, tmp_path: Path) -> None:
+    """ulimit -f: what is too large is the object, not the file that is read."""
+    path = settle(write_sample(tmp_path / "data.h5"))
+    with h5py.File(path, "a") as file:
+        file["large"] = np.zeros(2 * MIB, "u1")
+
+    def pin() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, limit_bytes))
+        dsmem.pin(path, untrusted=untrusted)
+
+    with pytest.raises(dsmem.NoSpace, match="needed for a file of the store, which may not be larger than") as caught:
+        call(pin)
+    assert caught.value.limit == space.FILE_SIZE
+    assert caught.value.free_bytes == limit_bytes < caught.value.need_bytes
+
+
+def test_a_file_system_may_limit_the_size_of_files_too(
+    tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large(*_: object) -> None:
+        raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+
+    monkeypatch.setattr(files, "pwrite_full", too_large)
+    with Draft(make_store()) as draft, pytest.raises(dsmem.NoSpace, match="larger than its file system allows"):
+        draft.write(0, memoryview(b"x"))
