@@ -64,6 +64,11 @@ class Converted:
         return np.asarray(self[()], dtype=dtype or self.dtype)
 
 
+def unchanged(value: Any) -> Any:
+    """What a null dataspace reads as, whatever it is to be."""
+    return value
+
+
 def decoder(encoding: str, errors: str) -> Callable[[Any], Any]:
     """A function from bytes, or an array of them, to str, or an object array of them."""
 

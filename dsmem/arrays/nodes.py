@@ -346,11 +346,13 @@ class Dataset(Node, ABC):
         return (self[i] for i in range(self.shape[0]))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
-        array = np.asarray(self[()])
+        if self.shape is None:
+            raise TypeError(f"{self.name}: a null dataspace is no array")
+        array = np.asarray(self[...])  # of a scalar, too, with the order of its bytes
         if dtype is not None and np.dtype(dtype) != array.dtype:
             if copy is False:
                 raise ValueError(f"{self.name}: {array.dtype} as {np.dtype(dtype)} needs a copy")
-            return array.astype(dtype)
+            return np.asarray(conversions.converted(array, self.dtype, np.dtype(dtype)))
         return array.copy() if copy else array
 
     def read_direct(self, dest: np.ndarray[Any, Any], source_sel: Any = None, dest_sel: Any = None) -> None:
@@ -371,6 +373,8 @@ class Dataset(Node, ABC):
         target = np.dtype(dtype)
         if target == self.dtype:
             return self
+        if self.shape is None:
+            return conversions.Converted(self, conversions.unchanged, target)
         if target.kind == "T":
             decode = self.asstr()
             return conversions.Converted(decode, lambda value: np.asarray(value, dtype=target), target)
@@ -378,7 +382,8 @@ class Dataset(Node, ABC):
 
     def fields(self, names: str | Sequence[str]) -> conversions.Converted:
         """A wrapper that reads some fields of a compound type; ValueError for a name that it lacks."""
-        return conversions.Converted(self, *conversions.fields_of(names, self.dtype))
+        pick, dtype = conversions.fields_of(names, self.dtype)
+        return conversions.Converted(self, conversions.unchanged if self.shape is None else pick, dtype)
 
     def __repr__(self) -> str:
         return f'<dsmem dataset "{self.name}": shape {self.shape}, type "{self.dtype.str}", {self.source}>'
