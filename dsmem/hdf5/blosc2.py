@@ -29,6 +29,9 @@ _ZEROS = 0x81
 _FLAGS_AT, _EXTENDED, _KIND_AT, _NOT_WRITTEN = 2, 5, 31, 4
 """README_CHUNK_FORMAT.rst: which kind of special value a chunk is made of; of this one the decoder writes nothing."""
 
+_PLAIN, _PLAIN_INDEX_BYTES, _FIRST = 2, 40, bytes(8)
+"""An index of one chunk that is stored as it is: a header of 32 bytes, and the chunk's offset."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
@@ -63,6 +66,7 @@ def decode(data: memoryview, out: Array) -> Array:
         _check_zeros(data[header_bytes:])
         out[:] = 0
         return out
+    _check_begins(data[header_bytes + stored_bytes :])
     blocks = _blocks(data[:header_bytes])
     stored = data[header_bytes : header_bytes + stored_bytes]
     if blocks is None or (blocks.are_in_order and size_bytes == len(out)):
@@ -89,9 +93,22 @@ def _decoded(stored: memoryview, out: Array) -> Array:
 
 
 def _check_zeros(index: memoryview) -> None:
-    offsets = bytes(_codecs.blosc2_decode(index, numthreads=1))
-    if len(offsets) != 8 or offsets[-1] != _ZEROS:
+    offsets = _offsets(index)
+    if offsets[-1] != _ZEROS:
         raise ValueError("a chunk that is not stored, and not zeros")
+
+
+def _check_begins(index: memoryview) -> None:
+    if len(index) >= _PLAIN_INDEX_BYTES and index[_FLAGS_AT] & _PLAIN and index[32:40] == _FIRST:
+        return  # as it is written; to decode it takes as long as a small chunk
+    offsets = _offsets(index)
+    if offsets != _FIRST:
+        raise ValueError(f"a chunk at {offsets.hex()} instead of where the header ends")
+
+
+def _offsets(index: memoryview) -> bytes:
+    """Where the frame's only chunk lies, from the end of the header on."""
+    return _decoded(index, np.zeros(len(_FIRST), np.uint8)).tobytes()
 
 
 def _blocks(header: memoryview) -> _Blocks | None:

@@ -134,3 +134,28 @@ def test_a_frame_of_blosc2_that_was_never_written() -> None:
     content = bytearray(raw)
     content[header_bytes + 31] = 0x40
     assert decoded(pipeline, bytes(content), len(expected)) == {None}
+
+
+def test_a_frame_of_blosc2_whose_chunk_lies_elsewhere() -> None:
+    """Its index says so; h5py looks there."""
+    pipeline, raw, expected = stored("blosc2")
+    index = int.from_bytes(raw[11:15], "big") + int.from_bytes(raw[39:47], "big")
+    for at in range(8):
+        content = bytearray(raw)
+        assert content[index + 32 + at] == 0
+        content[index + 32 + at] = 1
+        assert decoded(pipeline, bytes(content), len(expected)) == {None}
+
+
+def test_an_index_of_blosc2_that_announces_less_than_nothing() -> None:
+    pipeline, raw, expected = stored("blosc2")
+    header_bytes, stored_bytes = int.from_bytes(raw[11:15], "big"), int.from_bytes(raw[39:47], "big")
+    for length in (b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", bytes(4)):
+        content = bytearray(raw)
+        index = header_bytes + stored_bytes
+        content[index + 2] &= ~2  # else it is read as it is
+        content[index + 4 : index + 8] = length
+        assert decoded(pipeline, bytes(content), len(expected)) == {None}
+        content[39:47] = bytes(8)  # a frame of zeros
+        del content[header_bytes:index]
+        assert decoded(pipeline, bytes(content), len(expected)) == {None}
