@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import os
+from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
+import numpy as np
 from h5py import h5a, h5i, h5l, h5o
 
 from dsmem.arrays import dtypes, tree
@@ -72,6 +74,7 @@ def scan(
         if not isinstance(root, h5py.Group):
             raise BadSource(f"{path}: its root is not a group")
         walk.group(root, "")
+        walk.check_links()
         if "oversized" not in allow and not mappable:
             walk.judge_sizes(file)
     if only:
@@ -101,7 +104,9 @@ class _Walk:
         self._attrs = attrs
         self._alike = Alike()
         self._seen: dict[Place, str] = {}
-        """What other links may lead to again: a file may have many datasets with a single one each."""
+        """What other links may lead to again."""
+        self._linked_once = array("Q")
+        """Addresses of the rest: a file may have many datasets, and what is said of each takes 200 bytes."""
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
         self._outside: set[str] = set()
@@ -123,6 +128,13 @@ class _Walk:
                 if self._link(group.id, name.encode("utf-8", "surrogateescape"), child, below):
                     names.append(name)
             todo.extend(reversed(below))
+
+    def check_links(self) -> None:
+        """Refuse a file that has more links to an object than it counts: h5py would say that they are one."""
+        addresses = np.sort(np.frombuffer(self._linked_once, np.uint64))
+        if (addresses[1:] == addresses[:-1]).any():
+            why = "several links lead to what it says has one"
+            raise NotMappable(why) if self._mappable else BadSource(f"{self._path} is damaged: {why}")
 
     def judge_sizes(self, file: Any) -> None:
         """Refuse datasets that are possible each by itself, and hardly all together."""
@@ -248,6 +260,8 @@ class _Walk:
             return False
         if what == "group" or here.links != 1 or "external" in self._allow:
             self._seen[here] = path
+        else:
+            self._linked_once.append(here.addr)
         if here.fileno != self._fileno:
             self._outside.add(path)
         return True

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from dsmem.digest import SLICE_BYTES
 from dsmem.errors import BadSource
 from dsmem.hdf5 import fewchunks
 from dsmem.hdf5.chunks import BAND_BYTES, ChunkedDataset
@@ -50,12 +51,14 @@ class SmallDatasets:
         """The tasks for these datasets."""
         ends = np.fromiter((fewchunks.source_end(item.few) for item in items), np.int64, len(items))
         together: list[Item] = []
-        size_bytes = 0
+        first = size_bytes = 0
         for index in np.argsort(ends, kind="stable").tolist():
-            item = items[index]
-            if together and (len(together) == _MOST_TOGETHER or size_bytes + item.size_bytes > _MOST_BYTES):
+            item, end = items[index], int(ends[index])
+            is_full = len(together) == _MOST_TOGETHER or size_bytes + item.size_bytes > _MOST_BYTES
+            if together and (is_full or end - first > SLICE_BYTES):  # what was read long ago may be in memory no more
                 yield self._decoding(together)
                 together, size_bytes = [], 0
+            first = first if together else end
             together.append(item)
             size_bytes += item.size_bytes
         if together:

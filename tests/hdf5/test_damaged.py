@@ -300,3 +300,22 @@ def test_a_file_is_not_accused_where_memory_ran_out(error: Exception, says: str)
     with pytest.raises(dsmem.BadSource) as caught, opening.translated("x.h5", "/a"):
         raise error
     assert str(caught.value).startswith(says)
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_more_links_than_an_object_counts_are_an_error(tmp_path: Path, untrusted: bool) -> None:
+    """Each would become a dataset of its own, with memory of its own."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        file["x"] = np.arange(10)
+        for i in range(200):
+            file[f"link{i}"] = file["x"]
+    content = bytearray(path.read_bytes())
+    count = content.index(struct.pack("<I", 201))  # of version 1, in the prefix of the object's header
+    struct.pack_into("<I", content, count, 1)
+    path.write_bytes(content)
+    with pytest.raises(dsmem.BadSource, match="several links lead to what it says has one"):
+        dsmem.pin(path, untrusted=untrusted)
+    with dsmem.File(path) as file:
+        assert file.source == "h5py"
+        assert file["link7"] == file["x"]

@@ -150,3 +150,21 @@ def test_many_chunks_and_odd_ones_are_left_to_the_table(tmp_path: Path) -> None:
         assert fewchunks.source_end(found) == max(table.offsets + table.sizes)
         assert fewchunks.read(file["y"].id, (3, 3), (2, 2), fewchunks.source_end(found) - 1) == b""
         assert decoding.LEAST_CHUNKS > fewchunks.MOST_CHUNKS
+
+
+def test_those_far_apart_are_not_decoded_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tasks: list[Decoding]
+) -> None:
+    """What a task reads was read for the digest shortly before, and is in memory still."""
+    monkeypatch.setattr(small, "SLICE_BYTES", 100_000)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        for i in range(8):
+            data = np.random.default_rng(i).integers(0, 256, 4000, "u1")  # HDF5 puts less than 2 KiB elsewhere
+            file.create_dataset(f"{i}/small", data=data, chunks=data.shape, compression="gzip")
+            file[f"{i}/large"] = np.zeros(40_000, "u1")
+    settle(path)
+    dsmem.pin(path)
+    assert len(tasks) >= 3
+    with dsmem.attach(path) as file:
+        assert_reads_as_h5py(file, path)
