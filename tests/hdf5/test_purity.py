@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import random
 from typing import Any
 
@@ -10,8 +9,9 @@ import h5py
 import hdf5plugin
 import numpy as np
 import pytest
+from purity import decoded
 
-from dsmem.hdf5.codecs import Pipeline, Undecodable
+from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.filters import filters_of
 
 PIPELINES: dict[str, dict[str, Any]] = {
@@ -36,8 +36,6 @@ PIPELINES: dict[str, dict[str, Any]] = {
 }
 MUTANTS = 200
 SIZES = (5, 39)
-_M_PERTURB = -6
-"""malloc.h: fills memory that is handed out or given back with a byte."""
 
 
 def stored(name: str, dtype: str = "<i4") -> tuple[Pipeline, bytes, bytes]:
@@ -48,24 +46,6 @@ def stored(name: str, dtype: str = "<i4") -> tuple[Pipeline, bytes, bytes]:
         file.flush()
         _, raw = made.id.read_direct_chunk((0, 0))
         return Pipeline(filters_of(made.id.get_create_plist()), values.nbytes), raw, made[()].tobytes()
-
-
-def decoded(pipeline: Pipeline, data: bytes, size: int) -> set[bytes | None]:
-    """What comes out of it into memory of two contents; None: an error."""
-    found: set[bytes | None] = set()
-    perturb = ctypes.CDLL(None).mallopt
-    try:
-        for before in (0xAA, 0x55):
-            perturb(_M_PERTURB, before)
-            out = np.full(size, before, np.uint8)
-            try:
-                pipeline.decode(memoryview(data), out, 0)
-                found.add(out.tobytes())
-            except Undecodable:
-                found.add(None)
-    finally:
-        perturb(_M_PERTURB, 0)
-    return found
 
 
 def damaged(raw: bytes, chance: random.Random) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from purity import decoded
 
 import dsmem
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline, Undecodable
@@ -32,19 +33,6 @@ def stored(path: Path, dtype: str, shape: tuple[int, ...], opts: tuple[str, int]
         mask, raw = made.id.read_direct_chunk((0,) * len(shape))
         assert mask == 0
         return Pipeline(filters_of(made.id.get_create_plist()), values.nbytes), raw, made[()].tobytes()
-
-
-def decoded(pipeline: Pipeline, data: bytes, size: int) -> set[bytes | None]:
-    """What comes out of it into memory of two contents; None: an error."""
-    found: set[bytes | None] = set()
-    for before in (0xAA, 0x55):
-        out = np.full(size, before, np.uint8)
-        try:
-            pipeline.decode(memoryview(data), out, 0)
-            found.add(out.tobytes())
-        except Undecodable:
-            found.add(None)
-    return found
 
 
 @pytest.mark.parametrize(("dtype", "shape", "opts"), CASES)
