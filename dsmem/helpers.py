@@ -62,6 +62,7 @@ def start(
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:  # an interrupt: nobody will hear of the process
         process.kill()
+        process.wait()  # by itself `with` waits for a moment only, where an interrupt ends it
         with process:
             raise
     return process
