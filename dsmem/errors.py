@@ -95,6 +95,10 @@ class Unsupported(DsmemError, TypeError):
         self.refusals = tuple(refusals)
 
 
+FILE_SIZE = "size of a file, ulimit -f"
+"""What `NoSpace.limit` calls that limit of a process."""
+
+
 class NoSpace(DsmemError, OSError):
     """Not enough room: `need_bytes`, `free_bytes`, what limits it (`limit`), what a clean would free.
 

@@ -121,7 +121,7 @@ def dumped_table(table: Iterable[tuple[str, Any]]) -> Iterator[str]:
     for some in _together(table):
         yield comma
         comma = ","
-        ((key, names),) = some.items() if len(some) == 1 else (("", None),)
+        key, names = next(iter(some.items()))
         if isinstance(names, list) and len(names) > _AT_ONCE:
             yield _json(key) + ":["
             for start in range(0, len(names), _AT_ONCE):

@@ -13,6 +13,7 @@ from itertools import pairwise
 from dsmem import units
 from dsmem.cli.output import quote
 from dsmem.errors import (
+    FILE_SIZE,
     Ambiguous,
     BadDocument,
     BrokenEpisodes,
@@ -34,8 +35,6 @@ from dsmem.errors import (
 
 _MIB = 1 << 20
 _NEVER_UNPICKLE = ("dsmem ckpt ls", "dsmem ckpt verify")
-_FILE_SIZE = "size of a file, ulimit -f"
-"""`dsmem.store.space.FILE_SIZE`, without the import."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.ENOMEM)
 """What the system says where there is no room."""
 
@@ -92,7 +91,7 @@ def no_space(error: NoSpace, typed: Typed) -> str:
         return f"give it as much: {typed.instead('--budget', f'{-(-error.need_bytes // _MIB)}MiB')}"
     if error.budget_bytes is not None:
         return "see what is in use, and what is kept: dsmem shm ls"
-    if error.limit == _FILE_SIZE:
+    if error.limit == FILE_SIZE:
         return f"lift that limit, then again: ulimit -f unlimited; {typed.again()}"
     if error.reclaimable_bytes > 0 and error.free_bytes + error.reclaimable_bytes >= error.need_bytes:
         return f"frees {units.format_bytes(error.reclaimable_bytes)}: dsmem shm clean --unused"

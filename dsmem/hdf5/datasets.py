@@ -60,6 +60,11 @@ class Item:
             return 0
         return math.prod(self.info.shape) * self.info.dtype.itemsize
 
+    @property
+    def chunk_bytes(self) -> int:
+        """Of a chunk in memory; 0 of what is not chunked."""
+        return 0 if self.info.chunks is None else math.prod(self.info.chunks) * self.info.dtype.itemsize
+
 
 class _Way(NamedTuple):
     """How the bytes of a dataset are read: see `Item`."""

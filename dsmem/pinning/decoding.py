@@ -35,7 +35,7 @@ from dsmem.hdf5.stored import StoredChunks
 from dsmem.parallel import Room
 from dsmem.pinning.copying import Decoding
 from dsmem.pinning.decoders import Decoders, Description
-from dsmem.pinning.small import SmallDatasets, is_small
+from dsmem.pinning.small import SmallDatasets, fits_together
 from dsmem.pinning.source import Source
 from dsmem.store.draft import Draft
 
@@ -70,7 +70,7 @@ def in_processes(items: Iterable[Item]) -> list[Item]:
 def _is_small(item: Item, cpus: int) -> bool:
     shape, chunks, item_bytes = item.info.shape or (), item.info.chunks or (), item.info.dtype.itemsize
     band_bytes = math.prod((*chunks[:1], *shape[1:])) * item_bytes
-    is_small = chunk_bytes(item) <= SMALL_BYTES_PER_CPU * cpus and band_bytes <= LARGEST_BAND_BYTES
+    is_small = item.chunk_bytes <= SMALL_BYTES_PER_CPU * cpus and band_bytes <= LARGEST_BAND_BYTES
     return is_small and math.prod(grid(item)) >= LEAST_CHUNKS
 
 
@@ -111,12 +111,14 @@ def decodings(
     local = threading.local()
     threads = proc.usable_cpus()
     buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // threads)
-    room = Room(_BESIDE_BYTES + threads * max(map(chunk_bytes, items), default=0))
+    room = Room(_BESIDE_BYTES + threads * max((item.chunk_bytes for item in items), default=0))
     elsewhere = {item.path for item in shared_out}
     stored = StoredChunks(source.fd, source.path)
-    together = [item for item in items if is_small(item) and item.path not in elsewhere]
+    together: list[Item] = []
+    alone: list[Item] = []
+    for item in items:
+        (together if fits_together(item) and item.path not in elsewhere else alone).append(item)
     yield from SmallDatasets(stored, begin, draft, source).decodings(together)
-    alone = [item for item in items if not is_small(item) or item.path in elsewhere]
     for item in alone:
         table = _table(item, source, file, looked)
         dataset = _dataset(item, table, stored, source)
@@ -150,15 +152,8 @@ def _description(item: Item, place: int, source: Source) -> Description:
     )
 
 
-def chunk_bytes(item: Item) -> int:
-    """Of a chunked dataset; 0 of others."""
-    if item.info.chunks is None:
-        return 0
-    return math.prod(item.info.chunks) * item.info.dtype.itemsize
-
-
 def _pipeline(item: Item) -> Pipeline:
-    return Pipeline(item.filters, chunk_bytes(item))
+    return Pipeline(item.filters, item.chunk_bytes)
 
 
 def _table(item: Item, source: Source, file: Any, looked: Callable[[], None]) -> ChunkTable:
@@ -169,7 +164,7 @@ def _table(item: Item, source: Source, file: Any, looked: Callable[[], None]) ->
     is_odd = math.prod(grid(item)) <= fewchunks.MOST_CHUNKS
     with translated(source.path, f"/{item.path}"):
         found = h5d.open(file.id, tree.raw(item.path))
-        look = source.is_distrusted or is_odd or chunk_bytes(item) >= _LARGE_BYTES
+        look = source.is_distrusted or is_odd or item.chunk_bytes >= _LARGE_BYTES
         return read_table(found, shape, chunks, source.size_bytes, looked=looked if look else None)
 
 

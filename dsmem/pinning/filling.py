@@ -106,7 +106,7 @@ def plan(scan: Scan, provenance: Provenance) -> Plan:
         PROVENANCE_KEY: provenance.dump(),
         views.DATA_BYTES_KEY: _WIDEST,
         views.TREE_KEY: scan.tree.dumped,
-        views.ATTRIBUTES_KEY: lambda: tree.dumped_table(_attributes(scan)),
+        views.ATTRIBUTES_KEY: lambda: tree.dumped_table(_attributes(scan, apart)),
     }
     everything = {**tensors, **{one.name: Tensor(one.dtype, (0,), 0, 0) for one in unknown}} if unknown else tensors
     return Plan(scan, tensors, unknown, header.reserve(everything, metadata, spare_bytes=64), metadata, apart)
@@ -124,15 +124,14 @@ def _long_attributes(scan: Scan) -> list[LongAttribute]:
     return apart
 
 
-def _attributes(scan: Scan) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All attributes as JSON, by path and name, those that lie apart as in `_long_attributes`."""
-    end = 0
+def _attributes(scan: Scan, apart: Sequence[LongAttribute]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """All attributes as JSON, by path and name; `apart`: where those lie that do, in the same order."""
+    begins = (one.begin for one in apart)
     for path, inside in scan.attributes.items():
-        table: dict[str, Any] = {}
-        for name, value in inside.items():
-            table[name] = value.placed(end) if isinstance(value, Apart) else value
-            end += value.size_bytes if isinstance(value, Apart) else 0
-        yield path, table
+        yield (
+            path,
+            {name: value.placed(next(begins)) if isinstance(value, Apart) else value for name, value in inside.items()},
+        )
 
 
 def _planned(scan: Scan, apart: Sequence[LongAttribute]) -> Iterator[Planned]:

@@ -6,7 +6,6 @@ A task, a table and a read for each would cost more than decoding them does, and
 from __future__ import annotations
 
 import itertools
-import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
@@ -30,10 +29,9 @@ _MOST_BYTES = BAND_BYTES // 2
 _MOST_PIPELINES = 1024
 
 
-def is_small(item: Item) -> bool:
+def fits_together(item: Item) -> bool:
     """Whether a dataset is decoded together with others."""
-    chunk_bytes = math.prod(item.info.chunks or ()) * item.info.dtype.itemsize
-    return bool(item.few) and max(item.size_bytes, chunk_bytes) <= _MOST_BYTES
+    return bool(item.few) and max(item.size_bytes, item.chunk_bytes) <= _MOST_BYTES
 
 
 class SmallDatasets:
@@ -89,7 +87,7 @@ class SmallDatasets:
     def _decode_one(self, item: Item, stored: Iterator[memoryview | None], out: Array) -> None:
         shape, chunks, item_bytes = item.info.shape, item.info.chunks, item.info.dtype.itemsize
         assert shape is not None and chunks is not None
-        pipeline = self._pipeline(item.filters, math.prod(chunks) * item_bytes)
+        pipeline = self._pipeline(item.filters, item.chunk_bytes)
         mask = fewchunks.only_mask(item.few) if shape == chunks else None
         if mask is None:
             table = fewchunks.table(item.few, shape, chunks)

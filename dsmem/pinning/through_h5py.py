@@ -64,8 +64,8 @@ def _readers(items: Sequence[Item], file: Any, path: str) -> int:
     HDF5 has a chunk as it is stored and as it is decoded; between two filters, both whole; from gzip, up to twice.
     """
     cpus = proc.usable_cpus()
-    largest = max(items, key=decoding.chunk_bytes, default=None)
-    if largest is None or not (chunk_bytes := decoding.chunk_bytes(largest)):
+    largest = max(items, key=lambda item: item.chunk_bytes, default=None)
+    if largest is None or not (chunk_bytes := largest.chunk_bytes):
         return cpus
     dataset = _dataset(file, path, largest)
     with translated(path, f"/{largest.path}"):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dsmem import proc, units
-from dsmem.errors import NoSpace
+from dsmem.errors import FILE_SIZE, NoSpace
 from dsmem.store import objects
 from dsmem.store.objects import Object
 from dsmem.store.root import Store
@@ -20,8 +20,6 @@ from dsmem.store.root import Store
 BOOKKEEPING_BYTES = 32 << 10
 """What a loader takes beside its object: a lock, a ref (as long as two paths), their replacements, whole pages each."""
 
-FILE_SIZE = "size of a file, ulimit -f"
-"""The name of that limit of a process."""
 _ADDRESSES = "address space of this process, ulimit -v"
 
 

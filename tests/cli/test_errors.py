@@ -35,7 +35,6 @@ from dsmem.errors import (
     UntrustedPickle,
     UsageError,
 )
-from dsmem.store import space
 
 from .conftest import Dsmem, Fake
 
@@ -108,7 +107,7 @@ def test_every_error_of_dsmem_is_in_the_table() -> None:
         (MemoryError(), 4, "out of memory", "dsmem shm doctor"),
         (ImportError("libx.so: failed to map segment from shared object"), 4, "out of memory", "dsmem shm doctor"),
         (
-            NoSpace("too large", need_bytes=9, free_bytes=1, limit=space.FILE_SIZE),
+            NoSpace("too large", need_bytes=9, free_bytes=1, limit=dsmem.errors.FILE_SIZE),
             4,
             "too large",
             "ulimit -f unlimited; dsmem pin 'my file.h5'",

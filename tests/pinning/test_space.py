@@ -346,7 +346,7 @@ def test_a_limit_of_the_size_of_files_is_told_as_such(untrusted: bool, limit_byt
 
     with pytest.raises(dsmem.NoSpace, match="needed for a file of the store, which may not be larger than") as caught:
         call(pin)
-    assert caught.value.limit == space.FILE_SIZE
+    assert caught.value.limit == dsmem.errors.FILE_SIZE
     assert caught.value.free_bytes == limit_bytes < caught.value.need_bytes
 
 
