@@ -16,7 +16,7 @@ import deflate
 import imagecodecs
 import numpy as np
 
-from dsmem.hdf5 import blosc2, szip
+from dsmem.hdf5 import blosc2, shuffle, szip
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _codecs: Any = imagecodecs
@@ -131,7 +131,7 @@ def _undo(one: Filter) -> tuple[Callable[[Any, Array], Any], int | None]:
         return _undo_checksum, _CHECKSUM_BYTES
     if one.code == _SHUFFLE:
         item_bytes = one.values[0] if one.values else 1
-        return partial(_unshuffle, item_bytes), 0
+        return partial(shuffle.undo, item_bytes), 0
     if one.code in _SIMPLE:
         return _SIMPLE[one.code], None
     if one.code == _SZIP and len(one.values) >= 4:
@@ -208,22 +208,6 @@ def _undo_checksum(data: Any, _: Array) -> Any:
     if stored not in (computed, swapped):
         raise ValueError(f"checksum {computed:#010x} instead of {stored:#010x}")
     return payload
-
-
-def _unshuffle(item_bytes: int, data: Any, out: Array) -> Any:
-    """Byte k of all items lies together in the shuffled data; what is left over at the end is not shuffled."""
-    shuffled = np.frombuffer(data, np.uint8)
-    if len(shuffled) != len(out):
-        raise ValueError(f"{len(shuffled)} shuffled bytes instead of {len(out)}")
-    items = len(out) // item_bytes if item_bytes > 1 else 0
-    whole = items * item_bytes
-    planes, target = shuffled[:whole].reshape(item_bytes, items) if items else None, out[:whole]
-    if planes is not None:
-        rows = target.reshape(items, item_bytes)
-        for k in range(item_bytes):
-            rows[:, k] = planes[k]
-    out[whole:] = shuffled[whole:]
-    return out
 
 
 def _undo_bitshuffle(item_bytes: int, block_items: int, method: int, data: Any, out: Array) -> Any:
