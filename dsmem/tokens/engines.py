@@ -7,9 +7,12 @@ their own. Engines load beside numpy, which is imported when they encode.
 
 from __future__ import annotations
 
+import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from dsmem.errors import UsageError
@@ -40,6 +43,7 @@ _BY_KIND: dict[str, tuple[EngineName, ...]] = {
     "bytes": ("bytes",),
 }
 """Fastest first, the reference last."""
+_ADDED = re.compile(r'"added_tokens"\s*:\s*')
 _log = logging.getLogger(__name__)
 
 
@@ -148,13 +152,19 @@ class _Fastokens:
         self._split_special = not parse_special
         self._located = located
         self._seams: Seams | None = None
+        self._left_out: Mapping[str, int] = {}
         try:
             if located.kind == "tiktoken":
                 self._tokenizer = fastokens.Tokenizer.from_tiktoken(
                     located.path, pattern=located.pattern, special_tokens=located.special_tokens
                 )
                 return
-            self._tokenizer = fastokens.Tokenizer.from_file(located.path)
+            plain = None if parse_special else _without_special(located.path)
+            if plain is None:
+                self._tokenizer = fastokens.Tokenizer.from_file(located.path)
+            else:
+                self._tokenizer = fastokens.Tokenizer.from_json_str(plain[0])
+                self._left_out = plain[1]
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as exc:
             raise Unfit(str(exc)) from exc
         self._tokenizer.no_truncation()
@@ -163,7 +173,7 @@ class _Fastokens:
     def token_to_id(self, token: str) -> int | None:
         """The id that it gives an added token."""
         found: int | None = self._tokenizer.token_to_id(token)
-        return found
+        return self._left_out.get(token) if found is None else found
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         import numpy as np
@@ -178,6 +188,25 @@ class _Fastokens:
 
         self._seams = self._seams or seams.of_file(self._located)
         return self._seams
+
+
+def _without_special(path: str) -> tuple[str, dict[str, int]] | None:
+    """A tokenizer.json without its added tokens, and their ids, if all are special; None where any is not.
+
+    Special ones are text to us, and fastokens looks for them in each text only to leave them there: some percent of
+    its time. The rest of the file, which may be large, is not parsed.
+    """
+    try:
+        text = Path(path).read_text("utf-8")
+        key = _ADDED.search(text)
+        if key is None or _ADDED.search(text, key.end()):
+            return None
+        json.loads(text[: key.start()].rstrip().removesuffix(",") + "}")  # else the key is one inside of another
+        listed, end = json.JSONDecoder().raw_decode(text, key.end())
+        added = {one["content"]: one["id"] for one in listed if one["special"] is True}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return None  # it is no such file, which whoever loads it finds out
+    return (f"{text[: key.end()]}[]{text[end:]}", added) if added and len(added) == len(listed) else None
 
 
 class _Tokenizers:

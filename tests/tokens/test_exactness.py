@@ -239,3 +239,47 @@ def test_what_is_fit_does_not_differ(seed: int, tmp_path: Path) -> None:
             assert ours == right
             compared += 1
     assert min(compared, told) > 20
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_special_tokens_that_are_text_are_not_looked_for(seed: int, tmp_path: Path) -> None:
+    """A tokenizer all of whose added tokens are special is loaded without them: the ids are Hugging Face's."""
+    rng = random.Random(seed)
+    flags = [{flag: rng.random() < 0.5 for flag in ("single_word", "lstrip", "rstrip", "normalized")} for _ in range(4)]
+    names = ["<s>", "a", " b ", "<|end|>"]
+    added = [token(name, 257 + at, special=True, **flags[at]) for at, name in enumerate(names)]
+    merges = {"merges": [["a", "b"]]}
+    path = written(tmp_path / "x.json", [*LEVEL, "ab"], added_tokens=added, model=merges, **BY_BYTE)
+    texts = ["".join(rng.choice([*names, "ab", " ", "x"]) for _ in range(30)) for _ in range(50)]
+    vocabulary = describe(str(path), scratch=lambda: str(tmp_path))
+    engine = engines.load(vocabulary.located, "fastokens", parse_special=False)
+    ids, lengths = engine.encode(texts)
+    found = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+    assert found == theirs(path, texts)
+    kept = engines.load(vocabulary.located, "fastokens", parse_special=True)
+    assert 260 in kept.encode(["x <|end|> x"])[0].tolist()
+
+
+def test_added_tokens_are_left_out_of_a_file_that_is_plain(tmp_path: Path) -> None:
+    """All special, and told once, at the top: else the file is loaded as it is."""
+    special, other = token("<s>", 256, special=True), token("<t>", 257)
+    path = tmp_path / "x.json"
+    for added, left_out in (
+        ([special], {"<s>": 256}),
+        ([special, other], None),
+        ([special, special], None),
+        ([], None),
+    ):
+        written(path, LEVEL, added_tokens=added, **BY_BYTE)
+        found = engines._without_special(str(path))
+        assert (found and found[1]) == left_out
+        if found is not None:
+            assert json.loads(found[0]) == {**json.loads(path.read_bytes()), "added_tokens": []}
+    inside = json.dumps({"x": {"added_tokens": [special]}, "model": {}})
+    twice = json.dumps({"added_tokens": [special]})[:-1] + ', "added_tokens": []}'
+    for text in ("", "[", '{"added_tokens": 5}', '{"added_tokens": [{}]}', '{"added_tokens": ["x"]}', inside, twice):
+        path.write_text(text)
+        assert engines._without_special(str(path)) is None, text
+    path.write_bytes(b'{"added_tokens": [], "\xff": 1}')
+    assert engines._without_special(str(path)) is None
+    assert engines._without_special(str(tmp_path / "none.json")) is None
