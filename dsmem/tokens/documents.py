@@ -111,35 +111,35 @@ def json_lines(blocks: Blocks, *, path: str, text_field: str, lines: Lines, faul
         texts: list[str] = []
         skipped: list[int] = []
         find, size = cast(bytearray, block.obj).find, len(block)
-        at = number = 0
+        has_long, at = size > LONG_BYTES, 0
         while at < size:
             end = find(b"\n", at, size)
             end = size if end < 0 else end
             text: object
-            if end - at > LONG_BYTES:
+            if has_long and end - at > LONG_BYTES:
                 text = _of_long(block[at:end], offset + at, path, text_field, lines)
             else:
                 try:
                     text = loads(block[at:end])[text_field]
                 except (ValueError, LookupError, TypeError):
                     text = _slowly(bytes(block[at:end]), text_field)
-            if isinstance(text, Long):
+            if type(text) is str:
+                texts.append(text)
+            elif isinstance(text, Long):
+                rows = len(texts) + len(skipped)
                 if texts:
                     yield Batch(path, texts, _RowOf(block, skipped, lines, offset), 0, size)
                     texts = []
                 yield text
                 text = _NOTHING  # it holds on to the block
-                skipped = list(range(number + 1))
-            elif type(text) is str:
-                texts.append(text)
+                skipped = list(range(rows + 1))
             else:
-                skipped.append(number)
+                skipped.append(len(texts) + len(skipped))
                 if isinstance(text, Fault):
                     faults.add(path, Place(lines, offset + at), text.reason, text.fields)
                 elif text is not _NOTHING:
                     faults.add(path, Place(lines, offset + at), f"{text_field!r} is {kind_of(text)}, not a string")
             at = end + 1
-            number += 1
         yield Batch(path, texts, _RowOf(block, skipped, lines, offset), size, size)
         block.release()
 

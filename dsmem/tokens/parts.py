@@ -22,12 +22,16 @@ from dsmem.tokens.holding import HashedFile, Held, Room
 from dsmem.tokens.layout import LARGEST_ID, TokenDtype
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from dsmem.tokens.engines import Ids, Lengths
 
 _RECORD_BYTES = 64 << 20
 _LOOP_TOKENS = 800
 """Tokens per document above which documents are joined one by one: a mask over all tokens costs as much as so many."""
-
+_HELD_DOCUMENTS = 8192
+"""Whose lengths are written together."""
 _LOOP_CHARACTERS = 200
 """Characters per document above which looking at each takes less time than joining all."""
 
@@ -155,6 +159,8 @@ class PartWriter:
         self._tokens = Held(f"{stem}.bin", room or Room())
         self._lengths = self._stack.enter_context(HashedFile(f"{stem}.lengths"))
         self._keys = self._stack.enter_context(HashedFile(f"{stem}.keys")) if with_keys else None
+        self._held_lengths: list[NDArray[np.uint64]] = []
+        self._held_documents = 0
         self.documents = self.token_count = self.text_bytes = 0
 
     def __enter__(self) -> PartWriter:
@@ -172,7 +178,7 @@ class PartWriter:
         self._check(ids)
         framed = frame(ids, lengths, self._head, self._tail, self._dtype)
         self._tokens.write(framed)
-        self._lengths.write((lengths + (len(self._head) + len(self._tail))).astype("<u8"))
+        self._write_lengths(lengths + (len(self._head) + len(self._tail)))
         if self._keys is not None:
             import xxhash
 
@@ -192,12 +198,26 @@ class PartWriter:
             self._tokens.write(ids.astype(self._dtype))
             count += len(ids)
         self._tokens.write(np.array(self._tail, self._dtype))
-        self._lengths.write(np.array([count], "<u8"))
+        self._write_lengths(np.array([count]))
         if self._keys is not None:
             self._keys.write(np.array([seen.key()], "<u8"))
         self.documents += 1
         self.token_count += count
         self.text_bytes += seen.size_bytes
+
+    def _write_lengths(self, lengths: Lengths) -> None:
+        """Many at once."""
+        self._held_lengths.append(lengths.astype("<u8"))
+        self._held_documents += len(lengths)
+        if self._held_documents >= _HELD_DOCUMENTS:
+            self._flush_lengths()
+
+    def _flush_lengths(self) -> None:
+        import numpy as np
+
+        if self._held_lengths:
+            self._lengths.write(np.concatenate(self._held_lengths))
+        self._held_lengths, self._held_documents = [], 0
 
     def _check(self, ids: Ids) -> None:
         if len(ids) and int(ids.max()) > self._largest_id:
@@ -205,6 +225,7 @@ class PartWriter:
 
     def finish(self, **more: Any) -> Made:
         """Close the files; with what else there is to say in the record."""
+        self._flush_lengths()
         self._stack.close()
         sums = {"bin": self._tokens.hexdigest(), "lengths": self._lengths.hexdigest()}
         if self._keys is not None:
@@ -286,7 +307,7 @@ def frame(ids: Ids, lengths: Lengths, head: Sequence[int], tail: Sequence[int], 
     if more == 0:
         return ids.astype(dtype)
     if len(ids) > _LOOP_TOKENS * len(lengths):
-        before, after = (np.array(some, dtype).tobytes() for some in (head, tail))
+        before, after = (np.array(some, dtype).tobytes() if some else b"" for some in (head, tail))
         narrowed: Any = ids.astype(dtype)
         data = memoryview(narrowed).cast("B")
         ends = (np.cumsum(lengths) * np.dtype(dtype).itemsize).tolist()

@@ -10,11 +10,11 @@ of long texts the ids of the last few are kept instead, for those that come agai
 from __future__ import annotations
 
 import hashlib
+import os
 import resource
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dsmem import malloc
@@ -34,6 +34,7 @@ _KEPT_BYTES, _LONG_S = 4 << 20, 0.1
 _FEW_WORKERS = 8
 _MAPPED_BYTES, _TRIMMED_BYTES = 4 << 20, 8 << 20
 """An allocation that is a map of its own, and what may lie free at the end of the heap."""
+_PAGE_BYTES = resource.getpagesize()
 _RESIDENT, _SHARED = 1, 2
 """Fields of /proc/PID/statm, in pages."""
 
@@ -52,8 +53,12 @@ def hold_little(workers: int) -> None:
 
 def own_bytes() -> int:
     """Memory of this process that no file backs."""
-    fields = Path("/proc/self/statm").read_bytes().split()
-    return (int(fields[_RESIDENT]) - int(fields[_SHARED])) * resource.getpagesize()
+    fd = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)  # asked for often: Path takes five times as long
+    try:
+        fields = os.read(fd, 256).split()
+    finally:
+        os.close(fd)
+    return (int(fields[_RESIDENT]) - int(fields[_SHARED])) * _PAGE_BYTES
 
 
 class Renewing:
