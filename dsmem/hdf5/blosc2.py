@@ -28,6 +28,9 @@ _ZEROS = 0x81
 
 _FLAGS_AT, _EXTENDED, _KIND_AT, _NOT_WRITTEN = 2, 5, 31, 4
 """README_CHUNK_FORMAT.rst: which kind of special value a chunk is made of; of this one the decoder writes nothing."""
+_FILTERS, _METAS, _SHUFFLE, _DELTA = slice(16, 22), slice(24, 30), 1, 3
+"""Its filters and a number for each. Blosc2 2.23 ignores that of a shuffle, 3.3 takes it for the size of an item; and
+they undo a delta behind other filters differently. What the filter of HDF5 writes has neither."""
 
 _PLAIN, _PLAIN_INDEX_BYTES, _FIRST = 2, 40, bytes(8)
 """An index of one chunk that is stored as it is: a header of 32 bytes, and the chunk's offset."""
@@ -80,12 +83,14 @@ def decode(data: memoryview, out: Array) -> Array:
 
 
 def _decoded(stored: memoryview, out: Array) -> Array:
-    if (
-        len(stored) > _KIND_AT
-        and stored[_FLAGS_AT] & _EXTENDED == _EXTENDED
-        and stored[_KIND_AT] >> 4 & 7 == _NOT_WRITTEN
-    ):
-        raise ValueError("a chunk whose bytes were never written")
+    if len(stored) > _KIND_AT and stored[_FLAGS_AT] & _EXTENDED == _EXTENDED:
+        if stored[_KIND_AT] >> 4 & 7 == _NOT_WRITTEN:
+            raise ValueError("a chunk whose bytes were never written")
+        filters, metas = bytes(stored[_FILTERS]), bytes(stored[_METAS])
+        if any(meta for code, meta in zip(filters, metas, strict=True) if code == _SHUFFLE):
+            raise ValueError("a shuffle that not every Blosc2 undoes alike")
+        if any(filters[: max(filters.find(_DELTA), 0)]):
+            raise ValueError("filters before a delta, which not every Blosc2 undoes alike")
     done: Array = _codecs.blosc2_decode(stored, numthreads=1, out=out)
     if len(done) != len(out):
         raise ValueError(f"decodes to {len(done)} bytes instead of {len(out)}")

@@ -38,11 +38,11 @@ MUTANTS = 200
 SIZES = (5, 39)
 
 
-def stored(name: str, dtype: str = "<i4") -> tuple[Pipeline, bytes, bytes]:
+def stored(name: str, dtype: str = "<i4", options: dict[str, Any] | None = None) -> tuple[Pipeline, bytes, bytes]:
     """What decodes a chunk, the chunk as it is stored, and its bytes as h5py reads them."""
     values = (np.arange(np.prod(SIZES)) // 5 % 30).astype(dtype).reshape(SIZES)
     with h5py.File("x", "w", driver="core", backing_store=False) as file:
-        made = file.create_dataset("x", data=values, **({"chunks": SIZES} | PIPELINES[name]))
+        made = file.create_dataset("x", data=values, **({"chunks": SIZES} | (options or PIPELINES[name])))
         file.flush()
         _, raw = made.id.read_direct_chunk((0, 0))
         return Pipeline(filters_of(made.id.get_create_plist()), values.nbytes), raw, made[()].tobytes()
@@ -125,6 +125,15 @@ def test_a_frame_of_blosc2_whose_chunk_lies_elsewhere() -> None:
         assert content[index + 32 + at] == 0
         content[index + 32 + at] = 1
         assert decoded(pipeline, bytes(content), len(expected)) == {None}
+
+
+@pytest.mark.parametrize(("filters", "at", "number"), [(1, 29, 2), (1, 29, 255), (3, 16, 1), (3, 20, 2)])
+def test_filters_of_blosc2_that_its_versions_undo_differently(filters: int, at: int, number: int) -> None:
+    pipeline, raw, expected = stored("blosc2", options=dict(hdf5plugin.Blosc2(cname="lz4", filters=filters)))
+    assert decoded(pipeline, raw, len(expected)) == {expected}
+    content = bytearray(raw)
+    content[int.from_bytes(raw[11:15], "big") + at] = number
+    assert decoded(pipeline, bytes(content), len(expected)) == {None}
 
 
 def test_an_index_of_blosc2_that_announces_less_than_nothing() -> None:
