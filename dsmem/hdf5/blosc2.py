@@ -28,6 +28,8 @@ _ZEROS = 0x81
 
 _FLAGS_AT, _EXTENDED, _KIND_AT, _NOT_WRITTEN = 2, 5, 31, 4
 """README_CHUNK_FORMAT.rst: which kind of special value a chunk is made of; of this one the decoder writes nothing."""
+_LATER_AT, _LAZY = 30, 8
+"""What later versions say of a chunk, and that it is not all there, as in no file: h5py reads none that has either."""
 _FILTERS, _METAS, _SHUFFLE, _DELTA = slice(16, 22), slice(24, 30), 1, 3
 """Its filters and a number for each. Blosc2 2.23 ignores that of a shuffle, 3.3 takes it for the size of an item; and
 they undo a delta behind other filters differently. What the filter of HDF5 writes has neither."""
@@ -86,6 +88,8 @@ def _decoded(stored: memoryview, out: Array) -> Array:
     if len(stored) > _KIND_AT and stored[_FLAGS_AT] & _EXTENDED == _EXTENDED:
         if stored[_KIND_AT] >> 4 & 7 == _NOT_WRITTEN:
             raise ValueError("a chunk whose bytes were never written")
+        if stored[_LATER_AT] or stored[_KIND_AT] & _LAZY:
+            raise ValueError("a chunk of a kind that is not known")
         filters, metas = bytes(stored[_FILTERS]), bytes(stored[_METAS])
         if any(meta for code, meta in zip(filters, metas, strict=True) if code == _SHUFFLE):
             raise ValueError("a shuffle that not every Blosc2 undoes alike")
