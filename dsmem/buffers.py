@@ -23,7 +23,7 @@ class Buffer:
     __slots__ = ("_memory",)
 
     def __init__(self) -> None:
-        self._memory = _memory(mmap.PAGESIZE)
+        self._memory = memory(mmap.PAGESIZE)
 
     def at(self, offset: int, size_bytes: int) -> memoryview:
         """So many writable bytes, for what is read at this offset of a file; what was in them before is anything.
@@ -32,7 +32,7 @@ class Buffer:
         """
         begin = offset % mmap.PAGESIZE
         if begin + size_bytes > len(self._memory):
-            self._memory = _memory(mmap.PAGESIZE + size_bytes)
+            self._memory = memory(mmap.PAGESIZE + size_bytes)
         return self._memory[begin : begin + size_bytes]
 
     def between(self, source: int, target: int, size_bytes: int) -> memoryview:
@@ -40,7 +40,11 @@ class Buffer:
         return self.at(source + (mmap.PAGESIZE // 2 if are_near(source, target) else 0), size_bytes)
 
 
-def _memory(size_bytes: int) -> memoryview:
+def memory(size_bytes: int) -> memoryview:
+    """So many writable bytes that go back to the kernel at once when nobody has them any more; raises MemoryError.
+
+    What malloc gives for less than 32 MiB, its heaps may hold for the next who asks, that of each thread by itself.
+    """
     try:
         return memoryview(mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
     except OSError as exc:

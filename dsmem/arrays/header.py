@@ -12,6 +12,7 @@ import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from dsmem.errors import BadSource, DamagedObject
 
@@ -26,7 +27,8 @@ ITEM_BYTES: Mapping[str, int] = {
     "F16": 2, "BF16": 2, "F32": 4, "F64": 8, "C64": 8, "F8_E4M3": 1, "F8_E5M2": 1,
     "F8_E8M0": 1, "F8_E4M3FNUZ": 1, "F8_E5M2FNUZ": 1,
 }  # fmt: skip
-_WIDEST_NUMBER = 10**18
+WIDEST_NUMBER = 10**18
+"""As wide as a size of 64 bits can be."""
 _AT_ONCE = 1000
 _PIECE_BYTES = 1 << 20
 Text = str | Callable[[], Iterable[str]]
@@ -45,6 +47,14 @@ class Tensor:
     shape: tuple[int, ...]
     begin: int
     end: int
+
+
+class Tensors(Protocol):
+    """Tensors by name, as a dict has them."""
+
+    def items(self) -> Iterable[tuple[str, Tensor]]:
+        """All of them, in the order in which a header is to have them; the same ones each time."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +106,7 @@ def parse(data: memoryview, file_bytes: int) -> Header:
     return Header(raw, metadata, 8 + length, file_bytes - 8 - length)
 
 
-def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Text], *, size_bytes: int) -> bytearray:
+def encode(tensors: Tensors, metadata: Mapping[str, Text], *, size_bytes: int) -> bytearray:
     """The header as `size_bytes` bytes of file (padded with spaces); raises ValueError when it does not fit."""
     encoded = bytearray()
     write(lambda _, piece: encoded.extend(piece), tensors, metadata, size_bytes=size_bytes)
@@ -105,7 +115,7 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, Text], *, size_
 
 def write(
     put: Callable[[int, memoryview], object],
-    tensors: Mapping[str, Tensor],
+    tensors: Tensors,
     metadata: Mapping[str, Text],
     *,
     size_bytes: int,
@@ -122,16 +132,12 @@ def write(
     put(offset, memoryview(piece.ljust(size_bytes - offset)))
 
 
-def reserve(tensors: Mapping[str, Tensor], metadata: Mapping[str, Text], *, spare_bytes: int) -> int:
-    """Bytes to keep for a header whose offsets are not known yet: the widest numbers, spare room, whole pages.
+def reserve(tensors: Tensors, metadata: Mapping[str, Text], *, spare_bytes: int) -> int:
+    """Bytes to keep for a header: what these take, spare room, whole pages. What is not known yet is as wide as can be.
 
     Raises HeaderTooLong for one that nobody could read.
     """
-    widest = (
-        (name, Tensor(t.dtype, (*t.shape[:-1], _WIDEST_NUMBER) if t.shape else (), _WIDEST_NUMBER, _WIDEST_NUMBER))
-        for name, t in tensors.items()
-    )
-    needed = 8 + sum(map(len, _dumped(widest, metadata))) + spare_bytes
+    needed = 8 + sum(map(len, _dumped(tensors.items(), metadata))) + spare_bytes
     size_bytes = -(-needed // PAGE_BYTES) * PAGE_BYTES
     if size_bytes - 8 > MAX_HEADER_BYTES:
         raise HeaderTooLong(f"names, shapes and attributes take {needed:,} bytes; {MAX_HEADER_BYTES:,} is the most")

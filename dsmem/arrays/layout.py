@@ -6,10 +6,20 @@ until it has been read. As each size is a multiple of its own alignment, the nex
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from array import array
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
 
 from dsmem.arrays.header import PAGE_BYTES, Tensor, shape_bytes
+
+UNKNOWN = -1
+"""The size of a tensor that varies in length, before it has been read, and where it begins."""
+_LAST = 1 << 12
+"""More than any rank of what has a size."""
+Column = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,30 +32,55 @@ class Planned:
     align: int
 
 
-def place(planned: Iterable[Planned]) -> tuple[dict[str, Tensor], list[Planned]]:
-    """Tensors of known size with their offsets, in file order; those of unknown size in the order to append them."""
-    known: dict[tuple[bool, int], list[Planned]] = {}
-    unknown: list[Planned] = []
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where tensors lie, by the numbers they were planned with; as columns, for there may be many."""
+
+    begins: Column
+    sizes: Column
+    """In bytes, like `begins`: int64, `UNKNOWN` of what varies in length."""
+    order: Column
+    """Numbers (uint32) in the order of the file, those of unknown size last, in the order to append them."""
+    known: int
+    """How many have a size."""
+
+    @property
+    def end(self) -> int:
+        """Bytes of all that have a size."""
+        return int(self.sizes[self.order[: self.known]].sum())
+
+
+def place(planned: Iterable[Planned]) -> Layout:
+    """Lay tensors out one behind the other."""
+    ranks, told = array("h"), array("q")
     for tensor in planned:
-        (unknown if tensor.shape is None else known.setdefault(_order(tensor), [])).append(tensor)
-    unknown.sort(key=lambda tensor: -tensor.align)
+        size_bytes = UNKNOWN if tensor.shape is None else shape_bytes(tensor.dtype, tensor.shape)
+        told.append(size_bytes)
+        ranks.append(_rank(size_bytes, tensor.align))
+    sizes = np.array(told, np.int64)
+    order = np.argsort(np.array(ranks, np.int16), kind="stable").astype(np.uint32)
+    known = len(sizes) - int((sizes == UNKNOWN).sum())
+    ends = sizes[order[:known]]
+    np.cumsum(ends, out=ends)
+    begins = np.full(len(sizes), UNKNOWN, np.int64)
+    begins[order[:known]] = ends
+    begins[order[:known]] -= sizes[order[:known]]
+    return Layout(begins, sizes, order, known)
+
+
+def placed(planned: Sequence[Planned]) -> dict[str, Tensor]:
+    """Tensors whose sizes are all known, with their places, in the order of the file."""
+    found = place(planned)
     tensors: dict[str, Tensor] = {}
-    offset = 0
-    for order in sorted(known):
-        alike = known[order]
-        alike.reverse()
-        while alike:  # there may be many: each makes room for what it becomes
-            tensor = alike.pop()
-            end = offset + _size_bytes(tensor)
-            tensors[tensor.name] = Tensor(tensor.dtype, tensor.shape or (), offset, end)
-            offset = end
-    return tensors, unknown
+    for number in found.order.tolist():
+        one, begin = planned[number], int(found.begins[number])
+        assert one.shape is not None
+        tensors[one.name] = Tensor(one.dtype, one.shape, begin, begin + int(found.sizes[number]))
+    return tensors
 
 
-def _order(tensor: Planned) -> tuple[bool, int]:
-    size_bytes = _size_bytes(tensor)
-    return not size_bytes or size_bytes % PAGE_BYTES > 0, -tensor.align
-
-
-def _size_bytes(tensor: Planned) -> int:
-    return shape_bytes(tensor.dtype, tensor.shape or ())
+def _rank(size_bytes: int, align: int) -> int:
+    """Tensors of a lower one come first."""
+    if size_bytes == UNKNOWN:
+        return 2 * _LAST - align
+    return (0 if size_bytes and size_bytes % PAGE_BYTES == 0 else _LAST) - align

@@ -5,20 +5,25 @@ Paths have no leading slash, the root group is ''. Every path is canonical: what
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 
 from dsmem.arrays import dtypes
+from dsmem.arrays.rows import Names
 from dsmem.errors import DamagedObject
 
 HELPER_PREFIX = "__dsmem__/"
 ATTRIBUTES_NAME = f"{HELPER_PREFIX}attributes"
 """The helper tensor (uint8) with what is long of attributes, in the form of `dsmem.arrays.attributes.Apart`."""
+_PLAIN = re.compile(r"[\w /.+-]*", re.ASCII)
+"""Names that need no look at each character."""
 _MOST_LINKS = 40
 _AT_ONCE = 1000
 """Entries of a table that are turned into JSON together."""
@@ -105,31 +110,55 @@ class Tree:
         return path in self.datasets or path in self.aliases or path in self.soft_links or self.kind(path) is not None
 
     def dumped(self) -> Iterator[str]:
-        """ASCII JSON in parts, for it may be long; names that are not UTF-8 stay as surrogates (see `text`)."""
-        opened = "{"
-        for part in self.__slots__:
-            if table := getattr(self, part):
-                yield f'{opened}"{part}":'
-                yield from dumped_table(table.items())
-                opened = ","
-        yield "{}" if opened == "{" else "}"
+        """See `dumped`."""
+        return dumped({part: getattr(self, part) for part in self.__slots__})
+
+
+class Listed(Protocol):
+    """A part of a tree, to be dumped."""
+
+    def __len__(self) -> int: ...
+
+    def items(self) -> Iterable[tuple[str, Any]]:
+        """Its entries, in order."""
+        ...
+
+
+def dumped(parts: Mapping[str, Listed]) -> Iterator[str]:
+    """A tree as ASCII JSON in parts, for it may be long; names that are not UTF-8 stay as surrogates (see `text`).
+
+    `parts`: those that `Tree` has, by their names there.
+    """
+    opened = "{"
+    for name, part in parts.items():
+        if len(part):
+            yield f'{opened}"{name}":'
+            yield from dumped_table(part.items())
+            opened = ","
+    yield "{}" if opened == "{" else "}"
 
 
 def dumped_table(table: Iterable[tuple[str, Any]]) -> Iterator[str]:
-    """A table as ASCII JSON in parts, a list of names in it that is long in several."""
+    """A table as ASCII JSON in parts, a list of names in it (or `Names`) that is long in several."""
     comma = "{"
     for some in _together(table):
         yield comma
         comma = ","
         key, names = next(iter(some.items()))
-        if isinstance(names, list) and len(names) > _AT_ONCE:
+        if _is_long(names):
             yield _json(key) + ":["
-            for start in range(0, len(names), _AT_ONCE):
-                yield "," * (start > 0) + _json(names[start : start + _AT_ONCE])[1:-1]
+            remaining, inner = iter(names), ""
+            while few := list(itertools.islice(remaining, _AT_ONCE)):
+                yield inner + _json(few)[1:-1]
+                inner = ","
             yield "]"
         else:
-            yield _json(some)[1:-1]
+            yield _json({key: list(value) if isinstance(value, Names) else value for key, value in some.items()})[1:-1]
     yield "{}" if comma == "{" else "}"
+
+
+def _is_long(value: object) -> bool:
+    return isinstance(value, list | Names) and len(value) > _AT_ONCE
 
 
 def _together(table: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -137,7 +166,7 @@ def _together(table: Iterable[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
     some: dict[str, Any] = {}
     size = 0
     for key, value in table:
-        weight = 1 + (len(value) if isinstance(value, list) else 0)
+        weight = 1 + (len(value) if isinstance(value, list | Names) else 0)
         if some and size + weight > _AT_ONCE:
             yield some
             some, size = {}, 0
@@ -233,9 +262,11 @@ def shown(name: str) -> str:
 
 def tensor_name(path: str) -> str:
     """The tensor that carries a dataset: its path, percent-escaped where safetensors or UTF-8 would not allow it."""
+    if _PLAIN.fullmatch(path) and not path.startswith("__"):
+        return path
     escaped = urllib.parse.quote(path, safe="/ !#$&'()*+,:;=?@[]^`{|}<>\\~", errors="surrogateescape")
     if escaped == path and not path.startswith("__"):
-        return path  # not a copy: there may be many
+        return path
     return "%5F" + escaped[1:] if escaped.startswith("__") else escaped
 
 

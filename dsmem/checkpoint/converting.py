@@ -214,7 +214,7 @@ def _write_safetensors(
     for name in names:
         entry = _entry(source, name)
         planned.append(Planned(name, codes[name], entry.shape, entry.dtype.itemsize))
-    placed, _ = layout.place(planned)
+    placed = layout.placed(planned)
     text_bytes = header.reserve(placed, {"format": "pt"}, spare_bytes=0)
     head = header.encode({name: placed[name] for name in names}, {"format": "pt"}, size_bytes=text_bytes)
     total = sum(_entry(source, name).size_bytes for name in codes)

@@ -190,7 +190,7 @@ def _fill(
     progress: Progress,
 ) -> Filled:
     planned = [Planned(name, codes[name], entry.shape, entry.dtype.itemsize) for name, entry in source.entries.items()]
-    placed, _ = layout.place(planned)
+    placed = layout.placed(planned)
     tensors = {name: placed[name] for name in source.entries}
     widest = Provenance(request.source, request.identity, request.selection, "f" * 64, "", 10**19)
     metadata = {

@@ -28,8 +28,10 @@ _CHILD_BYTES = 1 << 30
 """What a child may take."""
 _LONG = 64 << 10
 """Characters of JSON from which on a value lies apart."""
+_SHORT = 256
+"""Characters of JSON up to which a value never lies apart: to say where it does would take as many."""
 _MOST_TOGETHER = 2 << 20
-"""Characters of JSON that lie together, in memory and in the header of an object; further ones lie apart."""
+"""Characters of longer JSON that lie together, in memory and in the header of an object; further ones lie apart."""
 _MOST_HELD_BYTES = 16 << 20
 """What is held of values that lie apart; others are read twice, which costs time, not memory."""
 _LEAST_POINTER_BYTES = 10
@@ -68,9 +70,10 @@ class AttributeReader:
             left = f"{MAX_HEADER_BYTES - self._read_bytes:,} are left of the {MAX_HEADER_BYTES:,} for all"
             raise UnsupportedType(f"values of {length:,} bytes as JSON, where {left}")
         self._read_bytes += length if self._of_all else 0
-        if self._apart and (length > _LONG or self._together + length > _MOST_TOGETHER):
-            return self._apart_of(value)
-        self._together += length
+        if length > _SHORT and self._apart:
+            if length > _LONG or self._together + length > _MOST_TOGETHER:
+                return self._apart_of(value)
+            self._together += length
         return value.json()
 
     def _apart_of(self, value: attributes.Encoded) -> attributes.Apart:

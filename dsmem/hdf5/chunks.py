@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dsmem.errors import BadSource
-from dsmem.hdf5.codecs import Array, Pipeline, Undecodable
+from dsmem.hdf5.codecs import Array, Pipeline, Undecodable, scratch
 from dsmem.hdf5.stored import MISSING, StoredChunks
 
 BAND_BYTES = 2 << 20
@@ -218,7 +218,7 @@ class ChunkedDataset:
     def _scratch(self) -> Array:
         """This thread's buffer for a chunk."""
         if self._chunk_bytes > _LARGE_BYTES:
-            return np.empty(self._chunk_bytes, np.uint8)
+            return scratch(self._chunk_bytes)
         buffer: Array | None = getattr(self._local, "chunk", None)
         if buffer is None:
             buffer = self._local.chunk = np.empty(self._chunk_bytes, np.uint8)

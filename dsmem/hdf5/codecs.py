@@ -16,6 +16,7 @@ import deflate
 import imagecodecs
 import numpy as np
 
+from dsmem.buffers import memory
 from dsmem.hdf5 import blosc2, shuffle, szip
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -35,6 +36,8 @@ _BITSHUFFLE_TARGET_BYTES, _BITSHUFFLE_MULTIPLE, _BITSHUFFLE_LEAST = 8192, 8, 128
 _CHECKSUM_BYTES = 4
 _SMALL_BYTES = 16 << 10
 """Up to here a copy costs less than what imagecodecs does around libdeflate; beyond, fresh memory costs more."""
+_LARGE_BYTES = 1 << 20
+"""From here on a buffer is worth a map of its own."""
 _FOREIGN = (
     deflate.DeflateError,
     RuntimeError,
@@ -92,7 +95,7 @@ class Pipeline:
         current: Any = data
         try:
             for stage in stages[:-1]:
-                current = stage.undo(current, np.empty(stage.size_bytes, np.uint8))
+                current = stage.undo(current, scratch(stage.size_bytes))
             done = stages[-1].undo(current, out)
         except _FOREIGN as exc:
             raise Undecodable(str(exc)) from exc
@@ -116,6 +119,12 @@ class Pipeline:
         if not stages or stages[0].undo is _undo_checksum:
             stages.insert(0, _Stage(_copy, self._chunk_bytes))
         return tuple(reversed(stages))
+
+
+def scratch(size_bytes: int) -> Array:
+    """A buffer of uint8 for as long as a chunk is decoded."""
+    is_large = size_bytes >= _LARGE_BYTES
+    return np.frombuffer(memory(size_bytes), np.uint8) if is_large else np.empty(size_bytes, np.uint8)
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,8 @@ class Item:
     """Of chunked data: an item that was never written, as it is in memory."""
     few: bytes = b""
     """Of chunked data: where its chunks lie, if they are few (`fewchunks.read`): then it need not be opened again."""
+    number: int = -1
+    """Of those of its file, if it is one of `dsmem.hdf5.items.Items`."""
 
     @property
     def size_bytes(self) -> int:
@@ -107,11 +109,9 @@ def inspect(
             sizes.check_chunks(math.prod(grid_of(info.shape, info.chunks)), file_bytes, allow)
         why = _only_h5py(layout, kind, is_outside=is_outside)
         way = _way(properties, info, filters, storage, file_bytes, alike) if why is None else _Way("h5py", why)
-    same = alike.same
-    way, storage = way._replace(why=same(way.why)), same(storage)
     if way.tier != "chunked":
         return Item(path, info, way.tier, way.why, way.offset, storage, filters, layout, is_outside)
-    fill = same(_fill(properties, info.dtype))
+    fill = _fill(properties, info.dtype)
     few = fewchunks.read(dataset_id, info.shape or (), info.chunks or (), file_bytes)
     return Item(path, info, way.tier, way.why, way.offset, storage, filters, layout, is_outside, fill, few)
 

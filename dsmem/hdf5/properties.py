@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5s, h5t
 
-from dsmem.arrays import attributes, dtypes, tree
+from dsmem.arrays import dtypes, tree
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.hdf5.codecs import Filter, NotKnown, Pipeline
 from dsmem.hdf5.filters import check_installed, filters_of
@@ -78,15 +78,8 @@ class Alike:
     def __init__(self) -> None:
         self._types: dict[bytes, FileType] = {}
         self._infos: dict[tuple[object, ...], tree.Dataset] = {}
-        self._records: dict[int, tuple[tree.Dataset, dict[str, Any]]] = {}
         self._options: dict[tuple[Filter, ...], dict[str, Any]] = {}
-        self._first: dict[Any, Any] = {}
         self._undecodable: dict[tuple[tuple[Filter, ...], int], str | None] = {}
-
-    def same(self, value: V) -> V:
-        """The first of equal values of one type: what many datasets have is held once."""
-        found: V | None = self._first.get((type(value), value))
-        return _kept(self._first, (type(value), value), value) if found is None else found
 
     def type_of(self, dataset_id: Any) -> FileType:
         """Raises UnsupportedType for a type that can't be pinned exactly."""
@@ -94,17 +87,17 @@ class Alike:
         key = opened.encode()  # HDF5 takes texts of other encodings for equal types
         found = self._types.get(key)
         if found is None:
-            found = _kept(self._types, key, _file_type(opened))
+            found = kept(self._types, key, _file_type(opened))
         return found
 
     def filters_of(self, properties: Properties) -> tuple[Filter, ...]:
         """The filters of a dataset; raises UnsupportedType for those that HDF5 can't decode here."""
         if properties.layout != h5d.CHUNKED:
             return ()
-        filters = self.same(filters_of(properties.plist))
+        filters = filters_of(properties.plist)
         if filters not in self._options:
             check_installed(filters)
-            _kept(self._options, filters, _options(h5py.Dataset(properties.id)))
+            kept(self._options, filters, _options(h5py.Dataset(properties.id)))
         return filters
 
     def info(self, properties: Properties, kind: FileType, filters: tuple[Filter, ...]) -> tree.Dataset:
@@ -123,29 +116,18 @@ class Alike:
                 shape, kind.dtype, chunks=properties.chunks, maxshape=maxshape, fillvalue=fill, note=note, **options
             )
             if fill is None:
-                _kept(self._infos, key, found)
+                kept(self._infos, key, found)
         return found
-
-    def record(self, info: tree.Dataset) -> dict[str, Any]:
-        """The JSON record of what `info` gave: one for all that are alike."""
-        known = self._records.get(id(info))
-        if known is not None:
-            return known[1]
-        fill = None if info.fillvalue is None else attributes.to_json(info.fillvalue)
-        record = tree.describe(info, fill)
-        if info.fillvalue is None:
-            _kept(self._records, id(info), (info, record))  # which keeps it, and so its number
-        return record
 
     def undecodable(self, filters: tuple[Filter, ...], chunk_bytes: int) -> str | None:
         """Why chunks of that size can't be decoded here; None where they can."""
         key = (filters, chunk_bytes)
         if key not in self._undecodable:
-            return _kept(self._undecodable, key, _undecodable(filters, chunk_bytes))
+            return kept(self._undecodable, key, _undecodable(filters, chunk_bytes))
         return self._undecodable[key]
 
 
-def _kept(known: dict[K, V], key: K, value: V) -> V:
+def kept(known: dict[K, V], key: K, value: V) -> V:
     """Remember a value, and forget the others when they are many."""
     if len(known) == _MOST_ALIKE:
         known.clear()

@@ -6,46 +6,35 @@ import fnmatch
 import os
 from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5a, h5i, h5l, h5o
+from h5py import h5, h5a, h5i, h5l, h5o, h5p
 
+from dsmem import malloc
 from dsmem.arrays import dtypes, tree
+from dsmem.arrays.attributes import Apart
 from dsmem.arrays.dtypes import UnsupportedType
-from dsmem.arrays.tree import Tree
-from dsmem.errors import Allow, BadSource, Refusal
+from dsmem.arrays.header import MAX_HEADER_BYTES
+from dsmem.arrays.rows import Names, Table
+from dsmem.errors import Allow, BadSource, Refusal, SourceChanged
 from dsmem.hdf5 import links, sizes
 from dsmem.hdf5.attrs import AttributeReader
 from dsmem.hdf5.chunkindex import DamagedIndex, stored_bytes
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
+from dsmem.hdf5.found import APART, Groups, Scan
 from dsmem.hdf5.opening import reason, translated
 from dsmem.hdf5.places import Place, kind, place
 from dsmem.hdf5.properties import Alike
 
+_FIRST_CHECK = 1 << 10
 _NODES: Mapping[int, Callable[[Any], Any]] = {
     h5i.GROUP: h5py.Group,
     h5i.DATASET: h5py.Dataset,
     h5i.DATATYPE: h5py.Datatype,
 }
-
-
-@dataclass(slots=True)
-class Scan:
-    """What a file holds."""
-
-    tree: Tree = field(default_factory=Tree)
-    attributes: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By path and name: as JSON, or `attributes.Apart` for what is long (not where it is scanned to be mapped)."""
-    items: list[Item] = field(default_factory=list)
-    refusals: list[Refusal] = field(default_factory=list)
-    is_outside: bool = False
-    """Some of it lies in other files."""
-    others: dict[int, Any] = field(default_factory=dict)
-    """An object of every other file that a link leads to, by HDF5's file number: it keeps that file open and locked."""
 
 
 class NotMappable(Exception):
@@ -73,7 +62,7 @@ def scan(
         root = file["/"]
         if not isinstance(root, h5py.Group):
             raise BadSource(f"{path}: its root is not a group")
-        walk.group(root, "")
+        walk.all_below(root)
         walk.check_links()
         if "oversized" not in allow and not mappable:
             walk.judge_sizes(file)
@@ -106,35 +95,71 @@ class _Walk:
         self._seen: dict[Place, str] = {}
         """What other links may lead to again."""
         self._linked_once = array("Q")
-        """Addresses of the rest: a file may have many datasets, and what is said of each takes 200 bytes."""
+        """Addresses of the rest: a file may have many, and what is said of each takes 200 bytes."""
+        self._checked_at = _FIRST_CHECK
+        self._above: set[int] = set()
+        """Addresses of the groups on the way to where it is."""
+        self._name_bytes = 0
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
         self._outside: set[str] = set()
         """Paths of what other files hold."""
         self._fileno = 0
 
-    def group(self, root: Any, root_path: str) -> None:
+    def all_below(self, root: Any) -> None:
+        """List every group before what is below it; open are the ones on the way to where it is."""
         here = place(root.id)
         self._fileno = here.fileno
-        self._seen[here] = root_path
-        todo = [(root, root_path)]
+        self._seen[here] = ""
+        todo = [(root.id, "", here.addr, iter(self._group(root.id, "")))]
         while todo:
-            group, path = todo.pop()
-            names = self.found.tree.groups[path] = []
-            self._read_attributes(group.id, path)
-            below: list[tuple[Any, str]] = []
-            for name in map(tree.text, group):
-                child = tree.join(path, name)
-                if self._link(group.id, name.encode("utf-8", "surrogateescape"), child, below):
-                    names.append(name)
-            todo.extend(reversed(below))
+            group, path, address, below = todo[-1]
+            name = next(below, None)
+            if name is None:
+                self._above.discard(address)
+                todo.pop()
+                continue
+            child, child_path = h5o.open(group, _raw(name)), tree.join(path, name)
+            if kind(child) != "group":
+                raise SourceChanged(f"{self._path}: /{child_path} changed, in another file, while it was read")
+            address = place(child).addr
+            self._above.add(address)
+            todo.append((child, child_path, address, iter(self._group(child, child_path))))
+
+    def _group(self, group: Any, path: str) -> Names:
+        """List a group, and what of its links leads to datasets and named types; the names of the groups in it."""
+        self._read_attributes(group, path)
+        names, others = _links(group)
+        below, left_out = Names(), set()
+        for name in names:
+            child = tree.join(path, name)
+            self._name_bytes += len(child)
+            if self._name_bytes > MAX_HEADER_BYTES and not self._only and not self._mappable:
+                raise BadSource(f"{self._path}: names take more than {MAX_HEADER_BYTES:,} bytes, which is the most")
+            if not self._link(group, _raw(name), others.get(name, h5l.TYPE_HARD), child, below):
+                left_out.add(name)
+        self.found.groups.add(path, names.without(left_out))
+        return below
+
+    def _met_once(self, address: int) -> None:
+        """Note an object that has one link, as it says; where it has more, looking through the file may never end."""
+        if address in self._above:
+            raise self._miscounted()
+        self._linked_once.append(address)
+        if len(self._linked_once) >= self._checked_at:
+            self._checked_at *= 2
+            self.check_links()
+            malloc.give_back()  # HDF5's heap has many holes by now
 
     def check_links(self) -> None:
         """Refuse a file that has more links to an object than it counts: h5py would say that they are one."""
         addresses = np.sort(np.frombuffer(self._linked_once, np.uint64))
         if (addresses[1:] == addresses[:-1]).any():
-            why = "several links lead to what it says has one"
-            raise NotMappable(why) if self._mappable else BadSource(f"{self._path} is damaged: {why}")
+            raise self._miscounted()
+
+    def _miscounted(self) -> Exception:
+        why = "several links lead to what it says has one"
+        return NotMappable(why) if self._mappable else BadSource(f"{self._path} is damaged: {why}")
 
     def judge_sizes(self, file: Any) -> None:
         """Refuse datasets that are possible each by itself, and hardly all together."""
@@ -146,59 +171,64 @@ class _Walk:
                 return stored_bytes(file[tree.raw(item.path)].id)
 
         chosen, why = sizes.too_many(self.found.items, self._file_bytes, stored)
+        if not chosen:
+            return
+        paths = {item.path for item in chosen}
+        aliases = {path: to for path, to in self.found.aliases.items() if to in paths}
         for item in chosen:
-            for path in (item.path, *(path for path, to in self.found.tree.aliases.items() if to == item.path)):
+            for path in (item.path, *(path for path, to in aliases.items() if to == item.path)):
                 self._refuse(path, why, allow="oversized")
-        self._drop({item.path for item in chosen})
+        gone = paths | aliases.keys()
+        self.found.aliases = self.found.aliases.kept(lambda path, _: path not in gone)
+        self._keep(lambda path: path not in gone, lambda link: link not in gone)
 
-    def _drop(self, paths: set[str]) -> None:
-        """Take datasets out, as if they had been refused when they were met."""
-        found = self.found.tree
-        gone = paths | {path for path, target in found.aliases.items() if target in paths}
-        found.datasets = {path: record for path, record in found.datasets.items() if path not in paths}
-        found.aliases = {path: target for path, target in found.aliases.items() if path not in gone}
-        found.groups = {
-            path: [name for name in names if tree.join(path, name) not in gone] for path, names in found.groups.items()
-        }
-        self.found.items = [item for item in self.found.items if item.path not in paths]
-        self.found.attributes = {path: a for path, a in self.found.attributes.items() if path not in paths}
+    def _keep(self, node: Callable[[str], bool], link: Callable[[str], bool]) -> None:
+        """Leave out groups, datasets and what is noted of others, and links of other names."""
+        found = self.found
+        groups = Groups()
+        for path, names in found.groups.items():
+            if node(path):
+                groups.add(path, names.without({name for name in names if not link(tree.join(path, name))}))
+        found.groups = groups
+        found.items = found.items.kept(node)
+        found.noted = found.noted.kept(lambda path, _: node(path))
+        found.apart = found.apart.kept(node)
 
     def prune(self) -> None:
         """Drop groups with nothing selected below, and links that lead out of what is left."""
-        found = self.found.tree
+        found = self.found
+        selected = {item.path for item in found.items}
         kept = {""}
-        for path in (*found.datasets, *(path for path, target in found.aliases.items() if target in found.datasets)):
+        for path in (*selected, *(path for path, target in found.aliases.items() if target in selected)):
             while path:
                 kept.add(path)
                 path = path.rpartition("/")[0]
-        found.groups = {path: names for path, names in found.groups.items() if path in kept}
-        found.types.clear()
-        found.aliases = {path: target for path, target in found.aliases.items() if target in kept}
-        found.soft_links = {
-            path: target for path, target in found.soft_links.items() if found.resolve(path) is not None
-        }
-        for path, names in found.groups.items():
-            links = kept | found.aliases.keys() | found.soft_links.keys()
-            found.groups[path] = [name for name in names if tree.join(path, name) in links]
-        self.found.attributes = {path: a for path, a in self.found.attributes.items() if path in kept}
+        found.types = Table()
+        found.aliases = found.aliases.kept(lambda _, target: target in kept)
+        self._keep(kept.__contains__, lambda _: True)
+        left = found.tree
+        found.soft_links = found.soft_links.kept(lambda path, _: left.resolve(path) is not None)
+        links = kept | left.aliases.keys() | dict(found.soft_links.items()).keys()
+        self._keep(kept.__contains__, links.__contains__)
         gone = {id(refusal) for owner, refusal in self._owned if owner not in kept}
-        self.found.refusals = [refusal for refusal in self.found.refusals if id(refusal) not in gone]
+        found.refusals = [refusal for refusal in found.refusals if id(refusal) not in gone]
 
     def sum_up(self) -> None:
         """Say whether anything of what is left lies in other files."""
-        found = self.found.tree
-        nodes = found.groups.keys() | found.datasets.keys() | found.types.keys()
-        self.found.is_outside = not self._outside.isdisjoint(nodes) or any(item.is_outside for item in self.found.items)
+        found = self.found
+        found.is_outside = len(found.items.where(lambda item: item.is_outside)) > 0
+        if self._outside and not found.is_outside:
+            left = found.tree
+            found.is_outside = any(left.kind(path) is not None for path in self._outside)
 
-    def _link(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
-        """Record one link; whether its name belongs to the tree."""
+    def _link(self, group: Any, name: bytes, link: int, path: str, below: Names) -> bool:
+        """Record one link, its name in `below` if it leads to a group to be listed; whether it belongs to the tree."""
         if self._at_link is not None:
             self._at_link()
-        link = group.links.get_info(name).type
         if link == h5l.TYPE_EXTERNAL:
             return self._external_link(group, name, path, below)
         if link == h5l.TYPE_SOFT and place(group).fileno == self._fileno:
-            self.found.tree.soft_links[path] = group.links.get_val(name).decode("utf-8", "surrogateescape")
+            self.found.soft_links.add(path, group.links.get_val(name).decode("utf-8", "surrogateescape"))
             return True
         if link == h5l.TYPE_SOFT:
             return self._soft_link_elsewhere(group, name, path, below)
@@ -208,7 +238,7 @@ class _Walk:
             return False
         return self._object(group, name, path, below)
 
-    def _external_link(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
+    def _external_link(self, group: Any, name: bytes, path: str, below: Names) -> bool:
         filename, target = group.links.get_val(name)
         where = f"{os.fsdecode(filename)}:{tree.text(target)}"
         if "external" in self._allow:
@@ -221,7 +251,7 @@ class _Walk:
             self._refuse(path, f"an external link: it leads to {where}", allow="external")
         return False
 
-    def _soft_link_elsewhere(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
+    def _soft_link_elsewhere(self, group: Any, name: bytes, path: str, below: Names) -> bool:
         """A soft link of another file, whose paths mean nothing here: recorded as what it leads to."""
         try:
             return self._object_elsewhere(group, name, path, below)
@@ -231,14 +261,14 @@ class _Walk:
                 self._refuse(path, f"a soft link of another file to {target}, which can't be opened ({reason(exc)})")
         return False
 
-    def _object_elsewhere(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
+    def _object_elsewhere(self, group: Any, name: bytes, path: str, below: Names) -> bool:
         """`_object`, where HDF5 may open other files on the way."""
         endless = links.endless(group, name)
         if endless is not None:
             raise OSError(f"{endless} is not a file")
         return self._object(group, name, path, below)
 
-    def _object(self, group: Any, name: bytes, path: str, below: list[tuple[Any, str]]) -> bool:
+    def _object(self, group: Any, name: bytes, path: str, below: Names) -> bool:
         """Record what a link leads to; raises KeyError, OSError or RuntimeError where it leads nowhere."""
         opened = h5o.open(group, name)
         here, what = place(opened), kind(opened)
@@ -249,19 +279,19 @@ class _Walk:
             self.found.others.setdefault(here.fileno, opened)
         known = self._seen.get(here)
         if known is not None:
-            self.found.tree.aliases[path] = known
+            self.found.aliases.add(path, known)
             return True
         if what == "group":
-            below.append((h5py.Group(opened), path))
+            below.append(name)
         elif what == "dataset":
             if not self._dataset(opened, path, in_other_file=here.fileno != self._fileno):
                 return False
         elif not self._named_type(opened, path):
             return False
-        if what == "group" or here.links != 1 or "external" in self._allow:
+        if here.links != 1 or "external" in self._allow:
             self._seen[here] = path
         else:
-            self._linked_once.append(here.addr)
+            self._met_once(here.addr)
         if here.fileno != self._fileno:
             self._outside.add(path)
         return True
@@ -281,7 +311,7 @@ class _Walk:
 
     def _named_type(self, opened: Any, path: str) -> bool:
         try:
-            self.found.tree.types[path] = dtypes.to_json(opened.dtype)
+            self.found.types.add(path, dtypes.to_json(opened.dtype))
         except (UnsupportedType, TypeError) as exc:
             self._refuse(path, f"a named type: {exc}", path)
             return False
@@ -293,14 +323,12 @@ class _Walk:
             item = inspect(
                 opened, path, self._file_bytes, allow=self._allow, in_other_file=in_other_file, alike=self._alike
             )
-            record = self._alike.record(item.info)
+            if self._mappable and item.tier not in ("contiguous", "empty"):
+                raise NotMappable(f"/{path}: {item.why}")
+            self.found.items.append(item)
         except (UnsupportedType, DamagedIndex) as exc:
             self._refuse(path, str(exc), allow=exc.allow if isinstance(exc, NotAllowed) else None)
             return False
-        if self._mappable and item.tier not in ("contiguous", "empty"):
-            raise NotMappable(f"/{path}: {item.why}")
-        self.found.tree.datasets[path] = record
-        self.found.items.append(item)
         self._read_attributes(opened, path)
         return True
 
@@ -308,16 +336,41 @@ class _Walk:
         if not h5a.get_num_attrs(opened):
             return
         node = _NODES[h5i.get_type(opened)](opened)
-        encoded: dict[str, Any] = {}
+        inside: dict[str, Any] = {}
         for name in node.attrs:
+            called = tree.text(name)
             try:
                 if self._mappable and self._attrs.may_be_much(node, name):
-                    raise NotMappable(f"/{path}@{tree.text(name)}: an attribute that may be very large")
-                encoded[tree.text(name)] = self._attrs.read(node, name)
+                    raise NotMappable(f"/{path}@{called}: an attribute that may be very large")
+                value = self._attrs.read(node, name)
             except UnsupportedType as exc:
                 allow = exc.allow if isinstance(exc, NotAllowed) else None
-                self._refuse(f"{path}@{tree.text(name)}", f"an attribute with {exc}", path, allow=allow)
+                self._refuse(f"{path}@{called}", f"an attribute with {exc}", path, allow=allow)
             except (TypeError, ValueError, OSError, KeyError, RuntimeError) as exc:
-                self._refuse(f"{path}@{tree.text(name)}", f"an attribute that h5py can't read ({reason(exc)})", path)
-        if encoded:
-            self.found.attributes[path] = encoded
+                self._refuse(f"{path}@{called}", f"an attribute that h5py can't read ({reason(exc)})", path)
+            else:
+                inside[called] = APART if isinstance(value, Apart) else value
+                if isinstance(value, Apart):
+                    self.found.apart.add(path, called, value)
+        if inside:
+            self.found.noted.add(path, inside)
+
+
+def _links(group: Any) -> tuple[Names, dict[str, int]]:
+    """Names of the links in a group in h5py's order, which has them as a list of bytes, and what is no hard link."""
+    created = group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED
+    names = Names()
+    others: dict[str, int] = {}
+
+    def keep(name: bytes, info: Any) -> None:
+        names.append(name)
+        if info.type != h5l.TYPE_HARD:
+            others[tree.text(name)] = info.type
+
+    group.links.iterate(keep, idx_type=h5.INDEX_CRT_ORDER if created else h5.INDEX_NAME, info=True)
+    return names, others
+
+
+def _raw(name: str) -> bytes:
+    """The name of a link, as the file has it."""
+    return name.encode("utf-8", "surrogateescape")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from dsmem import units
@@ -12,6 +12,7 @@ from dsmem.hdf5.elsewhere import NotAllowed
 
 if TYPE_CHECKING:
     from dsmem.hdf5.datasets import Item
+    from dsmem.hdf5.items import Items
 
 LEAST_BYTES = 4 << 30
 _LEAST_CHUNKS = 1 << 20
@@ -41,7 +42,7 @@ def check_chunks(chunks: int, file_bytes: int, allow: Collection[Allow]) -> None
         raise NotAllowed(f"{chunks:,} chunks declared in a file of {held}", allow="oversized")
 
 
-def too_many(items: Sequence[Item], file_bytes: int, stored: Callable[[Item], int]) -> tuple[list[Item], str]:
+def too_many(items: Items, file_bytes: int, stored: Callable[[Item], int]) -> tuple[list[Item], str]:
     """The datasets without which the others together are not oversized, those that declare the most first; and why.
 
     What is stored in the file itself is no more than the file, however many datasets share it. `stored` tells it of one

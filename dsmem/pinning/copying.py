@@ -65,13 +65,16 @@ class _Extents:
     """Extents by where they begin, as columns: there may be many, and each would take 150 bytes more."""
 
     def __init__(self, extents: Iterable[Extent]) -> None:
-        rows = array("q")
+        columns = starts, targets, sizes = array("q"), array("q"), array("q")
         for extent in extents:
-            rows.extend((extent.source_offset, extent.target_offset, extent.size_bytes))
-        table = np.frombuffer(rows, np.int64).reshape(-1, 3)
-        table = table[np.argsort(table[:, 0], kind="stable")]
-        self._starts, self._targets, self._sizes = (array("q", column.tobytes()) for column in table.T)
-        self._ends = array("q", np.maximum.accumulate(table[:, 0] + table[:, 2]).tobytes())
+            starts.append(extent.source_offset)
+            targets.append(extent.target_offset)
+            sizes.append(extent.size_bytes)
+        order = np.argsort(np.array(starts, np.int64), kind="stable")
+        self._starts, self._targets, self._sizes = (
+            array("q", np.array(column, np.int64)[order].tobytes()) for column in columns
+        )
+        self._ends = array("q", np.maximum.accumulate(np.add(self._starts, self._sizes, dtype=np.int64)).tobytes())
         """The furthest end up to each."""
 
     def overlapping(self, start: int, end: int) -> list[Extent]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ from dsmem.hdf5.chunks import (
 )
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item
+from dsmem.hdf5.items import Items
 from dsmem.hdf5.opening import translated
 from dsmem.hdf5.stored import StoredChunks
 from dsmem.parallel import Room
@@ -49,7 +51,7 @@ _ALL_BUFFERED_BYTES = 16 << 20
 
 That takes 5–20 % longer on 4 KiB pages, but no memory of our own beside the chunk's stored bytes.
 """
-_BESIDE_BYTES = 24 << 20
+_BESIDE_BYTES = 16 << 20
 """Beside a chunk for each thread: for what threads have at once of large chunks, as stored, and between filters."""
 WORTH_CHUNKS = 16_384
 """Below this, threads are done (0.2 s) before processes have gained what their start takes (0.05 s of a CPU each)."""
@@ -59,12 +61,12 @@ LEAST_CHUNKS = fewchunks.MOST_CHUNKS + 1
 """Of a dataset: what processes must be told of each (0.2 ms) takes longer than fewer chunks do in threads."""
 
 
-def in_processes(items: Iterable[Item]) -> list[Item]:
+def in_processes(items: Items) -> Items:
     """Which of a file's datasets are decoded by processes: those of many small chunks, if there are enough of them."""
     cpus = proc.usable_cpus()
-    small = [item for item in items if item.tier == "chunked" and _is_small(item, cpus)]
+    small = items.chosen(item.number for item in items if item.tier == "chunked" and _is_small(item, cpus))
     is_worth_it = sum(math.prod(grid(item)) for item in small) >= WORTH_CHUNKS and cpus > 1
-    return small if is_worth_it else []
+    return small if is_worth_it else items.chosen(())
 
 
 def _is_small(item: Item, cpus: int) -> bool:
@@ -79,11 +81,9 @@ def grid(item: Item) -> tuple[int, ...]:
     return grid_of(item.info.shape or (), item.info.chunks or ())
 
 
-def started(
-    items: Sequence[Item], fd: int, draft: Draft, *, object_bytes: int
-) -> AbstractContextManager[Decoders | None]:
+def started(items: Items, fd: int, draft: Draft, *, object_bytes: int) -> AbstractContextManager[Decoders | None]:
     """The processes for these datasets, if there are any, while the block lasts; early, for they take time to start."""
-    if not items:
+    if not len(items):
         return nullcontext()
     needs_numpy = any(
         (item.info.chunks or ())[1:] != (item.info.shape or ())[1:] or not _pipeline(item).is_small_deflate
@@ -93,13 +93,13 @@ def started(
 
 
 def decodings(
-    items: Sequence[Item],
+    items: Items,
     begin: Callable[[Item], int],
     source: Source,
     file: Any,
     draft: Draft,
     *,
-    shared_out: Collection[Item] = (),
+    shared_out: Items | None = None,
     decoders: Decoders | None = None,
     looked: Callable[[], None] = lambda: None,
 ) -> Iterator[Decoding]:
@@ -112,18 +112,17 @@ def decodings(
     threads = proc.usable_cpus()
     buffered_bytes = max(BAND_BYTES, _ALL_BUFFERED_BYTES // threads)
     room = Room(_BESIDE_BYTES + threads * max((item.chunk_bytes for item in items), default=0))
-    elsewhere = {item.path for item in shared_out}
+    elsewhere = set() if shared_out is None else {item.number for item in shared_out}
     stored = StoredChunks(source.fd, source.path)
-    together: list[Item] = []
-    alone: list[Item] = []
+    together, alone = array("Q"), array("Q")
     for item in items:
-        (together if fits_together(item) and item.path not in elsewhere else alone).append(item)
-    yield from SmallDatasets(stored, begin, draft, source).decodings(together)
-    for item in alone:
+        (together if fits_together(item) and item.number not in elsewhere else alone).append(item.number)
+    yield from SmallDatasets(stored, begin, draft, source).decodings(items.chosen(together))
+    for item in items.chosen(alone):
         table = _table(item, source, file, looked)
         dataset = _dataset(item, table, stored, source)
         place = begin(item)
-        if decoders is None or item.path not in elsewhere:
+        if decoders is None or item.number not in elsewhere:
             for band in dataset.bands():
                 yield Decoding(
                     band.source_end, partial(_decode, dataset, band, draft, place, local, buffered_bytes, room)

@@ -100,8 +100,8 @@ def explain_source(source: Source, seen: Callable[[], None] | None = None) -> Ex
         found = scan.scan(file, path, only=only, allow=allow, file_bytes=source.size_bytes, seen=seen)
         if only and not found.items and not found.refusals:
             raise nothing_selected(file, path, only)
-        small = {item.path for item in decoding.in_processes(found.items)}
-        explained = tuple(_explained(item, file, path, item.path in small) for item in found.items)
+        small = {item.number for item in decoding.in_processes(found.items)}
+        explained = tuple(_explained(item, file, path, item.number in small) for item in found.items)
     return Explanation(path, source.size_bytes, explained, tuple(found.refusals))
 
 

@@ -14,8 +14,9 @@ from dsmem.arrays import tree
 from dsmem.arrays.header import HeaderTooLong
 from dsmem.errors import BadSource, Refusal
 from dsmem.hdf5 import opening
-from dsmem.hdf5.scan import Scan, scan
-from dsmem.pinning import filling
+from dsmem.hdf5.found import Scan
+from dsmem.hdf5.scan import scan
+from dsmem.pinning import filling, planning
 from dsmem.pinning.filling import Loaded
 from dsmem.pinning.source import Source
 from dsmem.progress import Progress
@@ -68,7 +69,7 @@ class _OpenFile:
         self._source = source
         self._file = file
         self._scan = found
-        self._plan: filling.Plan | None = None
+        self._plan: planning.Plan | None = None
 
     @property
     def refusals(self) -> Sequence[Refusal]:
@@ -80,7 +81,7 @@ class _OpenFile:
 
     def plan(self, provenance: Provenance) -> int:
         try:
-            self._plan = filling.plan(self._scan, provenance)
+            self._plan = planning.plan(self._scan, provenance)
         except HeaderTooLong as exc:
             raise BadSource(f"{self._source.path}: {exc}") from exc
         return self._plan.need_bytes

@@ -40,7 +40,7 @@ class Pinned:
     algo: str
     digest: str
     """Hex digest of the source file by `algo`."""
-    datasets: tuple[PinnedDataset, ...]
+    datasets: Sequence[PinnedDataset]
     refused: tuple[Refusal, ...]
     """What `skip_unsupported` left out."""
     size_bytes: int
@@ -193,7 +193,7 @@ class Found:
     obtained: Obtained
     refused: tuple[Refusal, ...]
     """What was left out of it."""
-    datasets: tuple[PinnedDataset, ...] | None = None
+    datasets: Sequence[PinnedDataset] | None = None
     """Known where it was loaded now: else its header tells them."""
 
 

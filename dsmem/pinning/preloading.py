@@ -12,7 +12,7 @@ from dsmem.arrays.views import TreeContents
 from dsmem.errors import NoSpace, Unsupported
 from dsmem.hdf5 import opening
 from dsmem.hdf5.scan import scan
-from dsmem.pinning import filling
+from dsmem.pinning import filling, planning
 from dsmem.pinning.arrayfile import ArrayFile, as_array
 from dsmem.pinning.source import Source
 from dsmem.progress import ignore
@@ -33,7 +33,7 @@ def preload(path: str) -> ArrayFile:
             if found.refusals:
                 raise Unsupported(f"{path} holds things that can't be preloaded", refusals=found.refusals)
             provenance = Provenance(os.path.realpath(path), identity, "", "", "", time.time_ns())
-            plan = filling.plan(found, provenance)
+            plan = planning.plan(found, provenance)
             _require_memory(plan.need_bytes)
             loaded = filling.fill(
                 plan,

@@ -41,6 +41,8 @@ class Slab:
     size_bytes: int
     span_bytes: int = 0
     """Not 0: HDF5 is to read it to its place in a map; from its first byte to its last, others' between them."""
+    number: int = -1
+    """Of the dataset, for the sender."""
 
     def dump(self) -> bytes:
         """As a line of JSON."""
@@ -49,7 +51,7 @@ class Slab:
 
     @classmethod
     def load(cls, line: bytes) -> Slab:
-        """The inverse of `dump`; the size is the sender's to know."""
+        """The inverse of `dump`; size and number are the sender's to know."""
         path, bounds, target, span_bytes = json.loads(line)
         return cls(path.encode("latin-1"), tuple(slice(*pair) for pair in bounds), target, 0, span_bytes)
 
@@ -61,7 +63,7 @@ def read(
 
     Raises BadSource with h5py's words, or when a process dies; NoSpace.
     """
-    waiting = deque(slabs)
+    waiting = _Waiting(slabs)
     with ExitStack() as stack, DefaultSelector() as ready:
         workers = [_Worker(stack, fd, draft.fd) for _ in range(processes)]
         for worker in workers:
@@ -72,9 +74,25 @@ def read(
                 yield worker.collect(draft, path)
                 worker.feed(waiting, draft)
             if waiting:
-                slab = waiting.popleft()
+                slab = waiting.take()
                 here(slab)
                 yield slab.size_bytes
+
+
+class _Waiting:
+    """What is still to be read; of many slabs only the next one is there."""
+
+    def __init__(self, slabs: Iterable[Slab]) -> None:
+        self._slabs = iter(slabs)
+        self._next = next(self._slabs, None)
+
+    def __bool__(self) -> bool:
+        return self._next is not None
+
+    def take(self) -> Slab:
+        slab, self._next = self._next, next(self._slabs, None)
+        assert slab is not None
+        return slab
 
 
 class _Worker:
@@ -93,9 +111,9 @@ class _Worker:
         self.answers = self._process.stdout
         self.in_flight: deque[Slab] = deque()
 
-    def feed(self, waiting: deque[Slab], draft: Draft) -> None:
+    def feed(self, waiting: _Waiting, draft: Draft) -> None:
         while waiting and len(self.in_flight) < _IN_FLIGHT:
-            slab = waiting.popleft()
+            slab = waiting.take()
             self.in_flight.append(slab)
             if slab.span_bytes:
                 draft.reserved_on(slab.target, slab.span_bytes)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
 
 import numpy as np
@@ -18,6 +19,7 @@ from dsmem.hdf5 import fewchunks
 from dsmem.hdf5.chunks import BAND_BYTES, ChunkedDataset
 from dsmem.hdf5.codecs import Array, Pipeline, Undecodable
 from dsmem.hdf5.datasets import Item
+from dsmem.hdf5.items import Items
 from dsmem.hdf5.stored import StoredChunks
 from dsmem.pinning.copying import Decoding
 from dsmem.pinning.source import Source
@@ -45,28 +47,26 @@ class SmallDatasets:
         self._pipeline = lru_cache(_MOST_PIPELINES)(Pipeline)
         self._local = threading.local()
 
-    def decodings(self, items: Sequence[Item]) -> Iterator[Decoding]:
+    def decodings(self, items: Items) -> Iterator[Decoding]:
         """The tasks for these datasets."""
         ends = np.fromiter((fewchunks.source_end(item.few) for item in items), np.int64, len(items))
-        together: list[Item] = []
+        together, due = array("Q"), 0
         first = size_bytes = 0
-        for index in np.argsort(ends, kind="stable").tolist():
+        for index in map(int, np.argsort(ends, kind="stable")):
             item, end = items[index], int(ends[index])
             is_full = len(together) == _MOST_TOGETHER or size_bytes + item.size_bytes > _MOST_BYTES
             if together and (is_full or end - first > SLICE_BYTES):  # what was read long ago may be in memory no more
-                yield self._decoding(together)
-                together, size_bytes = [], 0
-            first = first if together else end
-            together.append(item)
+                yield Decoding(due, partial(self._decode, items.chosen(together)))
+                together, size_bytes = array("Q"), 0
+            first, due = first if together else end, end
+            together.append(item.number)
             size_bytes += item.size_bytes
         if together:
-            yield self._decoding(together)
+            yield Decoding(due, partial(self._decode, items.chosen(together)))
 
-    def _decoding(self, items: Sequence[Item]) -> Decoding:
-        return Decoding(fewchunks.source_end(items[-1].few), partial(self._decode, items))
-
-    def _decode(self, items: Sequence[Item]) -> int:
+    def _decode(self, some: Items) -> int:
         """Decode datasets one behind the other, and write what has its place so."""
+        items = list(some)
         if not hasattr(self._local, "buffer"):
             self._local.buffer = np.empty(_MOST_BYTES, np.uint8)
         buffer: Array = self._local.buffer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import numpy as np
@@ -15,6 +15,7 @@ from dsmem.hdf5 import reading, variable
 from dsmem.hdf5.chunkindex import stored_bytes
 from dsmem.hdf5.codecs import DEFLATE
 from dsmem.hdf5.datasets import Item
+from dsmem.hdf5.items import Items
 from dsmem.hdf5.opening import translated
 from dsmem.pinning import decoding, processes
 from dsmem.pinning.processes import Slab
@@ -26,17 +27,14 @@ _BESIDE_BYTES = 24 << 20
 _Piece = TypeVar("_Piece")
 
 
-def read(
-    items: Sequence[Item], begin: Callable[[Item], int], draft: Draft, fd: int, file: Any, path: str
-) -> Iterator[int]:
+def read(items: Items, begin: Callable[[Item], int], draft: Draft, fd: int, file: Any, path: str) -> Iterator[int]:
     """Read datasets of fixed size, in other processes too where there is enough of them; yields each piece's bytes.
 
     `begin` says where in the object each has its place.
     """
-    by_path = {tree.raw(item.path): item for item in items}
 
     def here(slab: Slab) -> None:
-        item = by_path[slab.path]
+        item = items.numbered(slab.number)
         dataset = _dataset(file, path, item)
         if slab.span_bytes:
             span = draft.reserved_on(slab.target, slab.span_bytes)
@@ -47,8 +45,8 @@ def read(
                 data = reading.read_block(dataset, slab.selection)
             draft.write(slab.target, data)
 
-    inside = [item for item in items if not item.is_outside]
-    outside = [item for item in items if item.is_outside]  # found by the file's name, which other processes don't know
+    inside = items.where(lambda item: not item.is_outside)
+    outside = items.where(lambda item: item.is_outside)  # found by the file's name, which other processes don't know
     is_worth_it = sum(item.size_bytes for item in inside) >= processes.WORTH_BYTES
     others = _readers(inside, file, path) - 1 if is_worth_it else 0
     shared = (slab for item in inside for slab in _slabs(item, begin(item)))
@@ -58,7 +56,7 @@ def read(
         yield slab.size_bytes
 
 
-def _readers(items: Sequence[Item], file: Any, path: str) -> int:
+def _readers(items: Items, file: Any, path: str) -> int:
     """How many processes may have h5py decode the largest chunk at once: to take no more than a chunk for each CPU.
 
     HDF5 has a chunk as it is stored and as it is decoded; between two filters, both whole; from gzip, up to twice.
@@ -82,7 +80,8 @@ def _slabs(item: Item, start: int) -> Iterator[Slab]:
         size_bytes = block.count * item_bytes
         is_written = not shape or (block.is_contiguous and size_bytes <= reading.BLOCK_BYTES)
         span_bytes = 0 if is_written else block.span * item_bytes
-        yield Slab(tree.raw(item.path), block.selection, start + block.first * item_bytes, size_bytes, span_bytes)
+        target = start + block.first * item_bytes
+        yield Slab(tree.raw(item.path), block.selection, target, size_bytes, span_bytes, item.number)
 
 
 def _dataset(file: Any, path: str, item: Item) -> Any:

@@ -13,7 +13,8 @@ from dsmem.arrays.views import TreeContents
 from dsmem.files import FileIdentity
 from dsmem.hdf5 import opening
 from dsmem.hdf5.contents import H5Contents
-from dsmem.hdf5.scan import NotMappable, Scan, scan
+from dsmem.hdf5.found import Scan
+from dsmem.hdf5.scan import NotMappable, scan
 from dsmem.pinning.arrayfile import ArrayFile, as_array
 
 _MAP_NORESERVE = 0x4000

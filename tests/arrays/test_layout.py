@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from dsmem.arrays import dtypes
 from dsmem.arrays.header import ITEM_BYTES, PAGE_BYTES, shape_bytes
-from dsmem.arrays.layout import Planned, place
+from dsmem.arrays.layout import UNKNOWN, Planned, place, placed
 
 ALIGNED = {code: ITEM_BYTES[code] for code in ("BOOL", "U8", "I16", "F16", "F32", "U32", "F64", "I64", "C64")}
 
@@ -32,29 +32,40 @@ def planned(draw: st.DrawFn) -> list[Planned]:
 
 @given(planned())
 def test_no_gaps_and_all_aligned(tensors: list[Planned]) -> None:
-    placed, unknown = place(tensors)
-    assert sorted([*placed, *(one.name for one in unknown)]) == sorted(one.name for one in tensors)
-    by_name = {one.name: one for one in tensors}
+    found = place(tensors)
+    order = found.order.tolist()
+    assert sorted(order) == list(range(len(tensors)))
     offset = 0
-    for name, tensor in placed.items():
-        want = by_name[name]
-        assert (tensor.dtype, tensor.shape) == (want.dtype, want.shape)
-        assert tensor.begin == offset
-        assert tensor.end - tensor.begin == shape_bytes(tensor.dtype, tensor.shape)
-        assert tensor.begin % want.align == 0
-        if tensor.end > tensor.begin and (tensor.end - tensor.begin) % PAGE_BYTES == 0:
-            assert tensor.begin % PAGE_BYTES == 0
-        offset = tensor.end
+    for number in order[: found.known]:
+        want, begin, size_bytes = tensors[number], int(found.begins[number]), int(found.sizes[number])
+        assert begin == offset
+        assert want.shape is not None and size_bytes == shape_bytes(want.dtype, want.shape)
+        assert begin % want.align == 0
+        if size_bytes and size_bytes % PAGE_BYTES == 0:
+            assert begin % PAGE_BYTES == 0
+        offset += size_bytes
+    assert offset == found.end
+    unknown = [tensors[number] for number in order[found.known :]]
     assert all(one.shape is None for one in unknown)
+    assert (found.begins[order[found.known :]] == UNKNOWN).all() and (
+        found.sizes[order[found.known :]] == UNKNOWN
+    ).all()
     assert [one.align for one in unknown] == sorted((one.align for one in unknown), reverse=True)
+    named = placed([one for one in tensors if one.shape is not None])
+    assert [(one.begin, one.end) for one in named.values()] == [
+        (int(found.begins[number]), int(found.begins[number] + found.sizes[number])) for number in order[: found.known]
+    ]
+    assert list(named) == [tensors[number].name for number in order[: found.known]]
 
 
 def test_variable_length_values_start_aligned_too() -> None:
     """They follow the offsets (int64) and each other, in falling alignment: but what varies has to end aligned."""
     known = [Planned("offsets", "I64", (3,), 8), Planned("bytes", "U8", (8,), 1)]
     values = [Planned("text", "U8", None, 1), Planned("f8", "F64", None, 8), Planned("i2", "I16", None, 2)]
-    _, unknown = place([*values, *known])
-    assert [one.name for one in unknown] == ["f8", "i2", "text"]
+    tensors = [*values, *known]
+    found = place(tensors)
+    assert [tensors[number].name for number in found.order] == ["offsets", "bytes", "f8", "i2", "text"]
+    assert found.known == 2 and found.end == 32
 
 
 def test_the_carrier_gives_the_alignment() -> None:

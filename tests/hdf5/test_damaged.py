@@ -13,7 +13,7 @@ import pytest
 
 import dsmem
 from dsmem.arrays import dtypes
-from dsmem.hdf5 import opening
+from dsmem.hdf5 import opening, scan
 from dsmem.hdf5.chunkindex import read_table
 
 CHUNK_BYTES = 16
@@ -319,3 +319,36 @@ def test_more_links_than_an_object_counts_are_an_error(tmp_path: Path, untrusted
     with dsmem.File(path) as file:
         assert file.source == "h5py"
         assert file["link7"] == file["x"]
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+@pytest.mark.parametrize("mappable", [False, True])
+@pytest.mark.parametrize("shape", ["circle", "diamonds"])
+def test_groups_with_more_links_than_they_count_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str, mappable: bool, untrusted: bool
+) -> None:
+    """A circle would be followed for ever, and thirty groups that are each linked twice 2^30 times."""
+    monkeypatch.setattr(scan, "_FIRST_CHECK", 100)
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        below = file.create_group("g")
+        for _ in range(30 if shape == "diamonds" else 1):
+            above, below = below, below.create_group("left")
+            above["right"] = below
+        if shape == "circle":
+            del above["right"]
+            below["again"] = above
+        file.create_dataset("x", data=np.arange(10), **({} if mappable else {"chunks": (5,)}))
+    content = bytearray(path.read_bytes())
+    words = range(0, len(content), 8)
+    counts = [at for at in words if content[at : at + 2] == b"\1\0" and content[at + 3 : at + 8] == b"\0\2\0\0\0"]
+    assert len(counts) == (30 if shape == "diamonds" else 1)
+    for at in counts:  # object headers of version 1: version, reserved, messages, then the count
+        struct.pack_into("<I", content, at + 4, 1)
+    path.write_bytes(content)
+    with pytest.raises(dsmem.BadSource, match="several links lead to what it says has one"):
+        dsmem.pin(path, untrusted=untrusted)
+    if not untrusted:
+        with dsmem.File(path) as file:
+            assert file.source == "h5py"
+            np.testing.assert_array_equal(file["x"], np.arange(10))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import zoo
 
-from dsmem.hdf5.scan import NotMappable, Scan, scan
+from dsmem.hdf5.found import Scan
+from dsmem.hdf5.scan import NotMappable, scan
 
 
 def write(path: Path, **options: Any) -> Path:
@@ -126,4 +127,4 @@ def test_only_matches_in_place(tmp_path: Path) -> None:
     assert found.tree.aliases == {"b/x": "hard"}
     assert found.tree.groups == {"": ["b", "hard", "soft"], "b": ["x"]}
     assert found.tree.types == {}
-    assert scanned(path, only=["nothing"]).items == []
+    assert len(scanned(path, only=["nothing"]).items) == 0

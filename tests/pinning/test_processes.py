@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pytest
 import dsmem
 from dsmem import proc
 from dsmem.hdf5 import reading
-from dsmem.pinning import copying, filling, processes
+from dsmem.pinning import copying, filling, planning, processes
 from dsmem.store.draft import Draft
 
 
@@ -143,13 +142,13 @@ def test_what_was_copied_differently_is_found_between_others(
         return done
 
     places: dict[str, tuple[int, int]] = {}
-    plan = filling.Plan.begin
+    plan = planning.Plan.begin
 
     def begin(self: Any, item: Any) -> int:
         places[item.path] = plan(self, item), item.size_bytes
         return places[item.path][0]
 
-    monkeypatch.setattr(filling.Plan, "begin", begin)
+    monkeypatch.setattr(planning.Plan, "begin", begin)
     monkeypatch.setattr(copying, "copy", damaging)
     with pytest.raises(filling.ReadDifferently, match=name):
         dsmem.pin(deep, verify=True)
@@ -207,7 +206,7 @@ def test_a_worker_that_dies_is_one_clear_error(scaled: Path, monkeypatch: pytest
     feed = processes._Worker.feed
     killed: list[int] = []
 
-    def kill_one(worker: processes._Worker, waiting: deque[processes.Slab], draft: Any) -> None:
+    def kill_one(worker: processes._Worker, waiting: processes._Waiting, draft: Any) -> None:
         if not killed:
             worker._process.kill()
             killed.append(worker._process.pid)

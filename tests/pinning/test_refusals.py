@@ -23,7 +23,7 @@ from dsmem import proc
 from dsmem.errors import Refusal
 from dsmem.hdf5 import filters, sizes
 from dsmem.hdf5.scan import scan
-from dsmem.pinning import filling, processes
+from dsmem.pinning import planning, processes
 
 Allowed = Literal["external", "oversized"]
 
@@ -418,14 +418,14 @@ def test_other_files_that_change_while_they_are_read(tmp_path: Path, monkeypatch
     with h5py.File(path, "w") as file:
         file.create_virtual_dataset("v", layout)
         file["after"] = np.arange(1000)
-    plan = filling.plan
+    plan = planning.plan
 
     def grow(*arguments: Any) -> Any:
         with h5py.File(other, "a") as file:
             file["x"].resize((4000,))
         return plan(*arguments)
 
-    monkeypatch.setattr(filling, "plan", grow)
+    monkeypatch.setattr(planning, "plan", grow)
     with pytest.raises(dsmem.SourceChanged, match="/v changed, in another file"):
         dsmem.pin(path, allow=["external"])
     monkeypatch.undo()
