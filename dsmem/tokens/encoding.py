@@ -61,7 +61,12 @@ class Encoder:
         self._turn = Turn(self._turns, alone_bytes=max(_ALONE_BYTES // recipe.workers, _LEAST_ALONE_BYTES))
         engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
         if engine.name == "fastokens":
-            engine = Renewing(engine, renewing.share_bytes(recipe.workers), lambda: self._room.taken_bytes)
+            engine = Renewing(
+                engine,
+                renewing.share_bytes(recipe.workers),
+                lambda: self._room.taken_bytes,
+                is_one_of_many=renewing.are_many(recipe.workers),
+            )
         self.engine = self._in_turn(engine)
         self._reference = reference
         self._ask = ask if recipe.can_ask else None

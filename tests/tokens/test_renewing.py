@@ -97,6 +97,20 @@ def test_much_text_is_encoded_by_a_thread_that_ends(monkeypatch: pytest.MonkeyPa
         renewed.encode(["bad"])
 
 
+def test_one_of_many_remembers_nothing_in_its_own_thread_and_encodes_little_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(renewing, "_LITTLE_CHARACTERS", 10)
+    engine = Remembering()
+    renewed = Renewing(engine, 1 << 40, lambda: 0, is_one_of_many=True)
+    texts = ["x" * size for size in (4, 5, 2, 11, 1, 0, 9)]
+    ids, lengths = renewed.encode(texts)
+    assert ids.tolist() == [4, 5, 2, 11, 1, 0, 9] and lengths.tolist() == [1] * 7
+    assert len(engine.threads) == 4 and threading.main_thread() not in engine.threads
+    assert renewed.encode([])[0].tolist() == []
+    assert [renewing.are_many(workers) for workers in (8, 9)] == [False, True]
+
+
 def test_shares_of_workers() -> None:
     assert [renewing.share_bytes(workers) >> 20 for workers in (1, 2, 8, 16)] == [96, 48, 12, 6]
 
