@@ -57,14 +57,13 @@ def place(planned: Iterable[Planned]) -> Layout:
         size_bytes = UNKNOWN if tensor.shape is None else shape_bytes(tensor.dtype, tensor.shape)
         told.append(size_bytes)
         ranks.append(_rank(size_bytes, tensor.align))
-    sizes = np.array(told, np.int64)
-    order = np.argsort(np.array(ranks, np.int16), kind="stable").astype(np.uint32)
+    sizes = np.frombuffer(told, np.int64)  # no copies: there may be many
+    order = np.argsort(np.frombuffer(ranks, np.int16), kind="stable").astype(np.uint32)
     known = len(sizes) - int((sizes == UNKNOWN).sum())
-    ends = sizes[order[:known]]
-    np.cumsum(ends, out=ends)
-    begins = np.full(len(sizes), UNKNOWN, np.int64)
-    begins[order[:known]] = ends
-    begins[order[:known]] -= sizes[order[:known]]
+    begins, in_order = np.full(len(sizes), UNKNOWN, np.int64), order[:known]
+    ends = np.cumsum(sizes[in_order])
+    ends -= sizes[in_order]
+    begins[in_order] = ends
     return Layout(begins, sizes, order, known)
 
 

@@ -58,7 +58,7 @@ class Items:
 
     def chosen(self, numbers: Iterable[int]) -> Items:
         """Those with these numbers (`Item.number`), in that order."""
-        return Items(self._packed, array("Q", numbers))
+        return Items(self._packed, array("I", numbers))
 
     def kept(self, wanted: Callable[[str], bool]) -> Items:
         """Those of wanted paths, in memory of their own, with numbers of their own."""

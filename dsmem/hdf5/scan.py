@@ -30,6 +30,7 @@ from dsmem.hdf5.places import Place, kind, place
 from dsmem.hdf5.properties import Alike
 
 _FIRST_CHECK = 1 << 10
+_MANY = 1 << 14
 _NODES: Mapping[int, Callable[[Any], Any]] = {
     h5i.GROUP: h5py.Group,
     h5i.DATASET: h5py.Dataset,
@@ -69,6 +70,8 @@ def scan(
     if only:
         walk.prune()
     walk.sum_up()
+    if len(walk.found.items) > _MANY:
+        malloc.give_back()  # HDF5 has let go of much
     return walk.found
 
 
@@ -149,7 +152,8 @@ class _Walk:
         if len(self._linked_once) >= self._checked_at:
             self._checked_at *= 2
             self.check_links()
-            malloc.give_back()  # HDF5's heap has many holes by now
+            if len(self._linked_once) > _MANY:
+                malloc.give_back()  # HDF5's heap has many holes by now
 
     def check_links(self) -> None:
         """Refuse a file that has more links to an object than it counts: h5py would say that they are one."""

@@ -65,17 +65,20 @@ class _Extents:
     """Extents by where they begin, as columns: there may be many, and each would take 150 bytes more."""
 
     def __init__(self, extents: Iterable[Extent]) -> None:
-        columns = starts, targets, sizes = array("q"), array("q"), array("q")
+        self._starts, self._targets, self._sizes = array("q"), array("q"), array("q")
         for extent in extents:
-            starts.append(extent.source_offset)
-            targets.append(extent.target_offset)
-            sizes.append(extent.size_bytes)
-        order = np.argsort(np.array(starts, np.int64), kind="stable")
-        self._starts, self._targets, self._sizes = (
-            array("q", np.array(column, np.int64)[order].tobytes()) for column in columns
-        )
-        self._ends = array("q", np.maximum.accumulate(np.add(self._starts, self._sizes, dtype=np.int64)).tobytes())
+            self._starts.append(extent.source_offset)
+            self._targets.append(extent.target_offset)
+            self._sizes.append(extent.size_bytes)
+        columns = [np.frombuffer(column, np.int64) for column in (self._starts, self._targets, self._sizes)]
+        order = np.argsort(columns[0], kind="stable")
+        for column in columns:
+            column[:] = column[order]
+        self._ends = array("q", bytes(8 * len(order)))
         """The furthest end up to each."""
+        ends = np.frombuffer(self._ends, np.int64)
+        np.add(columns[0], columns[2], out=ends)
+        np.maximum.accumulate(ends, out=ends)
 
     def overlapping(self, start: int, end: int) -> list[Extent]:
         """Those that have some of these bytes of the source."""

@@ -114,7 +114,7 @@ def decodings(
     room = Room(_BESIDE_BYTES + threads * max((item.chunk_bytes for item in items), default=0))
     elsewhere = set() if shared_out is None else {item.number for item in shared_out}
     stored = StoredChunks(source.fd, source.path)
-    together, alone = array("Q"), array("Q")
+    together, alone = array("I"), array("I")
     for item in items:
         (together if fits_together(item) and item.number not in elsewhere else alone).append(item.number)
     yield from SmallDatasets(stored, begin, draft, source).decodings(items.chosen(together))

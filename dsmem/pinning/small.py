@@ -50,14 +50,14 @@ class SmallDatasets:
     def decodings(self, items: Items) -> Iterator[Decoding]:
         """The tasks for these datasets."""
         ends = np.fromiter((fewchunks.source_end(item.few) for item in items), np.int64, len(items))
-        together, due = array("Q"), 0
+        together, due = array("I"), 0
         first = size_bytes = 0
         for index in map(int, np.argsort(ends, kind="stable")):
             item, end = items[index], int(ends[index])
             is_full = len(together) == _MOST_TOGETHER or size_bytes + item.size_bytes > _MOST_BYTES
             if together and (is_full or end - first > SLICE_BYTES):  # what was read long ago may be in memory no more
                 yield Decoding(due, partial(self._decode, items.chosen(together)))
-                together, size_bytes = array("Q"), 0
+                together, size_bytes = array("I"), 0
             first, due = first if together else end, end
             together.append(item.number)
             size_bytes += item.size_bytes
