@@ -225,7 +225,7 @@ def test_many_small_chunks_without_filters(tmp_path: Path, monkeypatch: pytest.M
     ids=["plain", "gzip"],
 )
 def test_many_datasets(tmp_path: Path, filters: dict[str, Any], fixed_bytes: int) -> None:
-    """Some 150 bytes each; of HDF5's structures only the last that were looked at, and of decoding what threads have."""
+    """Some 150 bytes each; of HDF5's structures the last that were looked at, of decoding what threads have."""
     path, count = tmp_path / "x.h5", 10_000
 
     def write() -> None:
