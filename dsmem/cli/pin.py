@@ -12,7 +12,7 @@ from dsmem import units
 from dsmem.cli import explained, progress, rows
 from dsmem.cli.commands import Algo, Budget, Json, Keep
 from dsmem.cli.errors import Failures, because
-from dsmem.cli.output import Column, Output
+from dsmem.cli.output import Column, Output, quote
 from dsmem.cli.pinned import sum_up, tell_evicted
 from dsmem.errors import UsageError
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dsmem.errors import Allow
     from dsmem.pinning.pin import Pinned
 
+_SHOWN = 100
+"""Datasets of a file, on a terminal."""
 EXAMPLES = (
     "dsmem pin train.h5",
     "dsmem pin data/ 'more/*.h5' --budget 40GiB",
@@ -136,7 +138,10 @@ def _show(out: Output, pinned: Pinned, *, more: bool) -> None:
     if more:
         out.line("")
     out.record([("name", pinned.name), ("source", pinned.source), ("digest", f"{pinned.algo}:{pinned.digest}")])
-    out.table(rows.DATASET, [rows.dataset(one) for one in pinned.datasets])
+    out.table(rows.DATASET, [rows.dataset(one) for one in pinned.datasets[:_SHOWN]])
+    if len(pinned.datasets) > _SHOWN:
+        more_of_them = len(pinned.datasets) - _SHOWN
+        out.line(f"… and {more_of_them:,} more: dsmem shm ls --h5 {quote(pinned.source)}")
     _end(out, pinned)
 
 

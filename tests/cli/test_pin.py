@@ -71,6 +71,15 @@ def test_terminal(dsmem: Dsmem, fake: Fake) -> None:
     )
 
 
+def test_a_terminal_shows_the_first_of_very_many(dsmem: Dsmem, fake: Fake) -> None:
+    many = tuple(PinnedDataset(f"x{number}", (1,), "uint8", 1) for number in range(1234))
+    library(fake, lambda path, **options: replace(pinned("train"), datasets=many, source="/data/a b.h5"))
+    lines = dsmem("pin", "train.h5", terminal=True).out.splitlines()
+    assert [line.split()[0] for line in lines[4:-2]] == [f"x{number}" for number in range(100)]
+    assert lines[-2] == "… and 1,134 more: dsmem shm ls --h5 '/data/a b.h5'"
+    assert len(dsmem("pin", "train.h5").out.splitlines()) == 1 + 1234, "a pipe gets all"
+
+
 def test_pipe(dsmem: Dsmem, fake: Fake) -> None:
     library(fake, lambda path, **options: pinned(path.removesuffix(".h5")))
     ran = dsmem("pin", "train.h5", "val.h5")
