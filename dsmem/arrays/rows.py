@@ -27,6 +27,8 @@ class Blobs:
         return len(self._full) * _TOGETHER + len(self._ends)
 
     def __getitem__(self, number: int) -> bytes:
+        if not 0 <= number < len(self):
+            raise IndexError(f"row {number} of {len(self)}")
         block, place = divmod(number, _TOGETHER)
         data, ends = self._full[block] if block < len(self._full) else (self._data, self._ends)
         end = ends[place]
@@ -43,7 +45,10 @@ class Blobs:
 
 
 class Rows(Generic[V]):
-    """Values in order, made anew whenever one is asked for: numbers, texts, bytes, None, and tuples of them."""
+    """Values in order, made anew whenever one is asked for: numbers, texts, bytes, None, and tuples of them.
+
+    Numbers of Python's: those of numpy would come back as bytes.
+    """
 
     def __init__(self) -> None:
         self._blobs = Blobs()

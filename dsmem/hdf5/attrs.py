@@ -28,12 +28,14 @@ _CHILD_BYTES = 1 << 30
 """What a child may take."""
 _LONG = 64 << 10
 """Characters of JSON from which on a value lies apart."""
-_SHORT = 256
-"""Characters of JSON up to which a value never lies apart: to say where it does would take as many."""
+_SHORT = 128
+"""Characters of JSON up to which a value never lies apart: to say where it does would take half as many."""
 _MOST_TOGETHER = 2 << 20
 """Characters of longer JSON that lie together, in memory and in the header of an object; further ones lie apart."""
 _MOST_HELD_BYTES = 16 << 20
 """What is held of values that lie apart; others are read twice, which costs time, not memory."""
+_HOLDING_BYTES = 256
+"""What each of them takes beside its bytes."""
 _LEAST_POINTER_BYTES = 10
 """What a value of variable length takes in an attribute at least: length, address (2 bytes at least) and index."""
 
@@ -78,8 +80,9 @@ class AttributeReader:
 
     def _apart_of(self, value: attributes.Encoded) -> attributes.Apart:
         raw = value.raw()
-        is_held = self._held_bytes + len(raw) <= _MOST_HELD_BYTES
-        self._held_bytes += len(raw) if is_held else 0
+        held_bytes = self._held_bytes + len(raw) + _HOLDING_BYTES
+        is_held = held_bytes <= _MOST_HELD_BYTES
+        self._held_bytes = held_bytes if is_held else self._held_bytes
         return attributes.Apart(value.rest, value.key, len(raw), raw if is_held else None)
 
     def raw(self, node: Any, name: str | bytes) -> memoryview:

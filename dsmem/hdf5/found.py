@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -14,8 +14,6 @@ from dsmem.errors import Refusal
 from dsmem.hdf5.items import Items
 
 _MANY_NAMES = 1000
-APART = ...
-"""What stands in `Scan.noted` for a value that lies apart."""
 
 
 class LongAttribute(NamedTuple):
@@ -28,43 +26,55 @@ class LongAttribute(NamedTuple):
     held: memoryview | None
 
 
-class LongAttributes:
-    """Attributes whose values lie apart, one behind the other."""
+class Attributes:
+    """Attributes as JSON, by the path of what has them; what is long of them lies apart, one behind the other."""
 
     def __init__(self) -> None:
-        self._rows: Rows[tuple[str, str, dict[str, Any], str, int]] = Rows()
-        """Path, name, and what `Apart` says."""
+        self._inside: Table[dict[str, Any]] = Table()
+        """Values by name, each a table; a number in the place of one that lies apart."""
+        self._apart: Rows[tuple[str, str, int, dict[str, Any], str, int]] = Rows()
+        """By that number: path, name, where it begins, and what `Apart` says."""
         self._held: dict[int, memoryview] = {}
-        self.size_bytes = 0
-        """Of all values."""
+        self.apart_bytes = 0
+        """Of all that lies apart."""
 
-    def __iter__(self) -> Iterator[LongAttribute]:
-        begin = 0
-        for number, (path, name, _, _, size_bytes) in enumerate(self._rows):
+    def add(self, path: str, inside: Mapping[str, object]) -> None:
+        """Add what a node has: values as JSON, or `Apart`."""
+        plain = {name: self._put(path, name, one) if isinstance(one, Apart) else one for name, one in inside.items()}
+        self._inside.add(path, plain)
+
+    def items(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Path, and attributes by name; of what lies apart the JSON says where."""
+        for path, inside in self._inside.items():
+            yield path, {name: self._placed(one) if type(one) is int else one for name, one in inside.items()}
+
+    def apart(self) -> Iterator[LongAttribute]:
+        """Those that lie apart."""
+        for number, (path, name, begin, _, _, size_bytes) in enumerate(self._apart):
             yield LongAttribute(path, name, begin, begin + size_bytes, self._held.get(number))
-            begin += size_bytes
 
-    def add(self, path: str, name: str, value: Apart) -> None:
-        """Add a value behind the others."""
-        if value.held is not None:
-            self._held[len(self._rows)] = value.held
-        self._rows.append((path, name, value.rest, value.key, value.size_bytes))
-        self.size_bytes += value.size_bytes
-
-    def placed(self) -> Iterator[object]:
-        """The JSON of each, which says where its bytes lie."""
-        begin = 0
-        for _, _, rest, key, size_bytes in self._rows:
-            yield Apart(rest, key, size_bytes).placed(begin)
-            begin += size_bytes
-
-    def kept(self, wanted: Callable[[str], bool]) -> LongAttributes:
+    def kept(self, wanted: Callable[[str], bool]) -> Attributes:
         """Those of wanted paths."""
-        left = LongAttributes()
-        for number, (path, name, rest, key, size_bytes) in enumerate(self._rows):
+        left = Attributes()
+        for path, inside in self._inside.items():
             if wanted(path):
-                left.add(path, name, Apart(rest, key, size_bytes, self._held.get(number)))
+                left.add(path, {name: self._value(one) if type(one) is int else one for name, one in inside.items()})
         return left
+
+    def _put(self, path: str, name: str, value: Apart) -> int:
+        number = len(self._apart)
+        if value.held is not None:
+            self._held[number] = value.held
+        self._apart.append((path, name, self.apart_bytes, value.rest, value.key, value.size_bytes))
+        self.apart_bytes += value.size_bytes
+        return number
+
+    def _value(self, number: int) -> Apart:
+        _, _, _, rest, key, size_bytes = self._apart[number]
+        return Apart(rest, key, size_bytes, self._held.get(number))
+
+    def _placed(self, number: int) -> object:
+        return self._value(number).placed(self._apart[number][2])
 
 
 class Groups:
@@ -99,10 +109,8 @@ class Scan:
     aliases: Table[str] = field(default_factory=Table)
     soft_links: Table[str] = field(default_factory=Table)
     types: Table[object] = field(default_factory=Table)
-    noted: Table[dict[str, Any]] = field(default_factory=Table)
-    """Attributes by path and name, as JSON; APART in the place of those in `apart`."""
-    apart: LongAttributes = field(default_factory=LongAttributes)
-    """Those that are long, in the order of `noted`; none of a scan to be mapped."""
+    noted: Attributes = field(default_factory=Attributes)
+    """None lie apart of a scan to be mapped."""
     refusals: list[Refusal] = field(default_factory=list)
     is_outside: bool = False
     """Some of it lies in other files."""
@@ -118,7 +126,7 @@ class Scan:
 
     @property
     def attributes(self) -> dict[str, dict[str, Any]]:
-        """Those that do not lie apart, by path and name, made anew."""
+        """By path and name, as JSON, made anew."""
         return dict(self.noted.items())
 
     def dumped(self) -> Iterator[str]:

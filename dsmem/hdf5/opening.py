@@ -10,7 +10,7 @@ from typing import Any
 import h5py
 
 from dsmem import files, proc
-from dsmem.errors import BadSource, SourceBusy, SourceChanged
+from dsmem.errors import BadSource, DsmemError, SourceBusy, SourceChanged
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _MARKED = "h5clear"
@@ -93,7 +93,7 @@ def translated(path: str, what: str = "") -> Iterator[None]:
     """Turn what h5py raises inside into BadSource about `path`; errors of dsmem pass."""
     try:
         yield
-    except BadSource:
+    except DsmemError:
         raise
     except _FOREIGN as exc:
         place = f"{path}: {what}" if what else path

@@ -129,7 +129,7 @@ class Alike:
 
 def kept(known: dict[K, V], key: K, value: V) -> V:
     """Remember a value, and forget the others when they are many."""
-    if len(known) == _MOST_ALIKE:
+    if len(known) >= _MOST_ALIKE:
         known.clear()
     known[key] = value
     return value

@@ -12,22 +12,22 @@ import h5py
 import numpy as np
 from h5py import h5, h5a, h5i, h5l, h5o, h5p
 
-from dsmem import malloc
+from dsmem import malloc, stopping
 from dsmem.arrays import dtypes, tree
-from dsmem.arrays.attributes import Apart
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.header import MAX_HEADER_BYTES
 from dsmem.arrays.rows import Names, Table
-from dsmem.errors import Allow, BadSource, Refusal, SourceChanged
+from dsmem.errors import Allow, BadSource, Refusal
 from dsmem.hdf5 import links, sizes
 from dsmem.hdf5.attrs import AttributeReader
 from dsmem.hdf5.chunkindex import DamagedIndex, stored_bytes
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
-from dsmem.hdf5.found import APART, Groups, Scan
+from dsmem.hdf5.found import Groups, Scan
 from dsmem.hdf5.opening import reason, translated
 from dsmem.hdf5.places import Place, kind, place
 from dsmem.hdf5.properties import Alike
+from dsmem.stopping import Held
 
 _FIRST_CHECK = 1 << 10
 _MANY = 1 << 14
@@ -58,8 +58,13 @@ def scan(
     or dataset. `seen` is called for every link. Raises BadSource when h5py can't read the structure, NotMappable (see
     there) when asked.
     """
-    with AttributeReader(allow, of_all=not only, apart=not mappable) as attrs, translated(path):
-        walk = _Walk(path, [pattern.strip("/") for pattern in only], allow, mappable, file_bytes, seen, attrs)
+    with (
+        stopping.held() as held,
+        AttributeReader(allow, of_all=not only, apart=not mappable) as attrs,
+        translated(path),
+    ):
+        held.release()
+        walk = _Walk(path, [pattern.strip("/") for pattern in only], allow, mappable, file_bytes, seen, attrs, held)
         root = file["/"]
         if not isinstance(root, h5py.Group):
             raise BadSource(f"{path}: its root is not a group")
@@ -85,6 +90,7 @@ class _Walk:
         file_bytes: int,
         at_link: Callable[[], None] | None,
         attrs: AttributeReader,
+        held: Held,
     ) -> None:
         self.found = Scan()
         self._path = path
@@ -94,6 +100,7 @@ class _Walk:
         self._file_bytes = file_bytes
         self._at_link = at_link
         self._attrs = attrs
+        self._held = held
         self._alike = Alike()
         self._seen: dict[Place, str] = {}
         """What other links may lead to again."""
@@ -102,6 +109,8 @@ class _Walk:
         self._checked_at = _FIRST_CHECK
         self._above: set[int] = set()
         """Addresses of the groups on the way to where it is."""
+        self._kept_open: dict[str, Any] = {}
+        """Groups of other files, which may change: listed is what was looked at."""
         self._name_bytes = 0
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
@@ -122,9 +131,9 @@ class _Walk:
                 self._above.discard(address)
                 todo.pop()
                 continue
-            child, child_path = h5o.open(group, _raw(name)), tree.join(path, name)
-            if kind(child) != "group":
-                raise SourceChanged(f"{self._path}: /{child_path} changed, in another file, while it was read")
+            child_path = tree.join(path, name)
+            child = self._kept_open.pop(child_path, None)
+            child = h5o.open(group, _raw(name)) if child is None else child
             address = place(child).addr
             self._above.add(address)
             todo.append((child, child_path, address, iter(self._group(child, child_path))))
@@ -132,15 +141,16 @@ class _Walk:
     def _group(self, group: Any, path: str) -> Names:
         """List a group, and what of its links leads to datasets and named types; the names of the groups in it."""
         self._read_attributes(group, path)
-        names, others = _links(group)
+        names, others = _links(group, self._held)
         below, left_out = Names(), set()
         for name in names:
             child = tree.join(path, name)
+            if not self._link(group, _raw(name), others.get(name, h5l.TYPE_HARD), child, below):
+                left_out.add(name)
+                continue
             self._name_bytes += len(child)
             if self._name_bytes > MAX_HEADER_BYTES and not self._only and not self._mappable:
                 raise BadSource(f"{self._path}: names take more than {MAX_HEADER_BYTES:,} bytes, which is the most")
-            if not self._link(group, _raw(name), others.get(name, h5l.TYPE_HARD), child, below):
-                left_out.add(name)
         self.found.groups.add(path, names.without(left_out))
         return below
 
@@ -195,8 +205,7 @@ class _Walk:
                 groups.add(path, names.without({name for name in names if not link(tree.join(path, name))}))
         found.groups = groups
         found.items = found.items.kept(node)
-        found.noted = found.noted.kept(lambda path, _: node(path))
-        found.apart = found.apart.kept(node)
+        found.noted = found.noted.kept(node)
 
     def prune(self) -> None:
         """Drop groups with nothing selected below, and links that lead out of what is left."""
@@ -287,6 +296,8 @@ class _Walk:
             return True
         if what == "group":
             below.append(name)
+            if here.fileno != self._fileno:
+                self._kept_open[path] = opened
         elif what == "dataset":
             if not self._dataset(opened, path, in_other_file=here.fileno != self._fileno):
                 return False
@@ -346,32 +357,43 @@ class _Walk:
             try:
                 if self._mappable and self._attrs.may_be_much(node, name):
                     raise NotMappable(f"/{path}@{called}: an attribute that may be very large")
-                value = self._attrs.read(node, name)
+                inside[called] = self._attrs.read(node, name)
             except UnsupportedType as exc:
                 allow = exc.allow if isinstance(exc, NotAllowed) else None
                 self._refuse(f"{path}@{called}", f"an attribute with {exc}", path, allow=allow)
             except (TypeError, ValueError, OSError, KeyError, RuntimeError) as exc:
                 self._refuse(f"{path}@{called}", f"an attribute that h5py can't read ({reason(exc)})", path)
-            else:
-                inside[called] = APART if isinstance(value, Apart) else value
-                if isinstance(value, Apart):
-                    self.found.apart.add(path, called, value)
         if inside:
             self.found.noted.add(path, inside)
 
 
-def _links(group: Any) -> tuple[Names, dict[str, int]]:
-    """Names of the links in a group in h5py's order, which has them as a list of bytes, and what is no hard link."""
+def _links(group: Any, held: Held) -> tuple[Names, dict[str, int]]:
+    """Names of the links in a group in h5py's order, which has them as a list of bytes, and what is no hard link.
+
+    What is raised inside of what HDF5 calls h5py loses, so nothing is: signals wait meanwhile.
+    """
     created = group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED
     names = Names()
     others: dict[str, int] = {}
+    failed: list[BaseException] = []
 
-    def keep(name: bytes, info: Any) -> None:
-        names.append(name)
-        if info.type != h5l.TYPE_HARD:
-            others[tree.text(name)] = info.type
+    def keep(name: bytes, info: Any) -> bool | None:
+        try:
+            names.append(name)
+            if info.type != h5l.TYPE_HARD:
+                others[tree.text(name)] = info.type
+        except BaseException as exc:  # noqa: BLE001 - raised below
+            failed.append(exc)
+            return True
+        return None
 
-    group.links.iterate(keep, idx_type=h5.INDEX_CRT_ORDER if created else h5.INDEX_NAME, info=True)
+    held.hold()
+    try:
+        group.links.iterate(keep, idx_type=h5.INDEX_CRT_ORDER if created else h5.INDEX_NAME, info=True)
+    finally:
+        held.release()
+    if failed:
+        raise failed[0]
     return names, others
 
 

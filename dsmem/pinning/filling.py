@@ -25,7 +25,7 @@ from dsmem.pinning.growing import Growth, Variable
 from dsmem.pinning.pagecache import PageCache
 from dsmem.pinning.planning import Plan
 from dsmem.pinning.source import Source
-from dsmem.pinning.summaries import Summaries
+from dsmem.pinning.summaries import summaries
 from dsmem.progress import ByteCounter, Progress
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY
@@ -128,7 +128,7 @@ def fill(
         header.write(draft.write, plan.tensors, metadata, size_bytes=plan.data_start)
         items.forget_chunks()
 
-    return Loaded(digests, seal, lambda: Summaries(items, plan.tensors.size_bytes))
+    return Loaded(digests, seal, lambda: summaries(items, plan.tensors.size_bytes))
 
 
 def _read_attributes(
@@ -139,7 +139,7 @@ def _read_attributes(
     Raises SourceChanged where one is not as long as it was.
     """
     with AttributeReader(allow) as reader:
-        for one in plan.scan.apart:
+        for one in plan.scan.noted.apart():
             raw = one.held
             if raw is None:
                 with translated(path, f"/{one.path}@{one.name}"):

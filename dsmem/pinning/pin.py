@@ -41,6 +41,7 @@ class Pinned:
     digest: str
     """Hex digest of the source file by `algo`."""
     datasets: Sequence[PinnedDataset]
+    """A tuple; of more than 10,000 that were pinned now a sequence whose entries are made when they are looked at."""
     refused: tuple[Refusal, ...]
     """What `skip_unsupported` left out."""
     size_bytes: int

@@ -7,13 +7,12 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dsmem.arrays import dtypes, header, layout, tree, views
 from dsmem.arrays.header import WIDEST_NUMBER, Tensor
 from dsmem.arrays.layout import UNKNOWN, Layout, Planned
 from dsmem.hdf5.datasets import Item
-from dsmem.hdf5.found import APART, Scan
+from dsmem.hdf5.found import Scan
 from dsmem.hdf5.items import Items
 from dsmem.store.objects import PROVENANCE_KEY
 from dsmem.store.refs import Provenance
@@ -146,18 +145,11 @@ def plan(scan: Scan, provenance: Provenance) -> Plan:
 
     Raises HeaderTooLong.
     """
-    tensors = Tensors(scan.items, scan.apart.size_bytes)
+    tensors = Tensors(scan.items, scan.noted.apart_bytes)
     metadata: dict[str, header.Text] = {
         PROVENANCE_KEY: provenance.dump(),
         views.DATA_BYTES_KEY: _WIDEST,
         views.TREE_KEY: scan.dumped,
-        views.ATTRIBUTES_KEY: lambda: tree.dumped_table(_attributes(scan)),
+        views.ATTRIBUTES_KEY: lambda: tree.dumped_table(scan.noted.items()),
     }
     return Plan(scan, tensors, header.reserve(tensors, metadata, spare_bytes=64), metadata)
-
-
-def _attributes(scan: Scan) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All attributes as JSON, by path and name."""
-    placed = scan.apart.placed()
-    for path, inside in scan.noted.items():
-        yield path, {name: next(placed) if value is APART else value for name, value in inside.items()}

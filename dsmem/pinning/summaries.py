@@ -1,4 +1,4 @@
-"""What was pinned, a line a dataset, each made when it is looked at."""
+"""What was pinned, a line a dataset; of very many each is made when it is looked at."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from typing import Any, overload
 from dsmem.arrays.summary import DatasetSummary, label
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.items import Items
+
+_MOST_AT_ONCE = 10_000
+"""Datasets, 300 bytes each."""
 
 
 class Summaries(Sequence[DatasetSummary]):
@@ -29,7 +32,7 @@ class Summaries(Sequence[DatasetSummary]):
         return self._at(numbers) if isinstance(numbers, int) else tuple(map(self._at, numbers))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+        return isinstance(other, tuple | Summaries) and tuple(self) == tuple(other)
 
     def __hash__(self) -> int:
         return hash(tuple(self))
@@ -45,3 +48,9 @@ class Summaries(Sequence[DatasetSummary]):
         if item.info.shape is None:
             return DatasetSummary(item.path, None, label(item.info.dtype), 0)
         return DatasetSummary(item.path, item.info.shape, label(item.info.dtype), self._size_bytes(item))
+
+
+def summaries(items: Items, size_bytes: Callable[[Item], int]) -> Sequence[DatasetSummary]:
+    """What was pinned: a tuple, but of very many."""
+    found = Summaries(items, size_bytes)
+    return found if len(found) > _MOST_AT_ONCE else tuple(found)

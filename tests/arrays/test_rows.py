@@ -82,8 +82,9 @@ def test_blobs(some: list[bytes], count: int) -> None:
         blobs.append(blob)
     assert len(blobs) == len(expected)
     assert [blobs[number] for number in range(len(blobs))] == expected
-    with pytest.raises(IndexError):
-        blobs[len(expected)]
+    for outside in (-1, len(expected), len(expected) + 5000):
+        with pytest.raises(IndexError):
+            blobs[outside]
 
 
 def test_little_is_taken() -> None:

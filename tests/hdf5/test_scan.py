@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 import zoo
 
+from dsmem.arrays.rows import Names
+from dsmem.errors import BadSource
 from dsmem.hdf5.found import Scan
 from dsmem.hdf5.scan import NotMappable, scan
 
@@ -128,3 +132,70 @@ def test_only_matches_in_place(tmp_path: Path) -> None:
     assert found.tree.groups == {"": ["b", "hard", "soft"], "b": ["x"]}
     assert found.tree.types == {}
     assert len(scanned(path, only=["nothing"]).items) == 0
+
+
+@pytest.mark.parametrize("change", ["removed", "fifo", "replaced"])
+def test_what_is_listed_of_another_file_is_what_was_looked_at(tmp_path: Path, change: str) -> None:
+    path, other = tmp_path / "a.h5", tmp_path / "b.h5"
+    with h5py.File(other, "w") as file:
+        file["group/x"] = np.arange(3)
+    with h5py.File(path, "w") as file:
+        file["away"] = h5py.ExternalLink("b.h5", "/group")
+        file["here"] = np.arange(3)
+    met = 0
+
+    def seen() -> None:
+        nonlocal met
+        met += 1
+        if met == 2:  # the link has been followed, what it leads to not listed yet
+            other.unlink()
+            if change == "fifo":
+                os.mkfifo(other)
+            elif change == "replaced":
+                with h5py.File(other, "w") as file:
+                    file["group/y"] = np.arange(4)
+
+    found = scanned(path, allow=["external"], seen=seen)
+    assert {item.path for item in found.items} == {"away/x", "here"}
+    assert met == 3
+
+
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGALRM])
+def test_an_interrupt_inside_of_hdf5_is_raised_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, libver: str, number: signal.Signals
+) -> None:
+    with h5py.File(tmp_path / "x.h5", "w", libver=libver) as file:
+        for index in range(100):
+            file[f"{index}"] = index
+    append, told = Names.append, 0
+
+    def interrupted(names: Names, name: str | bytes) -> None:
+        nonlocal told
+        told += 1
+        if told == 50:
+            signal.raise_signal(number)
+        append(names, name)
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Names, "append", interrupted)
+    before = signal.signal(number, stop)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            scanned(tmp_path / "x.h5")
+        assert told == 100
+        assert signal.getsignal(number) is stop
+    finally:
+        signal.signal(number, before)
+
+
+def test_no_memory_inside_of_hdf5_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    path = write(tmp_path / "x.h5")
+    monkeypatch.setattr(Names, "append", fail)
+    with pytest.raises(BadSource, match="can't be read in the memory that there is"):
+        scanned(path)

@@ -136,3 +136,18 @@ def test_a_header_without_the_tensor_is_damage() -> None:
     contents = views.TreeContents(parsed, np.empty(0, np.uint8), "pinned", "", label="x")
     with pytest.raises(dsmem.DamagedObject, match="x"):
         contents.attributes("")["x"]
+
+
+def test_two_of_one_name_do_not_move_those_behind_them(tmp_path: Path) -> None:
+    """In a damaged file."""
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["first"] = np.arange(7000)
+        file.attrs["other"] = np.arange(7000)[::-1]
+        file.create_dataset("x", data=1).attrs["behind"] = np.arange(7000) * 3
+    path.write_bytes(path.read_bytes().replace(b"other\0", b"first\0"))
+    settle(path)
+    pinned = dsmem.pin(path)
+    with dsmem.attach(pinned.name) as ours, h5py.File(path) as theirs:
+        np.testing.assert_array_equal(ours["x"].attrs["behind"], theirs["x"].attrs["behind"])
+        np.testing.assert_array_equal(ours.attrs["first"], theirs.attrs["first"])
