@@ -17,9 +17,18 @@ from dsmem.arrays.header import PAGE_BYTES, Tensor, shape_bytes
 
 UNKNOWN = -1
 """The size of a tensor that varies in length, before it has been read, and where it begins."""
+_MOST_BYTES = 1 << 62
 _LAST = 1 << 12
 """More than any rank of what has a size."""
 Column = np.ndarray[Any, np.dtype[Any]]
+
+
+class TooLarge(OverflowError):
+    """More bytes than numbers of 64 bits can tell of."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"{size_bytes:,} bytes")
+        self.size_bytes = size_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +60,14 @@ class Layout:
 
 
 def place(planned: Iterable[Planned]) -> Layout:
-    """Lay tensors out one behind the other."""
+    """Lay tensors out one behind the other; raises TooLarge."""
     ranks, told = array("h"), array("q")
+    total_bytes = 0
     for tensor in planned:
-        size_bytes = UNKNOWN if tensor.shape is None else shape_bytes(tensor.dtype, tensor.shape)
+        size_bytes = _size_bytes(tensor)
+        total_bytes += max(size_bytes, 0)
+        if total_bytes > _MOST_BYTES:
+            raise TooLarge(total_bytes)
         told.append(size_bytes)
         ranks.append(_rank(size_bytes, tensor.align))
     sizes = np.frombuffer(told, np.int64)  # no copies: there may be many
@@ -69,13 +82,19 @@ def place(planned: Iterable[Planned]) -> Layout:
 
 def placed(planned: Sequence[Planned]) -> dict[str, Tensor]:
     """Tensors whose sizes are all known, with their places, in the order of the file."""
-    found = place(planned)
+    sizes = list(map(_size_bytes, planned))
     tensors: dict[str, Tensor] = {}
-    for number in found.order.tolist():
-        one, begin = planned[number], int(found.begins[number])
+    begin = 0
+    for number in sorted(range(len(planned)), key=lambda number: _rank(sizes[number], planned[number].align)):
+        one = planned[number]
         assert one.shape is not None
-        tensors[one.name] = Tensor(one.dtype, one.shape, begin, begin + int(found.sizes[number]))
+        tensors[one.name] = Tensor(one.dtype, one.shape, begin, begin + sizes[number])
+        begin += sizes[number]
     return tensors
+
+
+def _size_bytes(tensor: Planned) -> int:
+    return UNKNOWN if tensor.shape is None else shape_bytes(tensor.dtype, tensor.shape)
 
 
 def _rank(size_bytes: int, align: int) -> int:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from dsmem.arrays import tree
 from dsmem.arrays.header import HeaderTooLong
+from dsmem.arrays.layout import TooLarge
 from dsmem.errors import BadSource, Refusal
 from dsmem.hdf5 import opening
 from dsmem.hdf5.found import Scan
@@ -84,6 +85,8 @@ class _OpenFile:
             self._plan = planning.plan(self._scan, provenance)
         except HeaderTooLong as exc:
             raise BadSource(f"{self._source.path}: {exc}") from exc
+        except TooLarge as exc:
+            return exc.size_bytes  # for which nobody has room
         return self._plan.need_bytes
 
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:

@@ -143,7 +143,7 @@ class Plan:
 def plan(scan: Scan, provenance: Provenance) -> Plan:
     """Lay out the arrays of a scan; `provenance` is as wide as the one that will be sealed in.
 
-    Raises HeaderTooLong.
+    Raises HeaderTooLong, TooLarge.
     """
     tensors = Tensors(scan.items, scan.noted.apart_bytes)
     metadata: dict[str, header.Text] = {

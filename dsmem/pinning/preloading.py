@@ -8,6 +8,7 @@ import time
 
 from dsmem import digest, files, proc, units
 from dsmem.arrays import header
+from dsmem.arrays.layout import TooLarge
 from dsmem.arrays.views import TreeContents
 from dsmem.errors import NoSpace, Unsupported
 from dsmem.hdf5 import opening
@@ -33,7 +34,11 @@ def preload(path: str) -> ArrayFile:
             if found.refusals:
                 raise Unsupported(f"{path} holds things that can't be preloaded", refusals=found.refusals)
             provenance = Provenance(os.path.realpath(path), identity, "", "", "", time.time_ns())
-            plan = planning.plan(found, provenance)
+            try:
+                plan = planning.plan(found, provenance)
+            except TooLarge as exc:
+                _require_memory(exc.size_bytes)
+                raise
             _require_memory(plan.need_bytes)
             loaded = filling.fill(
                 plan,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -41,7 +42,7 @@ _PER_SMALL_BYTES = 1 << 16
 """A small tensor for so many bytes of the run: the stock reader takes 0.2 ms for each."""
 _LARGE_BYTES = 16 << 20
 _FEWEST = 16
-_EVICTIONS = 5
+_EVICTIONS, _BETWEEN_S = 20, 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +221,7 @@ def _is_evicted(path: Path) -> bool:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
             if not limits.is_cached(file.fileno()):
                 return True
+            time.sleep(_BETWEEN_S)  # what is being read, or was just now, can't be dropped
     return False
 
 
