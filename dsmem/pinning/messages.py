@@ -18,6 +18,8 @@ from dsmem.pinning.filling import ReadDifferently
 
 _MOST_BYTES = 64 << 20
 """Of a message: hundreds of thousands of refusals."""
+LARGEST_COUNT = (1 << 63) - 1
+"""Of bytes that a message can tell of."""
 _MOST_TEXT = 4000
 _PIECE_BYTES = 1 << 16
 _KINDS: dict[str, type[DsmemError]] = {kind.__name__: kind for kind in (BadSource, ReadDifferently, SourceChanged)}
@@ -179,7 +181,7 @@ def _text(value: Any) -> str:
 
 
 def _count(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
+    if type(value) is not int or not 0 <= value <= LARGEST_COUNT:
         raise TypeError("a number is not a number")
     return value
 

@@ -71,7 +71,7 @@ def _serve(channel: Channel, fd: int) -> None:
         _, planned = _expect(channel, "plan")
         provenance = Provenance.load(planned)
         need_bytes = reader.plan(provenance)
-        channel.send("planned", need_bytes)
+        channel.send("planned", min(need_bytes, messages.LARGEST_COUNT))
         _limit(source.size_bytes, need_bytes)
         channel.send("filled", _fill(reader, channel, store, provenance, report))
 

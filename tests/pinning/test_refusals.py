@@ -719,3 +719,12 @@ def test_a_type_that_is_nested_too_deep(tmp_path: Path) -> None:
         "/@value": "an attribute with a type nested more than 32 deep",
         "/data": "a type nested more than 32 deep",
     }
+
+
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_more_bytes_than_numbers_of_64_bits_tell_of(tmp_path: Path, store_root: Path, untrusted: bool) -> None:
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file.create_dataset("x", shape=(2**61, 4), dtype="f8", chunks=(2**20, 4))
+    with pytest.raises(dsmem.NoSpace, match="free"):
+        dsmem.pin(tmp_path / "x.h5", allow=["oversized"], untrusted=untrusted)
+    assert not list((store_root / "objects").iterdir())
