@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from dsmem.errors import UsageError
+from dsmem.tokens.steps import steps
 from dsmem.tokens.vocabularies import (
     BYTES_END,
     END_OF_TEXT,
@@ -44,6 +45,11 @@ _BY_KIND: dict[str, tuple[EngineName, ...]] = {
 }
 """Fastest first, the reference last."""
 _ADDED = re.compile(r'"added_tokens"\s*:\s*')
+_SPLITTING = re.compile(r'"pre_tokenizer"\s*:\s*')
+_LONG_S = "'\u017f"
+"""What `(?i:'s)` matches, too. fastokens splits by code of its own where it knows the pattern, and that of the words of
+o200k and Kimi (which tell letters by their case) passes it by."""
+_BY_CASE = r"\p{Lu}"
 _log = logging.getLogger(__name__)
 
 
@@ -153,12 +159,13 @@ class _Fastokens:
         self._located = located
         self._seams: Seams | None = None
         self._left_out: Mapping[str, int] = {}
+        self._by_regex: Any = None
         try:
             if located.kind == "tiktoken":
-                self._tokenizer = fastokens.Tokenizer.from_tiktoken(
-                    located.path, pattern=located.pattern, special_tokens=located.special_tokens
-                )
+                self._splits_by_case = _BY_CASE in located.pattern
+                self._tokenizer = self._of_ranks(located.pattern)
                 return
+            self._splits_by_case = json.dumps(_BY_CASE)[1:-1].encode() in Path(located.path).read_bytes()
             plain = None if parse_special else _without_special(located.path)
             if plain is None:
                 self._tokenizer = fastokens.Tokenizer.from_file(located.path)
@@ -179,9 +186,33 @@ class _Fastokens:
         import numpy as np
 
         batch = texts if isinstance(texts, list) else list(texts)
-        ids, offsets = self._tokenizer.encode_batch_flat(batch, split_special_tokens=self._split_special)
+        tokenizer = self._tokenizer
+        if self._splits_by_case and any(_LONG_S in text for text in batch):
+            tokenizer = self._by_regex = self._by_regex or self._unknown()
+        ids, offsets = tokenizer.encode_batch_flat(batch, split_special_tokens=self._split_special)
         ends = np.frombuffer(offsets, np.int64)  # it says uint64: the same below 2**63
         return np.frombuffer(ids, np.uint32), ends[1:] - ends[:-1]
+
+    def _of_ranks(self, pattern: str) -> Any:
+        import fastokens
+
+        located = self._located
+        return fastokens.Tokenizer.from_tiktoken(located.path, pattern=pattern, special_tokens=located.special_tokens)
+
+    def _unknown(self) -> Any:
+        """The same tokenizer with patterns that fastokens does not know: it goes by the regular expression then, which
+        is exact and takes several times as long."""
+        import fastokens
+
+        located = self._located
+        if located.kind == "tiktoken":
+            return self._of_ranks(f"(?:{located.pattern})")
+        plain = _without_special(located.path) if self._left_out else None
+        text = Path(located.path).read_text("utf-8") if plain is None else plain[0]
+        tokenizer = fastokens.Tokenizer.from_json_str(_with_unknown_patterns(text))
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return tokenizer
 
     def seams(self) -> Seams:
         from dsmem.tokens import seams
@@ -207,6 +238,24 @@ def _without_special(path: str) -> tuple[str, dict[str, int]] | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None  # it is no such file, which whoever loads it finds out
     return (f"{text[: key.end()]}[]{text[end:]}", added) if added and len(added) == len(listed) else None
+
+
+def _with_unknown_patterns(text: str) -> str:
+    """A tokenizer.json whose patterns stand in brackets. The rest of it, which may be large, is not parsed."""
+    found = [*_SPLITTING.finditer(text)]
+    if len(found) != 1:  # an entry of the vocabulary may have the name of the key
+        raw = json.loads(text)
+        _bracket(raw["pre_tokenizer"])
+        return json.dumps(raw, ensure_ascii=False)
+    splitting, end = json.JSONDecoder().raw_decode(text, found[0].end())
+    _bracket(splitting)
+    return text[: found[0].end()] + json.dumps(splitting) + text[end:]
+
+
+def _bracket(splitting: Any) -> None:
+    for step in steps(splitting):
+        if "Regex" in step.get("pattern", ()):
+            step["pattern"]["Regex"] = f"(?:{step['pattern']['Regex']})"
 
 
 class _Tokenizers:

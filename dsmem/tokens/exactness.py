@@ -24,7 +24,12 @@ def obstacle(tokenizer: Any, *, parse_special: bool) -> str | None:
     """Why fastokens can't be trusted with this tokenizer, as `tokenizers` has loaded it; None where it can."""
     if type(tokenizer.model).__name__ != "BPE":
         return None  # which it refuses itself
-    return _of_replacing(tokenizer) or _of_vocabulary(tokenizer) or _of_added(tokenizer, parse_special=parse_special)
+    return (
+        _of_replacing(tokenizer)
+        or _of_case(tokenizer)
+        or _of_vocabulary(tokenizer)
+        or _of_added(tokenizer, parse_special=parse_special)
+    )
 
 
 def _of_replacing(tokenizer: Any) -> str | None:
@@ -36,6 +41,16 @@ def _of_replacing(tokenizer: Any) -> str | None:
             ((kind, pattern),) = step["pattern"].items()
             if not pattern or (kind == "Regex" and not _NEVER_EMPTY.fullmatch(pattern)):
                 return f"it may replace what {pattern!r} matches otherwise than Hugging Face"
+    return None
+
+
+def _of_case(tokenizer: Any) -> str | None:
+    """The engine looks for a long s in the text (`engines`), not in what a normalizer makes of it; NFC makes none."""
+    if all(step["type"] == "NFC" for step in steps(described(tokenizer.normalizer))):
+        return None
+    patterns = (step.get("pattern", {}).get("Regex", "") for step in steps(described(tokenizer.pre_tokenizer)))
+    if any(r"\p{Lu}" in pattern and "(?i:" in pattern for pattern in patterns):
+        return "it may split what is normalized otherwise than Hugging Face"
     return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import random
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 import fastokens
 import numpy as np
 import pytest
+import tiktoken
 import tokentexts
 from tokenizers import Tokenizer
 
 import dsmem
-from dsmem.tokens import engines, exactness
+from dsmem.tokens import engines, exactness, vocabularies
 from dsmem.tokens.vocabularies import describe
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -126,6 +128,68 @@ def test_literal_bytes_are_text(workers: int | None, tmp_path: Path) -> None:
     done = dsmem.tokenize(tmp_path / "x.jsonl", out, tokenizer=path, eos="none", workers=workers)
     assert done.engine == "tokenizers"
     assert tokentexts.written(out) == theirs(path, texts)
+
+
+O200K = vocabularies._O200K
+LONG_S = ["it'\u017fs", "a'\u017fab b", "\u65e5'\u017f", "1'\u017fs", "it's", "\u017f's \u017ft"]
+PAIRS = [b"t'", b"\xc5\xbf", b"\xbfs", b"'\xc5", b"st", b"ab"]
+
+
+def split(pattern: str) -> dict[str, Any]:
+    """Bytes after that pattern, as GPT-OSS has them."""
+    how = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    level = {**BY_BYTE["pre_tokenizer"], "use_regex": False}
+    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [how, level]}}
+
+
+def by_engine(vocabulary: vocabularies.Vocabulary, texts: list[str]) -> list[list[int]]:
+    """What the engine of that tokenizer gives, text by text and together."""
+    engine = engines.choose(vocabulary, "auto", parse_special=False)
+    assert engine.name == "fastokens"
+    ids, lengths = engine.encode(texts)
+    found = [part.tolist() for part in np.split(ids, np.cumsum(lengths)[:-1])]
+    assert found == [engine.encode([text])[0].tolist() for text in texts]
+    return found
+
+
+@pytest.mark.parametrize("added", [[], [token("<s>", 262, special=True)], [token("pre_tokenizer", 262)]])
+def test_a_long_s_after_an_apostrophe(added: list[dict[str, Any]], tmp_path: Path) -> None:
+    """It is an s where case is not told apart, but not to what splits by o200k in place of its pattern."""
+    names = [bytes_written(pair) for pair in PAIRS]
+    model = {"merges": [[name[0], name[1]] for name in names]}
+    if added and not added[0]["special"]:
+        names = [*names, added[0]["content"]]  # as the key that is looked for
+    path = written(tmp_path / "tokenizer.json", [*LEVEL, *names], model=model, added_tokens=added, **split(O200K))
+    right = theirs(path, LONG_S)
+    assert fast(path, LONG_S) != right  # else there is nothing to mend any more
+    assert by_engine(describe(str(path), scratch=lambda: str(tmp_path)), LONG_S) == right
+    large = ["x" * 300 + " \u65e5 's\n", "it'\u017fs "]
+    texts = [large[0] * 500, "".join(large) * 500, "".join(large)]
+    assert by_engine(describe(str(path), scratch=lambda: str(tmp_path)), texts) == theirs(path, texts)
+
+
+def test_a_long_s_of_tiktoken(tmp_path: Path) -> None:
+    ranks = {token: rank for rank, token in enumerate([*(bytes([byte]) for byte in range(256)), *PAIRS])}
+    path = tmp_path / "o200k_base.tiktoken"
+    path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for token, rank in ranks.items()))
+    right = tiktoken.Encoding("x", pat_str=O200K, mergeable_ranks=ranks, special_tokens={})
+    vocabulary = describe(str(path), scratch=lambda: str(tmp_path))
+    assert by_engine(vocabulary, LONG_S) == [right.encode_ordinary(text) for text in LONG_S]
+
+
+def test_a_long_s_that_a_normalizer_makes(tmp_path: Path) -> None:
+    changes = {"normalizer": {"type": "Replace", "pattern": {"String": "\u1e9e"}, "content": "\u017f"}}
+    path = written(tmp_path / "tokenizer.json", LEVEL, **changes, **split(O200K))
+    vocabulary = describe(str(path), scratch=lambda: str(tmp_path))
+    assert engines.choose(vocabulary, "auto", parse_special=False).name == "tokenizers"
+    with pytest.raises(dsmem.UsageError, match="may split what is normalized"):
+        engines.choose(vocabulary, "fastokens", parse_special=False)
+
+
+def bytes_written(data: bytes) -> str:
+    """As byte-level tokenizers write them."""
+    order = exactness._BYTES + [byte for byte in range(256) if byte not in exactness._BYTES]
+    return "".join(exactness.ALPHABET[order.index(byte)] for byte in data)
 
 
 def test_real_forms_stay_fast(tmp_path: Path) -> None:
