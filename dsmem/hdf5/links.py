@@ -1,4 +1,4 @@
-"""Where links lead, before HDF5 follows them: at a FIFO or a terminal it would wait for ever."""
+"""The links of a group; and where they lead, before HDF5 follows them: at a FIFO or terminal it would wait for ever."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from contextlib import suppress
 from typing import Any
 
 import h5py
-from h5py import h5f, h5g, h5l, h5o
+from h5py import h5, h5f, h5g, h5l, h5o, h5p
+
+from dsmem.arrays import tree
+from dsmem.arrays.rows import Names
+from dsmem.stopping import Held
 
 _MOST_LINKS = 16
 """As many as HDF5 follows on one way (H5Pset_nlinks)."""
@@ -60,3 +64,33 @@ def _candidates(group: Any, filename: str) -> Iterator[str]:
         filename = os.path.basename(filename)
     yield os.path.join(beside, filename)
     yield filename
+
+
+def listed(group: Any, held: Held) -> tuple[Names, dict[str, int]]:
+    """Names of the links in a group in h5py's order, which has them as a list of bytes, and what is no hard link.
+
+    What is raised inside of what HDF5 calls h5py loses, so nothing is: signals wait meanwhile.
+    """
+    created = group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED
+    names = Names()
+    others: dict[str, int] = {}
+    failed: list[BaseException] = []
+
+    def keep(name: bytes, info: Any) -> bool | None:
+        try:
+            names.append(name)
+            if info.type != h5l.TYPE_HARD:
+                others[tree.text(name)] = info.type
+        except BaseException as exc:  # noqa: BLE001 - raised below
+            failed.append(exc)
+            return True
+        return None
+
+    held.hold()
+    try:
+        group.links.iterate(keep, idx_type=h5.INDEX_CRT_ORDER if created else h5.INDEX_NAME, info=True)
+    finally:
+        held.release()
+    if failed:
+        raise failed[0]
+    return names, others

@@ -10,7 +10,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from h5py import h5, h5a, h5i, h5l, h5o, h5p
+from h5py import h5a, h5i, h5l, h5o
 
 from dsmem import malloc, stopping
 from dsmem.arrays import dtypes, tree
@@ -141,7 +141,7 @@ class _Walk:
     def _group(self, group: Any, path: str) -> Names:
         """List a group, and what of its links leads to datasets and named types; the names of the groups in it."""
         self._read_attributes(group, path)
-        names, others = _links(group, self._held)
+        names, others = links.listed(group, self._held)
         below, left_out = Names(), set()
         for name in names:
             child = tree.join(path, name)
@@ -365,36 +365,6 @@ class _Walk:
                 self._refuse(f"{path}@{called}", f"an attribute that h5py can't read ({reason(exc)})", path)
         if inside:
             self.found.noted.add(path, inside)
-
-
-def _links(group: Any, held: Held) -> tuple[Names, dict[str, int]]:
-    """Names of the links in a group in h5py's order, which has them as a list of bytes, and what is no hard link.
-
-    What is raised inside of what HDF5 calls h5py loses, so nothing is: signals wait meanwhile.
-    """
-    created = group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED
-    names = Names()
-    others: dict[str, int] = {}
-    failed: list[BaseException] = []
-
-    def keep(name: bytes, info: Any) -> bool | None:
-        try:
-            names.append(name)
-            if info.type != h5l.TYPE_HARD:
-                others[tree.text(name)] = info.type
-        except BaseException as exc:  # noqa: BLE001 - raised below
-            failed.append(exc)
-            return True
-        return None
-
-    held.hold()
-    try:
-        group.links.iterate(keep, idx_type=h5.INDEX_CRT_ORDER if created else h5.INDEX_NAME, info=True)
-    finally:
-        held.release()
-    if failed:
-        raise failed[0]
-    return names, others
 
 
 def _raw(name: str) -> bytes:
