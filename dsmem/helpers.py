@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
-from dsmem import files
+from dsmem import files, stopping
 
 if TYPE_CHECKING:
     import subprocess
@@ -42,26 +42,28 @@ def start(
 
     if stderr is None and not _is_passed_on(2):
         stderr = subprocess.DEVNULL  # not the first file that it opens
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, () if start_new_session else (signal.SIGINT,))
+    process = None
     try:
-        with passed(fds) as theirs:
-            process = subprocess.Popen(
-                command(module, *theirs, *arguments),
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                pass_fds=theirs,
-                env=environment() if env is None else env,
-                bufsize=bufsize,
-                start_new_session=start_new_session,
-            )
+        with stopping.held():  # other threads hear an interrupt that this one's mask keeps off
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, () if start_new_session else (signal.SIGINT,))
+            try:
+                with passed(fds) as theirs:
+                    process = subprocess.Popen(
+                        command(module, *theirs, *arguments),
+                        stdin=stdin,
+                        stdout=stdout,
+                        stderr=stderr,
+                        pass_fds=theirs,
+                        env=environment() if env is None else env,
+                        bufsize=bufsize,
+                        start_new_session=start_new_session,
+                    )
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
     except BaseException:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        raise
-    try:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    except BaseException:  # an interrupt: nobody will hear of the process
-        process.kill()
+        if process is None:
+            raise
+        process.kill()  # an interrupt: nobody will hear of it
         process.wait()  # by itself `with` waits for a moment only, where an interrupt ends it
         with process:
             raise

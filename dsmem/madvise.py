@@ -24,13 +24,14 @@ _log = logging.getLogger(__name__)
 
 @cache
 def libc() -> ctypes.CDLL:
-    """The C library, with the types of mmap, munmap and madvise."""
+    """The C library, with the types of mmap, munmap, mincore and madvise."""
     import ctypes
 
     library = ctypes.CDLL(None, use_errno=True)
     library.mmap.restype = ctypes.c_void_p
     library.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
     library.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    library.mincore.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
     library.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     return library
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -72,18 +73,38 @@ def test_an_interrupt_while_a_helper_starts_is_for_the_parent(tmp_path: Path) ->
     assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
-def test_an_interrupt_while_a_helper_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("heard_by", ["this thread", "another"])
+def test_an_interrupt_while_a_helper_is_started_leaves_none(monkeypatch: pytest.MonkeyPatch, heard_by: str) -> None:
     made: list[subprocess.Popen[bytes]] = []
+    heard, over = threading.Event(), threading.Event()
+    another = threading.Thread(target=over.wait)
 
     class Popen(subprocess.Popen[bytes]):
         def __init__(self, *arguments: object, **options: object) -> None:
             super().__init__(*arguments, **options)  # type: ignore[call-overload]
             made.append(self)
-            os.kill(os.getpid(), signal.SIGINT)
+            if heard_by == "another":
+                assert another.ident is not None
+                signal.pthread_kill(another.ident, signal.SIGINT)
+                while not heard.is_set():  # the handler runs in this thread all the same, whatever its mask
+                    time.sleep(0.001)
+            else:
+                signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+    def hear(number: int, frame: object) -> None:
+        heard.set()
+        raise KeyboardInterrupt
 
     monkeypatch.setattr(subprocess, "Popen", Popen)
-    with pytest.raises(KeyboardInterrupt):
-        helpers.start("dsmem.pinning.decoder", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    before = signal.signal(signal.SIGINT, hear)
+    another.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            helpers.start("dsmem.pinning.decoder", stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+        over.set()
+        another.join()
     (helper,) = made
     assert helper.returncode == -signal.SIGKILL
     assert helper.stdin is not None and helper.stdin.closed

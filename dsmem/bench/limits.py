@@ -80,17 +80,6 @@ def read_once(path: Path) -> None:
             continue
 
 
-def is_cached(fd: int) -> bool:
-    """Whether the middle of a file lies in the page cache; a file system that can't say counts as cached."""
-    try:
-        os.preadv(fd, [bytearray(1)], os.fstat(fd).st_size // 2, os.RWF_NOWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def open_and_map(path: str) -> int:
     """Open a file, map it, read its first byte: less can't be done to reach a file's data."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Literal
 
-from dsmem import files, proc
+from dsmem import files, proc, residency
 from dsmem.arrays import memory
 from dsmem.arrays.memory import Pages
 from dsmem.errors import BadSource, SourceMissing, UntrustedPickle
 
 Io = Literal["auto", "pread", "mmap"]
-_PROBES = 7
 _CRC_BLOCK_BYTES = 1 << 20
 _MAP_NORESERVE = 0x4000
 log = logging.getLogger(__name__)
@@ -97,7 +96,7 @@ class Opened:
         """Whether large parts are brought by pread: asked for, or chosen now."""
         if self._io == "auto":
             # Cached pages of a local file are copied without a call into the kernel for each.
-            self._io = "mmap" if self._local() and resident(self.fd, self.size_bytes) else "pread"
+            self._io = "mmap" if self._local() and residency.is_cached(self.fd, 0, self.size_bytes) else "pread"
         return self._io == "pread"
 
     def copy_with_crc(self, address: int, size_bytes: int, offset: int) -> int:
@@ -195,20 +194,6 @@ class Directory:
 def memory_at(address: int, size_bytes: int) -> memoryview:
     """So many bytes of memory that something else keeps alive."""
     return memoryview((ctypes.c_char * size_bytes).from_address(address)).cast("B")
-
-
-def resident(fd: int, size_bytes: int) -> bool:
-    """Whether most of a file lies in the page cache; a file system that can't say counts as not."""
-    probe = bytearray(1)
-    absent = 0
-    for part in range(_PROBES):
-        try:
-            os.preadv(fd, [probe], size_bytes * (2 * part + 1) // (2 * _PROBES), os.RWF_NOWAIT)
-        except BlockingIOError:
-            absent += 1
-        except OSError:
-            return False
-    return absent <= _PROBES // 2
 
 
 def is_network(path: str) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 
-from dsmem import digest
+from dsmem import digest, residency
 
 _LAG = 2
 """A slice is let go when reading is this many slices further: what is decoded from it has been read by then."""
-_PROBES = 7
+_AHEAD = 2
+"""So many slices further it is looked what is cached: reading one asks the kernel for some of those behind it."""
 
 
 class PageCache:
@@ -24,17 +25,23 @@ class PageCache:
         self._fd = fd
         self._size_bytes = size_bytes
         self._cold: set[int] = set()
+        self._looked_at = 0
+        """Slices before this one."""
         self._read: set[int] = set()
         self._dropped: set[int] = set()
         self._lock = threading.Lock()
 
     def expect(self, index: int) -> None:
-        """A slice is about to be read: ask for it all at once if it is not cached."""
-        start, length = self._span(index)
-        if length and self._is_cold(start, length):
-            with self._lock:
-                self._cold.add(index)
-            os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_WILLNEED)
+        """A slice is about to be read, and those before it are or were: ask for it all at once if it is not cached."""
+        with self._lock:
+            for one in range(self._looked_at, index + _AHEAD + 1):
+                self._looked_at = one + 1
+                start, length = self._span(one)
+                if length and residency.is_cached(self._fd, start, length) is False:
+                    self._cold.add(one)  # of a file system that can't say nothing is let go
+            is_cold = index in self._cold
+        if is_cold:
+            os.posix_fadvise(self._fd, *self._span(index), os.POSIX_FADV_WILLNEED)
 
     def passed(self, index: int) -> None:
         """A slice has been read: let go of those before it that have been read too."""
@@ -56,25 +63,6 @@ class PageCache:
     def _drop(self, index: int) -> None:
         start, length = self._span(index)
         os.posix_fadvise(self._fd, start, length, os.POSIX_FADV_DONTNEED)
-
-    def _is_cold(self, start: int, length: int) -> bool:
-        """Whether most of some bytes inside are absent: a chunk index that was just read lies scattered in the file.
-
-        A file system that can't say counts as warm, and is left alone.
-        """
-        probe = bytearray(1)
-        present = absent = 0
-        for part in range(_PROBES):
-            try:
-                os.preadv(self._fd, [probe], start + length * (2 * part + 1) // (2 * _PROBES), os.RWF_NOWAIT)
-                present += 1
-            except BlockingIOError:
-                absent += 1
-            except OSError:
-                return False
-            if max(present, absent) > _PROBES // 2:
-                break
-        return absent > present
 
     def _span(self, index: int) -> tuple[int, int]:
         start = index * digest.SLICE_BYTES

@@ -13,6 +13,7 @@ import pytest
 
 import dsmem
 from dsmem import digest
+from dsmem.pinning.pagecache import PageCache
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 SLICES = 5
@@ -76,3 +77,18 @@ def test_what_was_cold_is_dropped_and_what_was_warm_stays(path: Path, algo: str)
     assert cached(path) == [False, True, False, False, False]
     with h5py.File(path) as plain, dsmem.attach(path) as file:
         assert np.array_equal(file["x"], plain["x"])
+
+
+def test_what_the_kernel_reads_ahead_of_a_slice_is_not_taken_for_somebody_elses(path: Path) -> None:
+    """A thread that is held up begins a slice when reading the one before it has brought most of it."""
+    drop(path)
+    if any(cached(path)):
+        pytest.skip("this file system keeps what it is told to drop")
+    with path.open("rb", buffering=0) as file:
+        with PageCache(file.fileno(), path.stat().st_size) as cache:
+            for index in range(SLICES):
+                cache.expect(index)
+                file.seek(index * digest.SLICE_BYTES)
+                file.read(2 * digest.SLICE_BYTES)
+                cache.passed(index)
+        assert not any(cached(path))

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsmem import proc, units
+from dsmem import proc, residency, units
 from dsmem.bench import heap, limits, recipes, sources
 from dsmem.bench.cases import weights
 from dsmem.bench.harness import Comparison, Contender, measure
@@ -211,15 +211,13 @@ class _Subject:
 
 
 def _is_evicted(path: Path) -> bool:
-    """Take a file out of the page cache; whether that can be done.
-
-    Asking whether it is cached starts to read it, and a fast disk has sometimes answered before: ask again then.
-    """
+    """Take a file out of the page cache; whether that can be done."""
     with path.open("rb") as file:
+        size_bytes = os.fstat(file.fileno()).st_size
         os.fsync(file.fileno())
         for _ in range(_EVICTIONS):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-            if not limits.is_cached(file.fileno()):
+            if residency.is_cached(file.fileno(), 0, size_bytes) is False:
                 return True
             time.sleep(_BETWEEN_S)  # what is being read, or was just now, can't be dropped
     return False
