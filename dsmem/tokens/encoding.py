@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dsmem import malloc
 from dsmem.errors import BadDocument, BadSource
 from dsmem.tokens import cutting, documents, engines, feeding, renewing, turns
 from dsmem.tokens.cutting import BLOCK_BYTES
@@ -54,25 +55,42 @@ class Encoder:
         reference: Engine | None = None,
         ask: Callable[[str], list[int]] | None = None,
     ) -> None:
-        """With an engine and a reference where they are loaded; `ask` encodes as the reference, in another process."""
+        """With an engine and a reference where they are loaded; `ask` encodes as the reference, in another process, and
+        exactly where there is none."""
         self._recipe = recipe
         self._room = Room(share_bytes(recipe.workers))
         self._turns = Turns(None if recipe.workers == 1 else recipe.directory)
         self._turn = Turn(self._turns, alone_bytes=max(_ALONE_BYTES // recipe.workers, _LEAST_ALONE_BYTES))
         engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
+        if ask is not None or reference is not None:
+            engines.mend_by(engine, self._exact)
         if engine.name == "fastokens":
             engine = Renewing(
                 engine,
                 renewing.share_bytes(recipe.workers),
                 lambda: self._room.taken_bytes,
-                is_one_of_many=renewing.are_many(recipe.workers),
+                is_one_of_many=renewing.are_many(recipe.workers, recipe.largest_id),
             )
         self.engine = self._in_turn(engine)
         self._reference = reference
+        self._ask_exact = ask
         self._ask = ask if recipe.can_ask else None
 
     def _in_turn(self, engine: Engine) -> Engine:
         return turns.InTurn(engine, self._turns)
+
+    def _exact(self, text: str) -> Ids:
+        """What the engine is known to split wrongly, by what is loaded elsewhere or, of a long text, by one at a time:
+        a tokenizer that is loaded once more for each worker may take 300 MiB."""
+        if len(text) <= _MOST_ASKED:
+            if self._ask_exact is not None:
+                return np.array(self._ask_exact(text), np.uint32)
+            if self._reference is not None:
+                return self._reference.encode([text])[0]
+        with self._turns.one("vocabulary"):
+            ids, _ = engines.by_regex(self._recipe.located, parse_special=self._recipe.parse_special).encode([text])
+            malloc.give_back()
+        return ids
 
     def encode(self, piece: Piece, report: Report) -> Made:
         """Make the part but for its place; after BadSource, EngineDiffers or OSError it has no record."""

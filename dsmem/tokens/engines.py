@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from dsmem.errors import UsageError
-from dsmem.tokens.steps import steps
+from dsmem.tokens import contractions
 from dsmem.tokens.vocabularies import (
     BYTES_END,
     END_OF_TEXT,
@@ -45,11 +45,6 @@ _BY_KIND: dict[str, tuple[EngineName, ...]] = {
 }
 """Fastest first, the reference last."""
 _ADDED = re.compile(r'"added_tokens"\s*:\s*')
-_SPLITTING = re.compile(r'"pre_tokenizer"\s*:\s*')
-_LONG_S = "'\u017f"
-"""What `(?i:'s)` matches, too. fastokens splits by code of its own where it knows the pattern, and that of the words of
-o200k and Kimi (which tell letters by their case) passes it by."""
-_BY_CASE = r"\p{Lu}"
 _log = logging.getLogger(__name__)
 
 
@@ -152,30 +147,37 @@ def _flat(parts: Sequence[Sequence[int]]) -> tuple[Ids, Lengths]:
 class _Fastokens:
     name: EngineName = "fastokens"
 
-    def __init__(self, located: Located, parse_special: bool) -> None:
+    def __init__(self, located: Located, parse_special: bool, *, by_regex: bool = False) -> None:
+        """`by_regex`: whatever pattern it has code of its own for."""
         import fastokens
 
         self._split_special = not parse_special
         self._located = located
         self._seams: Seams | None = None
         self._left_out: Mapping[str, int] = {}
-        self._by_regex: Any = None
+        self._by_regex: Engine | None = None
+        self._mending: contractions.Mending | None = None
         try:
             if located.kind == "tiktoken":
-                self._splits_by_case = _BY_CASE in located.pattern
-                self._tokenizer = self._of_ranks(located.pattern)
-                return
-            self._splits_by_case = json.dumps(_BY_CASE)[1:-1].encode() in Path(located.path).read_bytes()
-            plain = None if parse_special else _without_special(located.path)
-            if plain is None:
-                self._tokenizer = fastokens.Tokenizer.from_file(located.path)
+                splitting = located.pattern
+                self._tokenizer = fastokens.Tokenizer.from_tiktoken(
+                    located.path,
+                    pattern=contractions.unknown(splitting) if by_regex else splitting,
+                    special_tokens=located.special_tokens,
+                )
             else:
-                self._tokenizer = fastokens.Tokenizer.from_json_str(plain[0])
-                self._left_out = plain[1]
+                splitting, self._left_out = _read(located.path, parse_special=parse_special)
+                self._tokenizer = fastokens.Tokenizer.from_json_str(
+                    contractions.file_unknown(splitting) if by_regex else splitting
+                )
+                self._tokenizer.no_truncation()
+                self._tokenizer.no_padding()
         except (ValueError, RuntimeError, NotImplementedError, TypeError) as exc:
             raise Unfit(str(exc)) from exc
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        if not by_regex and contractions.may_pass_by(splitting):
+            has_seams = contractions.has_seams(splitting, is_file=located.kind != "tiktoken")
+            at_seams = has_seams and all(map(_has_no_spaces, self._tokenizer.added_tokens()))
+            self._mending = contractions.Mending(self._encode, self._encode_by_regex, at_seams=at_seams)
 
     def token_to_id(self, token: str) -> int | None:
         """The id that it gives an added token."""
@@ -183,42 +185,54 @@ class _Fastokens:
         return self._left_out.get(token) if found is None else found
 
     def encode(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
+        batch = texts if isinstance(texts, list) else list(texts)
+        if self._mending is not None and any(contractions.LONG_S in text for text in batch):
+            return self._mending.encode(batch)
+        return self._encode(batch)
+
+    def _encode(self, batch: list[str]) -> tuple[Ids, Lengths]:
         import numpy as np
 
-        batch = texts if isinstance(texts, list) else list(texts)
-        tokenizer = self._tokenizer
-        if self._splits_by_case and any(_LONG_S in text for text in batch):
-            tokenizer = self._by_regex = self._by_regex or self._unknown()
-        ids, offsets = tokenizer.encode_batch_flat(batch, split_special_tokens=self._split_special)
+        ids, offsets = self._tokenizer.encode_batch_flat(batch, split_special_tokens=self._split_special)
         ends = np.frombuffer(offsets, np.int64)  # it says uint64: the same below 2**63
         return np.frombuffer(ids, np.uint32), ends[1:] - ends[:-1]
 
-    def _of_ranks(self, pattern: str) -> Any:
-        import fastokens
+    def _encode_by_regex(self, text: str) -> Ids:
+        self._by_regex = self._by_regex or by_regex(self._located, parse_special=not self._split_special)
+        return self._by_regex.encode([text])[0]
 
-        located = self._located
-        return fastokens.Tokenizer.from_tiktoken(located.path, pattern=pattern, special_tokens=located.special_tokens)
-
-    def _unknown(self) -> Any:
-        """The same tokenizer with patterns that fastokens does not know: it goes by the regular expression then, which
-        is exact and takes several times as long."""
-        import fastokens
-
-        located = self._located
-        if located.kind == "tiktoken":
-            return self._of_ranks(f"(?:{located.pattern})")
-        plain = _without_special(located.path) if self._left_out else None
-        text = Path(located.path).read_text("utf-8") if plain is None else plain[0]
-        tokenizer = fastokens.Tokenizer.from_json_str(_with_unknown_patterns(text))
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        return tokenizer
+    def mend_by(self, exact: Callable[[str], Ids]) -> None:
+        """See the function of that name."""
+        if self._mending is not None:
+            self._mending = self._mending.by(exact)
 
     def seams(self) -> Seams:
         from dsmem.tokens import seams
 
         self._seams = self._seams or seams.of_file(self._located)
         return self._seams
+
+
+def by_regex(located: Located, *, parse_special: bool) -> Engine:
+    """fastokens without code of its own for the patterns that it knows: exact, several times slower, loaded anew."""
+    return _Fastokens(located, parse_special, by_regex=True)
+
+
+def mend_by(engine: Engine, exact: Callable[[str], Ids]) -> None:
+    """Let what the engine may split wrongly be encoded by `exact`, where it would load the tokenizer a second time."""
+    if isinstance(engine, _Fastokens):
+        engine.mend_by(exact)
+
+
+def _has_no_spaces(added: Mapping[str, Any]) -> bool:
+    """Whether an added token holds no white space, nor takes any along."""
+    return not (added["lstrip"] or added["rstrip"] or any(map(str.isspace, added["content"])))
+
+
+def _read(path: str, *, parse_special: bool) -> tuple[str, Mapping[str, int]]:
+    """A tokenizer.json as an engine gets it, and the added tokens that were left out."""
+    plain = None if parse_special else _without_special(path)
+    return (Path(path).read_text("utf-8"), {}) if plain is None else plain
 
 
 def _without_special(path: str) -> tuple[str, dict[str, int]] | None:
@@ -238,24 +252,6 @@ def _without_special(path: str) -> tuple[str, dict[str, int]] | None:
     except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None  # it is no such file, which whoever loads it finds out
     return (f"{text[: key.end()]}[]{text[end:]}", added) if added and len(added) == len(listed) else None
-
-
-def _with_unknown_patterns(text: str) -> str:
-    """A tokenizer.json whose patterns stand in brackets. The rest of it, which may be large, is not parsed."""
-    found = [*_SPLITTING.finditer(text)]
-    if len(found) != 1:  # an entry of the vocabulary may have the name of the key
-        raw = json.loads(text)
-        _bracket(raw["pre_tokenizer"])
-        return json.dumps(raw, ensure_ascii=False)
-    splitting, end = json.JSONDecoder().raw_decode(text, found[0].end())
-    _bracket(splitting)
-    return text[: found[0].end()] + json.dumps(splitting) + text[end:]
-
-
-def _bracket(splitting: Any) -> None:
-    for step in steps(splitting):
-        if "Regex" in step.get("pattern", ()):
-            step["pattern"]["Regex"] = f"(?:{step['pattern']['Regex']})"
 
 
 class _Tokenizers:

@@ -19,7 +19,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dsmem import helpers
+from dsmem import helpers, malloc
 from dsmem.errors import DsmemError
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _OWN_THREADS = "/proc/self/task"
 _GOING_S = 0.05
+_LARGE_BYTES = {"tokenizer.json": 4 << 20, "tiktoken": 1 << 20}
+"""Of a file with some 70,000 tokens."""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -53,6 +55,9 @@ def serve(parent: int, control: socket.socket) -> None:
     if expected["tables"]:
         import dsmem.tokens.arrowfiles  # noqa: F401
 
+    if engine is not None and engine.name == "fastokens":
+        _warm(engine, expected["load"]["located"], expected["processes"])
+    malloc.give_back()  # two thirds of what loading takes
     alone = _is_alone()
     gc.freeze()  # else the first collection of each worker would copy every page that it looks at
     numbers: dict[int, int] = {}
@@ -181,6 +186,18 @@ def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine
     except (engines.Unfit, DsmemError, OSError) as exc:
         _log.info("not loaded ahead: %s", exc)
         return None
+
+
+def _warm(engine: Engine, located: dict[str, Any], processes: int) -> None:
+    """Let it make what it makes when it first encodes, 11 MiB with 32,768 tokens and 44 with 200,000, where that is
+    much in all workers, which then share it: in a thread, with which ends what each has for itself. It takes 0.2 to
+    0.3 s, as it would take each worker."""
+    from dsmem.tokens import renewing
+
+    if renewing.are_many(processes) or os.stat(located["path"]).st_size > _LARGE_BYTES[located["kind"]]:
+        first = threading.Thread(target=engine.encode, args=(renewing.FIRST,))
+        first.start()
+        first.join()
 
 
 def _fitting(engine: Engine | None, added: Mapping[str, int]) -> EngineName | None:

@@ -33,7 +33,11 @@ _HERE_BYTES, _ONCE_BYTES = 3 << 18, 21 << 16
 """Of text: more than a batch has, and more than a piece of a long document."""
 _KEPT_BYTES, _LONG_S = 4 << 20, 0.1
 """Of ids of long texts, and how long one must have taken."""
+FIRST = ["\n"]
+"""What each thread encodes before anything else."""
 _FEW_WORKERS = 8
+_MANY_IDS, _FEW_OF_MANY_IDS = 1 << 16, 2
+"""Each thread that encodes has 16 to 32 MiB for so many: with them the one of the process is not to be one of these."""
 _LITTLE_CHARACTERS = 128 << 10
 """Encoded between two looks by one of many."""
 _MAPPED_BYTES, _TRIMMED_BYTES = 4 << 20, 8 << 20
@@ -48,9 +52,9 @@ def share_bytes(workers: int) -> int:
     return max(_LEAST_BYTES, _ALL_BYTES // workers)
 
 
-def are_many(workers: int) -> bool:
-    """Whether there are so many that each is to take little."""
-    return workers > _FEW_WORKERS
+def are_many(workers: int, largest_id: int = 0) -> bool:
+    """Whether there are so many that each is to take little, with ids that large."""
+    return workers > (_FEW_WORKERS if largest_id < _MANY_IDS else _FEW_OF_MANY_IDS)
 
 
 def hold_little(workers: int) -> None:
@@ -106,7 +110,7 @@ class Renewing:
     def _encode(self, texts: Sequence[str], size: int) -> tuple[Ids, Lengths]:
         assert self._base_bytes is not None
         if self._thread is None and (self._is_one_of_many or size > _HERE_BYTES):
-            self._thread = _thread()
+            self._begin_thread()
         if self._thread is None:
             encoded = self._engine.encode(texts)
         else:
@@ -128,9 +132,14 @@ class Renewing:
         if self._thread is not None:
             self._thread.shutdown()
         malloc.give_back()
-        self._thread = _thread()
-        self._base_bytes = self._now_bytes()
+        self._begin_thread()
         self.renewals += 1
+
+    def _begin_thread(self) -> None:
+        """And let it make what each has from the first, up to 32 MiB by the vocabulary: that is no growth."""
+        self._thread = _thread()
+        self._thread.submit(self._engine.encode, FIRST).result()
+        self._base_bytes = self._now_bytes()
 
     def _now_bytes(self) -> int:
         return own_bytes() - self._waiting_bytes()

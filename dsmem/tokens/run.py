@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import dsmem
-from dsmem import digest
+from dsmem import digest, malloc
 from dsmem.errors import NoDocuments, SourceChanged
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName
 
 
+_REGEX_BYTES = 16 << 20
+"""How much this process may grow by as it encodes for workers."""
 MOST_NAMED = 3
 """Inputs in which no document was found."""
 
@@ -68,6 +70,7 @@ class Run:
             eos_token=options.eos_token,
             located=located,
         )
+        malloc.give_back()  # two thirds of what describing takes
         self._head, self._tail = frame_of(self._vocabulary, options)
         self.dtype = dtype_of(self._vocabulary, options.dtype)
         self._crew = crew
@@ -190,10 +193,17 @@ class Run:
 
         return engines.reference_in(self._vocabulary, parse_special=self._options.parse_special)
 
+    def _by_regex(self) -> Engine:
+        """What is exact, where there is no reference; for short texts."""
+        from dsmem.tokens import engines
+        from dsmem.tokens.renewing import Renewing
+
+        loaded = engines.by_regex(self._vocabulary.located, parse_special=self._options.parse_special)
+        return Renewing(loaded, _REGEX_BYTES, lambda: 0)
+
     def _compare(self, text: str) -> list[int]:
-        """What the reference gives, for a worker that compares."""
-        self._asked = self._asked or self._reference()
-        assert self._asked is not None
+        """What the reference gives, for a worker that compares, or whose engine would split a text wrongly."""
+        self._asked = self._asked or self._reference() or self._by_regex()
         with translated("a document that is compared"):
             ids: list[int] = self._asked.encode([text])[0].tolist()
         return ids

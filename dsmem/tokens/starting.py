@@ -28,12 +28,15 @@ HERE_BYTES = 24 << 20
 """Up to so much input this process is done before others have started."""
 _PATIENCE_S = 5.0
 _NOT_INPUTS = ("-o", "--out", "--tokenizer")
-_ONE_THREAD = {
+_FOR_ENGINES = {
     "FASTOKENS_BPE_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    "FASTOKENS_INPUT_CACHE": "0",
+    "FASTOKENS_SEGMENT_CACHE": "0",
 }
-"""Workers are as many as there are CPUs: threads of engines beside them would only take turns with them."""
+"""Workers are as many as there are CPUs: threads of engines beside them would only take turns with them. Nor is memory
+bounded by what fastokens keeps of whole texts, which never come again."""
 _ONE_IF_UNSAID = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -204,7 +207,7 @@ def _is_large(path: str) -> bool:
 def _start(theirs: socket.socket) -> _Process:
     import subprocess
 
-    threads = {**dict.fromkeys(_ONE_IF_UNSAID, "1"), **helpers.environment(), **_ONE_THREAD}
+    threads = {**dict.fromkeys(_ONE_IF_UNSAID, "1"), **helpers.environment(), **_FOR_ENGINES}
     return helpers.start("dsmem.tokens.nursery", stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=threads)
 
 
@@ -213,7 +216,7 @@ def _fork(ours: socket.socket, theirs: socket.socket) -> _Process:
 
     def work() -> None:
         ours.close()
-        os.environ.update({**dict.fromkeys(_ONE_IF_UNSAID, "1"), **os.environ, **_ONE_THREAD})
+        os.environ.update({**dict.fromkeys(_ONE_IF_UNSAID, "1"), **os.environ, **_FOR_ENGINES})
         null = os.open(os.devnull, os.O_RDWR)
         os.dup2(null, 0)
         os.dup2(null, 1)

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import tiktoken
 import tokentexts
-from tokenizers import Tokenizer
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
 import dsmem
-from dsmem.tokens import engines, exactness, vocabularies
+from dsmem.tokens import contractions, engines, exactness, vocabularies
 from dsmem.tokens.vocabularies import describe
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -130,7 +130,7 @@ def test_literal_bytes_are_text(workers: int | None, tmp_path: Path) -> None:
     assert tokentexts.written(out) == theirs(path, texts)
 
 
-O200K = vocabularies._O200K
+O200K = vocabularies.O200K
 LONG_S = ["it'\u017fs", "a'\u017fab b", "\u65e5'\u017f", "1'\u017fs", "it's", "\u017f's \u017ft"]
 PAIRS = [b"t'", b"\xc5\xbf", b"\xbfs", b"'\xc5", b"st", b"ab"]
 
@@ -347,3 +347,101 @@ def test_added_tokens_are_left_out_of_a_file_that_is_plain(tmp_path: Path) -> No
     path.write_bytes(b'{"added_tokens": [], "\xff": 1}')
     assert engines._without_special(str(path)) is None
     assert engines._without_special(str(tmp_path / "none.json")) is None
+
+
+AROUND = [
+    *(
+        "'\u017f",
+        "'\u017f",
+        "'\u017f",
+        "'",
+        "\u017f",
+        "s",
+        "t",
+        "a",
+        "B",
+        "\u65e5",
+        "\u0301",
+        "1",
+        "'s",
+        "\0",
+        "/",
+        "!",
+    ),
+    *(" ", " ", " ", "\n", "\n", "\r", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u2028", "\u3000", "\u01c5", "\u0378"),
+]
+
+
+@pytest.mark.parametrize("pattern", [O200K, contractions._KIMI])
+def test_a_long_s_among_others(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what lies around one is encoded elsewhere, and the ids are those of the whole; nothing is loaded again."""
+    rng = random.Random(9)
+    texts = ["".join(rng.choices(AROUND, k=rng.choice((1, 3, 9, 30, 300)))) for _ in range(600)]
+    tokenizer = Tokenizer(models.BPE())
+    level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split_by = pre_tokenizers.Split(Regex(pattern), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split_by, level])
+    every = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=every, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = describe(str(tmp_path / "tokenizer.json"), scratch=lambda: str(tmp_path))
+    engine = engines.choose(vocabulary, "fastokens", parse_special=False)
+    reference = engines.reference_in(vocabulary, parse_special=False)
+    assert reference is not None
+    monkeypatch.setattr(engines, "by_regex", None)
+    asked: list[str] = []
+
+    def exact(text: str) -> engines.Ids:
+        asked.append(text)
+        return reference.encode([text])[0]
+
+    engines.mend_by(engine, exact)
+    ids, lengths = engine.encode(texts)
+    expected, their_lengths = reference.encode(texts)
+    assert lengths.tolist() == their_lengths.tolist() and ids.tolist() == expected.tolist()
+    assert all(contractions.LONG_S in text for text in asked)
+    asked.clear()
+    engine.encode(["All is\n    well'\u017ft, \n\nthou'\u017f\n", " that  'tis"])
+    assert asked == [" well'\u017ft,", "thou'\u017f\n"]
+
+
+def test_texts_that_may_be_parted_nowhere_are_asked_whole(tmp_path: Path) -> None:
+    """What splits further, and added tokens with spaces, might reach across."""
+    names = [bytes_written(pair) for pair in PAIRS]
+    model = {"merges": [[name[0], name[1]] for name in names]}
+    further = split(O200K)
+    further["pre_tokenizer"]["pretokenizers"].insert(0, {"type": "Digits", "individual_digits": True})
+    spaced = {"added_tokens": [token("a b", 262)], **split(O200K)}
+    text = "a b it'\u017fs 12 \u65e5'\u017f a b"
+    for number, changes in enumerate((further, spaced)):
+        path = written(tmp_path / f"{number}.json", [*LEVEL, *names], model=model, **changes)
+        engine = engines.load(vocabularies.locate(str(path), lambda: ""), "fastokens", parse_special=False)
+        asked: list[str] = []
+
+        def exact(text: str, asked: list[str] = asked) -> engines.Ids:
+            asked.append(text)
+            return np.array([7], np.uint32)
+
+        engines.mend_by(engine, exact)
+        assert engine.encode([text])[0].tolist() == [7]
+        assert asked == [text]
+
+
+@pytest.mark.parametrize("kind", ["tokenizer.json", "o200k_base.tiktoken"])
+def test_workers_ask_for_what_lies_around_a_long_s(kind: str, tmp_path: Path) -> None:
+    """Whatever the kind, and of a stream; a text that is too long to be sent is encoded by one at a time."""
+    names = [bytes_written(pair) for pair in PAIRS]
+    path = tmp_path / kind
+    if kind == "tokenizer.json":
+        written(path, [*LEVEL, *names], model={"merges": [[name[0], name[1]] for name in names]}, **split(O200K))
+    else:
+        ranks = [*(bytes([byte]) for byte in range(256)), *PAIRS]
+        path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)))
+    texts = [*LONG_S * 3, "x'\u017fs" * 30_000, *LONG_S]
+    source = tmp_path / "texts.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    out = tmp_path / "out.bin"
+    dsmem.tokenize(source, out, tokenizer=path, workers=2, part_bytes=100, eos="none", engine="fastokens", verify=0)
+    engine = engines.by_regex(vocabularies.locate(str(path), lambda: ""), parse_special=False)
+    assert tokentexts.written(out) == [engine.encode([text])[0].tolist() for text in texts]

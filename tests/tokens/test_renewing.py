@@ -16,7 +16,7 @@ import tokentexts
 
 import dsmem
 from dsmem import malloc, proc
-from dsmem.tokens import engines, renewing, starting
+from dsmem.tokens import engines, nursery, renewing, starting
 from dsmem.tokens import tokenize as running
 from dsmem.tokens.renewing import Renewing
 from dsmem.tokens.seams import ByteSeams, Seams
@@ -29,8 +29,12 @@ class Remembering:
 
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
+        self.begun: list[threading.Thread] = []
 
     def encode(self, texts: Sequence[str]) -> tuple[engines.Ids, engines.Lengths]:
+        if texts is renewing.FIRST:
+            self.begun.append(threading.current_thread())
+            return np.zeros(1, np.uint32), np.ones(1, np.int64)
         if "bad" in texts:
             raise ValueError("a bad text")
         self.threads.append(threading.current_thread())
@@ -52,6 +56,7 @@ def test_a_thread_ends_when_the_process_has_grown_by_its_share(monkeypatch: pyte
     assert first is second is threading.main_thread()
     assert others[0] is others[1] and others[2] is others[3] is others[4]  # one for c and d, one for e, f and g
     assert others[0] is not others[2] and not any(one.is_alive() for one in others)
+    assert engine.begun[:2] == [others[0], others[2]]  # what each has from the first is no growth
 
 
 def test_free_blocks_of_the_heap_are_no_growth(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,6 +114,21 @@ def test_one_of_many_remembers_nothing_in_its_own_thread_and_encodes_little_at_o
     assert len(engine.threads) == 4 and threading.main_thread() not in engine.threads
     assert renewed.encode([])[0].tolist() == []
     assert [renewing.are_many(workers) for workers in (8, 9)] == [False, True]
+    assert [renewing.are_many(workers, 1 << 16) for workers in (2, 3)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("limit_bytes", "processes", "is_warm"), [(1, 2, True), (1 << 40, 2, False), (1 << 40, 9, True)]
+)
+def test_what_workers_can_share_is_made_before_them(
+    limit_bytes: int, processes: int, is_warm: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a thread that has ended: what it had for itself is no worker's."""
+    (tmp_path / "tokenizer.json").write_text("{} ")
+    monkeypatch.setitem(nursery._LARGE_BYTES, "tokenizer.json", limit_bytes)
+    engine = Remembering()
+    nursery._warm(engine, {"kind": "tokenizer.json", "path": str(tmp_path / "tokenizer.json")}, processes)
+    assert len(engine.begun) == is_warm and not any(one.is_alive() for one in engine.begun)
 
 
 def test_shares_of_workers() -> None:

@@ -109,6 +109,24 @@ def test_a_nursery_that_is_killed_is_told(tmp_path: Path) -> None:
         dsmem.tokenize(path, tmp_path / "a.bin", part_bytes=1 << 14, workers=2, progress=kill)
 
 
+def test_fastokens_keeps_no_texts_whatever_its_variables_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Documents do not come again, and what it keeps of them has no bound."""
+    names = "FASTOKENS_INPUT_CACHE", "FASTOKENS_SEGMENT_CACHE"
+    for name in names:
+        monkeypatch.setenv(name, "4096")
+    path = tokentexts.write_jsonl(tmp_path / "a.jsonl", tokentexts.documents(100))
+    told: list[str] = []
+
+    def look(done_bytes: int, total_bytes: int) -> None:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                if "dsmem.tokens.nursery" in child.cmdline():
+                    told.extend(child.environ()[name] for name in names)
+
+    dsmem.tokenize(path, tmp_path / "a.bin", part_bytes=1 << 14, workers=2, progress=look)
+    assert set(told) == {"0"}
+
+
 def test_what_comes_from_a_nursery_has_a_standard_error(tmp_path: Path) -> None:
     """What is opened next would get its number: a worker makes it its standard output."""
     code = (
