@@ -77,7 +77,7 @@ class Encoder:
         self._ask = ask if recipe.can_ask else None
 
     def _in_turn(self, engine: Engine) -> Engine:
-        return turns.InTurn(engine, self._turns)
+        return turns.InTurn(engine, self._turns, is_large=self._recipe.largest_id >= renewing.MANY_IDS)
 
     def _exact(self, text: str) -> Ids:
         """What the engine is known to split wrongly, by what is loaded elsewhere or, of a long text, by one at a time:

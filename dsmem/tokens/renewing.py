@@ -36,7 +36,7 @@ _KEPT_BYTES, _LONG_S = 4 << 20, 0.1
 FIRST = ["\n"]
 """What each thread encodes before anything else."""
 _FEW_WORKERS = 8
-_MANY_IDS, _FEW_OF_MANY_IDS = 1 << 16, 2
+MANY_IDS, _FEW_OF_MANY_IDS = 1 << 16, 2
 """Each thread that encodes has 16 to 32 MiB for so many: with them the one of the process is not to be one of these."""
 _LITTLE_CHARACTERS = 128 << 10
 """Encoded between two looks by one of many."""
@@ -54,7 +54,7 @@ def share_bytes(workers: int) -> int:
 
 def are_many(workers: int, largest_id: int = 0) -> bool:
     """Whether there are so many that each is to take little, with ids that large."""
-    return workers > (_FEW_WORKERS if largest_id < _MANY_IDS else _FEW_OF_MANY_IDS)
+    return workers > (_FEW_WORKERS if largest_id < MANY_IDS else _FEW_OF_MANY_IDS)
 
 
 def hold_little(workers: int) -> None:

@@ -3,7 +3,8 @@
 Locks on files of the work directory, which the kernel gives back when a process ends. Whoever is alone holds `room`
 alone, whoever encodes a little beside others shares it; who wants it for itself keeps `gate` meanwhile, where all
 others pass, so that it waits for those only that are in. What takes some holds some of a few places, for what is read
-and for what is encoded; those are taken in this order, and before `gate`: nobody waits in a circle.
+and for what is encoded; those are taken in this order, and before `gate`; whoever is the one at something waits for
+nothing meanwhile: nobody waits in a circle.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 from dsmem import files, malloc
@@ -193,8 +194,10 @@ def weight_of(engine: EngineName) -> int:
 class InTurn:
     """An engine that is given much text only while no other is given any."""
 
-    def __init__(self, engine: Engine, turns: Turns) -> None:
+    def __init__(self, engine: Engine, turns: Turns, *, is_large: bool = False) -> None:
+        """`is_large`: its vocabulary, so that it is looked through by one at a time, which takes 1.4 s each."""
         self._engine = engine
+        self._is_large = is_large
         self._weight = weight_of(engine.name)
         self._turns = turns
         self._seams: Seams | None = None
@@ -216,6 +219,7 @@ class InTurn:
     def seams(self) -> Seams:
         """As the engine tells, which may have to look through its vocabulary first: 170 MiB with 200,000 tokens."""
         if self._seams is None:
-            self._seams = self._engine.seams()
-            malloc.give_back()
+            with self._turns.one("vocabulary") if self._is_large else nullcontext():
+                self._seams = self._engine.seams()
+                malloc.give_back()
         return self._seams
