@@ -19,7 +19,7 @@ from dsmem import digest, files, parallel, proc, stopping
 from dsmem.buffers import Buffer, are_near
 from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
-from dsmem.pinning.pagecache import PageCache
+from dsmem.pinning.pagecache import AHEAD, PageCache
 from dsmem.progress import ByteCounter
 from dsmem.store.draft import Draft
 
@@ -271,15 +271,27 @@ def _run(work: _Pass, tasks: Iterator[Callable[[], None]], threads: int, stream_
 
 
 def _in_file_order(work: _Pass, decodings: Iterable[Decoding]) -> Iterator[Callable[[], None]]:
-    """Slices as they lie in the file, and behind each the decodings of what has been read by then."""
-    slices = [partial(work.copy_slice, index) for index in range(len(work.digests))]
-    yield from slices[:1]  # while one thread copies that, another reads the chunk indices, which takes Python's time
-    due = deque(sorted(decodings, key=lambda decoding: decoding.source_end))
-    for index, task in enumerate(slices):
-        if index:
-            yield task
-        while due and due[0].source_end <= (index + 1) * digest.SLICE_BYTES:
+    """Slices as they lie in the file, and behind each the decodings of what has been read by then.
+
+    The chunk indices are read first, by one thread, which takes Python's time; the others begin with slices meanwhile.
+    """
+    due: deque[Decoding] = deque()
+    known = threading.Event()
+
+    def read_indices() -> None:
+        try:
+            due.extend(sorted(decodings, key=lambda decoding: decoding.source_end))
+        finally:
+            known.set()
+
+    yield read_indices
+    for index in range(len(work.digests)):
+        if index >= AHEAD:
+            known.wait()
+        yield partial(work.copy_slice, index)
+        while known.is_set() and due and due[0].source_end <= (index + 1) * digest.SLICE_BYTES:
             yield partial(_decode, work, due.popleft())
+    known.wait()
     while due:
         yield partial(_decode, work, due.popleft())
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any
 
-from dsmem import files, helpers
+from dsmem import files, helpers, malloc
 from dsmem.errors import BadSource
 from dsmem.hdf5.stored import StoredChunks
 from dsmem.store import writing
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MOST_MAPPED = 32
 """Datasets whose chunk tables are mapped at once: each takes three maps, and a descriptor for each map."""
+_KEPT_BYTES = 8 << 20
+"""Of malloc's: what a band of chunks took is there for the next one, without page faults (9 % of all CPU)."""
 
 
 class _Target:
@@ -130,6 +132,7 @@ def main(arguments: Sequence[str]) -> None:
     parent, fd, draft_fd, tables_fd, mapped_bytes, with_numpy = (int(argument) for argument in arguments)
     helpers.end_with_parent(parent)
     helpers.ignore_interrupts()
+    malloc.tune(mapped_bytes=_KEPT_BYTES, trimmed_bytes=_KEPT_BYTES)
     target = _Target(draft_fd, mapped_bytes)
     told: list[bytes] = []
 

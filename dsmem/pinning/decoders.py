@@ -48,7 +48,7 @@ class Description:
 
 
 class Decoders:
-    """A number of processes; `decode` may be called from as many threads."""
+    """A number of processes; `decode` may be called from any number of threads."""
 
     def __init__(self, fd: int, draft: Draft, processes: int, *, object_bytes: int, with_numpy: bool) -> None:
         """Start them; they get ready meanwhile (0.05 s; with numpy, which whatever is not plain needs, 0.1 s)."""
@@ -80,12 +80,15 @@ class Decoders:
         self._tables_bytes += -(-column.nbytes // _ALIGNED_BYTES) * _ALIGNED_BYTES
         return column.dtype.char, start
 
-    def decode(self, number: int, band: Band, *, is_plain: bool) -> int:
-        """Have a band of a dataset decoded into its place; returns how many bytes that was.
+    def decode(self, number: int, band: Band, *, is_plain: bool) -> int | None:
+        """Have a band of a dataset decoded into its place; returns how many bytes that was. None: all are busy.
 
         Raises BadSource for what can't be decoded, and when the process dies; NoSpace.
         """
-        process = self._idle.get()
+        try:
+            process = self._idle.get_nowait()
+        except queue.Empty:
+            return None
         try:
             answer = process.ask(self._told, number, band, is_plain)
         finally:

@@ -1,6 +1,6 @@
 """Chunked datasets into a draft: the tasks that decode them, a band each, in place or through a thread's buffer.
 
-A file of many small chunks is decoded by processes instead, with a thread for each that waits.
+A file of many small chunks is decoded by processes, with a thread for each that waits, and by one thread beside them.
 """
 
 from __future__ import annotations
@@ -82,14 +82,17 @@ def grid(item: Item) -> tuple[int, ...]:
 
 
 def started(items: Items, fd: int, draft: Draft, *, object_bytes: int) -> AbstractContextManager[Decoders | None]:
-    """The processes for these datasets, if there are any, while the block lasts; early, for they take time to start."""
+    """The processes for these datasets, if there are any, while the block lasts; early, for they take time to start.
+
+    One less than CPUs: one thread that decodes has Python's lock to itself, and needs no start.
+    """
     if not len(items):
         return nullcontext()
     needs_numpy = any(
         (item.info.chunks or ())[1:] != (item.info.shape or ())[1:] or not _pipeline(item).is_small_deflate
         for item in items
     )
-    return Decoders(fd, draft, proc.usable_cpus(), object_bytes=object_bytes, with_numpy=needs_numpy)
+    return Decoders(fd, draft, proc.usable_cpus() - 1, object_bytes=object_bytes, with_numpy=needs_numpy)
 
 
 def decodings(
@@ -130,11 +133,9 @@ def decodings(
             continue
         number = decoders.add(_description(item, place, source), table)
         for band in dataset.bands():
-            is_plain = dataset.is_plain(band)
-            outside = partial(decoders.decode, number, band, is_plain=is_plain)
-            yield Decoding(
-                band.source_end, partial(_decode_outside, outside, draft, place + band.start, band.size_bytes)
-            )
+            outside = partial(decoders.decode, number, band, is_plain=dataset.is_plain(band))
+            here = partial(_decode, dataset, band, draft, place, local, buffered_bytes, room)
+            yield Decoding(band.source_end, partial(_decode_anywhere, outside, here, draft, place, band))
 
 
 def _description(item: Item, place: int, source: Source) -> Description:
@@ -188,9 +189,12 @@ def _dataset(item: Item, table: ChunkTable, stored: StoredChunks, source: Source
     )
 
 
-def _decode_outside(decode: Callable[[], int], draft: Draft, offset: int, size_bytes: int) -> int:
-    draft.take(offset, size_bytes)
-    return decode()
+def _decode_anywhere(
+    outside: Callable[[], int | None], here: Callable[[], int], draft: Draft, place: int, band: Band
+) -> int:
+    draft.take(place + band.start, band.size_bytes)
+    done = outside()
+    return here() if done is None else done
 
 
 def _decode(

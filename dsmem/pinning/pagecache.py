@@ -7,9 +7,11 @@ import threading
 
 from dsmem import digest, residency
 
-_LAG = 2
+AHEAD = 4
+"""So many slices may be read before the first of what is decoded from them."""
+_LAG = AHEAD
 """A slice is let go when reading is this many slices further: what is decoded from it has been read by then."""
-_AHEAD = 2
+_LOOKED_AHEAD = 2
 """So many slices further it is looked what is cached: reading one asks the kernel for some of those behind it."""
 
 
@@ -34,7 +36,7 @@ class PageCache:
     def expect(self, index: int) -> None:
         """A slice is about to be read, and those before it are or were: ask for it all at once if it is not cached."""
         with self._lock:
-            for one in range(self._looked_at, index + _AHEAD + 1):
+            for one in range(self._looked_at, index + _LOOKED_AHEAD + 1):
                 self._looked_at = one + 1
                 start, length = self._span(one)
                 if length and residency.is_cached(self._fd, start, length) is False:

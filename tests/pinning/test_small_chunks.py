@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -33,18 +34,20 @@ DIFFERENT = 61
 def always_worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "WORTH_CHUNKS", 1)
     monkeypatch.setattr(decoding, "LEAST_CHUNKS", 1)
-    monkeypatch.setattr(proc, "usable_cpus", lambda: 2)
+    monkeypatch.setattr(proc, "usable_cpus", lambda: 3)  # two processes
 
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Whether it was plain, of each band that processes decoded."""
+    """Whether it was plain, of each band: processes decode them all here, and no thread beside them."""
     found: list[bool] = []
     original = decoders.Decoders.decode
 
-    def decode(self: decoders.Decoders, number: int, band: Any, *, is_plain: bool) -> int:
+    def decode(self: decoders.Decoders, number: int, band: Any, *, is_plain: bool) -> int | None:
         found.append(is_plain)
-        return original(self, number, band, is_plain=is_plain)
+        while (done := original(self, number, band, is_plain=is_plain)) is None:
+            time.sleep(0.001)
+        return done
 
     monkeypatch.setattr(decoders.Decoders, "decode", decode)
     return found
@@ -137,6 +140,30 @@ def test_every_other_kind_equals_h5py(tmp_path: Path, tiny_tmpfs: InTmpfs, asked
     asked = tiny_tmpfs(body, size="128m", huge=huge)
     assert len(asked) >= 11
     assert not all(asked)
+
+
+@pytest.mark.parametrize("huge", ["never", "advise"])
+def test_what_finds_all_processes_busy_is_decoded_by_a_thread(
+    tmp_path: Path, tiny_tmpfs: InTmpfs, monkeypatch: pytest.MonkeyPatch, huge: str
+) -> None:
+    path = write(tmp_path / "x.h5", 1000)
+    with h5py.File(path, "a") as file:
+        variety(file)
+    settle(path)
+    original, turns = decoders.Decoders.decode, itertools.count()
+
+    def decode(self: decoders.Decoders, number: int, band: Any, *, is_plain: bool) -> int | None:
+        return original(self, number, band, is_plain=is_plain) if next(turns) % 2 else None
+
+    monkeypatch.setattr(decoders.Decoders, "decode", decode)
+
+    def body(_: Path) -> int:
+        dsmem.pin(path, verify=True)
+        with dsmem.attach(path) as file:
+            assert_reads_as_h5py(file, path)
+        return next(turns)
+
+    assert tiny_tmpfs(body, size="128m", huge=huge) > 12
 
 
 def test_what_has_no_store_is_filled_too(tmp_path: Path, asked: list[bool]) -> None:
