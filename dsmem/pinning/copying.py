@@ -30,7 +30,7 @@ _FOLLOWED_BYTES = 8 << 20
 """What a plain stream reads at once."""
 _REPORTED_BYTES = 8 << 20
 """Progress is told at least this often."""
-_HASHED_BYTES, _ALL_HASHED_BYTES = 8 << 20, 24 << 20
+_HASHED_BYTES, _ALL_HASHED_BYTES = 2 << 20, 24 << 20
 """Of what is only hashed, in one thread, and in all: a thread that decodes leaves Python's lock only after a while."""
 _BECAME_SHORTER = "the file became shorter while it was read"
 
@@ -70,20 +70,29 @@ class _Extents:
             self._starts.append(extent.source_offset)
             self._targets.append(extent.target_offset)
             self._sizes.append(extent.size_bytes)
-        columns = [np.frombuffer(column, np.int64) for column in (self._starts, self._targets, self._sizes)]
-        order = np.argsort(columns[0], kind="stable")
+        columns = starts, _, sizes = [
+            np.frombuffer(column, np.int64) for column in (self._starts, self._targets, self._sizes)
+        ]
+        order = np.argsort(starts, kind="stable")
         for column in columns:
             column[:] = column[order]
-        self._ends = array("q", bytes(8 * len(order)))
-        """The furthest end up to each."""
-        ends = np.frombuffer(self._ends, np.int64)
-        np.add(columns[0], columns[2], out=ends)
-        np.maximum.accumulate(ends, out=ends)
+        self._ends: array[int] | None = None
+        """The furthest end up to each, where some overlap: else each ends behind those before it."""
+        if (starts[1:] < starts[:-1] + sizes[:-1]).any():
+            self._ends = array("q", bytes(8 * len(order)))
+            ends = np.frombuffer(self._ends, np.int64)
+            np.add(starts, sizes, out=ends)
+            np.maximum.accumulate(ends, out=ends)
+
+    def _first_ending_behind(self, offset: int) -> int:
+        if self._ends is not None:
+            return bisect.bisect_right(self._ends, offset)
+        return bisect.bisect_right(range(len(self._starts)), offset, key=lambda i: self._starts[i] + self._sizes[i])
 
     def overlapping(self, start: int, end: int) -> list[Extent]:
         """Those that have some of these bytes of the source."""
         found: list[Extent] = []
-        for i in range(bisect.bisect_right(self._ends, start), len(self._starts)):
+        for i in range(self._first_ending_behind(start), len(self._starts)):
             if self._starts[i] >= end:
                 break
             if self._starts[i] + self._sizes[i] > start:
