@@ -105,7 +105,7 @@ def tokenize(
     workers: Annotated[
         int | None,
         typer.Option(
-            "--workers", metavar="N", help="Processes, 20-25 MiB each; one a CPU otherwise, 16 at most (1 GiB)."
+            "--workers", metavar="N", help="Processes, as far as 1 GiB allows; one a CPU otherwise, 16 at most."
         ),
     ] = None,
     restart: Annotated[

@@ -54,6 +54,14 @@ class Crew:
         """How many workers."""
         return len(self._workers)
 
+    def keep(self, count: int) -> None:
+        """No more than so many: the rest end, and have had nothing to do."""
+        for number, (requests, answers) in enumerate(self._nursery.ends):
+            if count <= number < self.size:
+                self._ready.unregister(answers)
+                requests.close()
+        del self._workers[count:]
+
     def ask_fitting(self, added: Mapping[str, int]) -> None:
         """Ask for what `fitting` tells; `added` are the ids that the reference gives to added tokens."""
         self._nursery.send({"added": added})

@@ -17,7 +17,8 @@ import numpy as np
 
 from dsmem import malloc
 from dsmem.errors import BadDocument, BadSource
-from dsmem.tokens import cutting, documents, engines, feeding, renewing, turns
+from dsmem.tokens import crowd, cutting, documents, engines, feeding, renewing, turns
+from dsmem.tokens.asking import Asked
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
 from dsmem.tokens.failures import translated
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, Ids
 
 _MOST_ASKED = 1 << 16
-"""Characters of a document that is sent to be compared: for longer ones a reference is loaded."""
+"""Characters of a text that is sent since the engine may split it wrongly."""
 _ALONE_BYTES, _LEAST_ALONE_BYTES = 128 << 20, 16 << 20
 """Of documents among others that all workers read at once, and one: a longer one is read while nobody else encodes."""
 Report = Callable[[int], None]
@@ -59,7 +60,11 @@ class Encoder:
         exactly where there is none."""
         self._recipe = recipe
         self._room = Room(share_bytes(recipe.workers))
-        self._turns = Turns(None if recipe.workers == 1 else recipe.directory)
+        self._turns = Turns(
+            None if recipe.workers == 1 else recipe.directory,
+            weight=crowd.weight(recipe.workers, recipe.largest_id, recipe.engine),
+            are_many=renewing.are_many(recipe.workers),
+        )
         self._turn = Turn(self._turns, alone_bytes=max(_ALONE_BYTES // recipe.workers, _LEAST_ALONE_BYTES))
         engine = engine or engines.load(recipe.located, recipe.engine, parse_special=recipe.parse_special)
         if ask is not None or reference is not None:
@@ -67,14 +72,18 @@ class Encoder:
         if engine.name == "fastokens":
             engine = Renewing(
                 engine,
-                renewing.share_bytes(recipe.workers),
+                renewing.share_bytes(recipe.workers, recipe.largest_id),
                 lambda: self._room.taken_bytes,
                 is_one_of_many=renewing.are_many(recipe.workers, recipe.largest_id),
             )
+            self._turns.before_waiting(engine.rest)
         self.engine = self._in_turn(engine)
-        self._reference = reference
+        self._reference = reference and self._in_turn(reference)
         self._ask_exact = ask
-        self._ask = ask if recipe.can_ask else None
+        self._asked: Engine | None = None
+        if ask is not None and recipe.can_ask:
+            asked = Asked(engines.reference_of(recipe.located), ask, self.engine.seams)
+            self._asked = turns.InTurn(asked, self._turns)
 
     def _in_turn(self, engine: Engine) -> Engine:
         return turns.InTurn(engine, self._turns, is_large=self._recipe.largest_id >= renewing.MANY_IDS)
@@ -296,20 +305,23 @@ class Encoder:
             encoding = "utf-8" if piece.is_spool else self._recipe.encoding
             yield recoding.as_utf8(plain, encoding, path=path).read
 
-    def reference(self) -> Engine:
-        """The engine to compare with, loaded when it is first asked for."""
+    def reference(self, *, now: bool) -> Engine:
+        """The engine to compare with: one that asks, or one that is loaded when it is first asked for; `now`: whoever
+        is asked will answer at once."""
+        if now and self._reference is None and self._asked is not None:
+            return self._asked
         if self._reference is None:
             recipe = self._recipe
             name = engines.reference_of(recipe.located)
-            loaded = engines.load(recipe.located, name, parse_special=recipe.parse_special)
+            with self._turns.one("vocabulary"):
+                loaded = engines.load(recipe.located, name, parse_special=recipe.parse_special)
+                malloc.give_back()  # two thirds of what loading takes
             self._reference = self._in_turn(loaded)
         return self._reference
 
     def expected(self, text: str, *, now: bool) -> Ids:
-        """What the reference gives; `now`: whoever is asked for it will answer at once."""
-        if now and self._reference is None and self._ask is not None and len(text) <= _MOST_ASKED:
-            return np.array(self._ask(text), np.uint32)
-        return self.reference().encode([text])[0]
+        """What the reference gives."""
+        return self.reference(now=now).encode([text])[0]
 
 
 def _exactly(read: Read, size: int) -> bytes:

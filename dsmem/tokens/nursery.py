@@ -51,6 +51,7 @@ def serve(parent: int, control: socket.socket) -> None:
     if expected is None:
         return
     engine = _engine(**expected["load"])
+    reference = _reference(engine, **expected["load"]) if expected["compare"] else None
     libraries.join()
     if expected["tables"]:
         import dsmem.tokens.arrowfiles  # noqa: F401
@@ -65,7 +66,7 @@ def serve(parent: int, control: socket.socket) -> None:
     for number in range(expected["processes"]):
         requests, answers = lines.take_descriptors()
         if alone:
-            pid = _fork(requests, answers, control, engine, tables=expected["tables"])
+            pid = _fork(requests, answers, control, engine, reference, tables=expected["tables"])
         else:
             fresh.append(_start(requests, answers))
             pid = fresh[-1].pid
@@ -146,7 +147,15 @@ def _is_alone() -> bool:
     return True
 
 
-def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | None, *, tables: bool) -> int:
+def _fork(
+    requests: int,
+    answers: int,
+    control: socket.socket,
+    engine: Engine | None,
+    reference: Engine | None,
+    *,
+    tables: bool,
+) -> int:
     """A worker that reads and writes these descriptors, all that is loaded here in it; its pid."""
     from dsmem.tokens import worker
 
@@ -160,7 +169,7 @@ def _fork(requests: int, answers: int, control: socket.socket, engine: Engine | 
         if tables:
             # Here, while the parent looks at the input: it starts threads, and a fork takes none along.
             import pyarrow.parquet  # noqa: F401
-        worker.run(requests, answers, engine)
+        worker.run(requests, answers, engine, reference)
 
     pid = os.fork()
     if not pid:
@@ -186,6 +195,15 @@ def _engine(located: dict[str, Any], engine: str, parse_special: bool) -> Engine
     except (engines.Unfit, DsmemError, OSError) as exc:
         _log.info("not loaded ahead: %s", exc)
         return None
+
+
+def _reference(ahead: Engine | None, located: dict[str, Any], engine: str, parse_special: bool) -> Engine | None:
+    """What the engine is compared with, where that is another: each worker that loaded it would have up to 200 MiB."""
+    from dsmem.tokens import engines
+    from dsmem.tokens.vocabularies import Located
+
+    name = engines.reference_of(Located(**located))
+    return None if ahead is None or ahead.name == name else _engine(located, name, parse_special)
 
 
 def _warm(engine: Engine, located: dict[str, Any], processes: int) -> None:

@@ -47,8 +47,11 @@ _RESIDENT, _SHARED = 1, 2
 """Fields of /proc/PID/statm, in pages."""
 
 
-def share_bytes(workers: int) -> int:
-    """How much each of so many workers may grow by."""
+def share_bytes(workers: int, largest_id: int = 0) -> int:
+    """How much each of so many workers may grow by, with ids that large: the table of a thread becomes twice as large
+    when the words in it have some 11 MiB with 200,000."""
+    if largest_id >= MANY_IDS and are_many(workers, largest_id):
+        return _LEAST_BYTES
     return max(_LEAST_BYTES, _ALL_BYTES // workers)
 
 
@@ -86,6 +89,7 @@ class Renewing:
         self._waiting_bytes = waiting_bytes
         self._is_one_of_many = is_one_of_many
         self._thread: ThreadPoolExecutor | None = None
+        self._is_busy = False
         self._base_bytes: int | None = None
         self._long = _Remembered()
         self.name = engine.name
@@ -114,7 +118,11 @@ class Renewing:
         if self._thread is None:
             encoded = self._engine.encode(texts)
         else:
-            encoded = self._thread.submit(self._engine.encode, texts).result()
+            self._is_busy = True
+            try:
+                encoded = self._thread.submit(self._engine.encode, texts).result()
+            finally:
+                self._is_busy = False
         now_bytes = self._now_bytes()
         if size > _ONCE_BYTES or (now_bytes > self._base_bytes + self._share_bytes and self._has_grown()):
             self._renew()
@@ -140,6 +148,13 @@ class Renewing:
         self._thread = _thread()
         self._thread.submit(self._engine.encode, FIRST).result()
         self._base_bytes = self._now_bytes()
+
+    def rest(self) -> None:
+        """While it is not to encode for long: what many have for each thread is given back, and all that is free."""
+        if self._is_one_of_many and self._thread is not None and not self._is_busy:
+            self._thread.shutdown()
+            self._thread = None
+        malloc.give_back()
 
     def _now_bytes(self) -> int:
         return own_bytes() - self._waiting_bytes()

@@ -16,8 +16,8 @@ from dsmem import digest, malloc
 from dsmem.errors import NoDocuments, SourceChanged
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
+from dsmem.tokens import crowd, workdir
 from dsmem.tokens import pieces as cutting_up
-from dsmem.tokens import workdir
 from dsmem.tokens.claim import Claim
 from dsmem.tokens.crew import Crew
 from dsmem.tokens.failures import translated
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 _REGEX_BYTES = 16 << 20
 """How much this process may grow by as it encodes for workers."""
+_LONG_CHARACTERS = 1 << 16
+"""Encoded for a worker: it took some MiB."""
 MOST_NAMED = 3
 """Inputs in which no document was found."""
 
@@ -76,7 +78,17 @@ class Run:
         self._crew = crew
         self._engine: Engine | None = None
         self._asked: Engine | None = None
+        self._is_shared = False
         self.engine = self._choose()
+        if crew is not None:
+            most = crowd.most_workers(
+                self._vocabulary.largest_id,
+                self.engine,
+                has_tables=any(source.format in BINARY for source in sources),
+                compares_all=options.verify == "all",
+                is_shared=self._is_shared,
+            )
+            crew.keep(most)
         self._engine_version = _version_of(self.engine)
         can_resume = all(source.identity is not None for source in sources)
         self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
@@ -102,6 +114,7 @@ class Run:
             unfit = engines.obstacle(self._vocabulary, parse_special=self._options.parse_special)
             found = self._crew.fitting()
             if found is not None and wanted in ("auto", found) and (found != "fastokens" or not unfit):
+                self._is_shared = True
                 return found
         from dsmem.tokens import engines
 
@@ -206,6 +219,8 @@ class Run:
         self._asked = self._asked or self._reference() or self._by_regex()
         with translated("a document that is compared"):
             ids: list[int] = self._asked.encode([text])[0].tolist()
+        if len(text) > _LONG_CHARACTERS:
+            malloc.give_back()
         return ids
 
     def _pending(self, records: dict[int, Record], places: Places, report: _Progress) -> Iterator[Piece]:

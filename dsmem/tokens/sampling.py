@@ -84,7 +84,7 @@ class Verifying:
             mine = ids[ends[first] : ends[last]]
             if len(some) > 1:
                 with translated(path):
-                    theirs, theirs_each = self._encoder.reference().encode(some)
+                    theirs, theirs_each = self._encoder.reference(now=False).encode(some)
                 is_same = np.array_equal(theirs_each, lengths[first:last]) and np.array_equal(mine, theirs)
                 del theirs
             else:
@@ -111,13 +111,13 @@ class Verifying:
         self._left -= 1
         self.count += 1
         self.in_pieces += 1
-        return Comparing(self._encoder.reference(), all=self._all)
+        return Comparing(self._encoder.reference(now=self._asks), all=self._all)
 
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
         self.count += 1
         if is_longer(text, feeding.MOST_COMPARED_BYTES):
             self.in_pieces += 1
-            comparing = Comparing(self._encoder.reference(), all=self._all)
+            comparing = Comparing(self._encoder.reference(now=self._asks), all=self._all)
             with translated(path):
                 feeding.compare(self._encoder.engine, text, ids, path=path, place=place(index), comparing=comparing)
             return

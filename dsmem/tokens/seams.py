@@ -8,14 +8,16 @@ normalizer and pre-tokenizer go on there as they would is for whoever cuts to co
 from __future__ import annotations
 
 import base64
+import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from dsmem import files
 from dsmem.tokens.steps import described, steps
 
 if TYPE_CHECKING:
@@ -32,6 +34,10 @@ class Seams(Protocol):
     def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
         """Places from `begin` to `end` - 1 where characters begin, the best kind first: at line ends, before spaces,
         elsewhere."""
+        ...
+
+    def arrays(self) -> dict[str, Any]:
+        """What `kept` makes the same of."""
         ...
 
 
@@ -65,6 +71,17 @@ class ByteSeams:
                     # As a character, and as a byte that stands for itself.
                     self._parts[ord(one), [other.encode()[0], min(ord(other), 255)]] = False
 
+    @classmethod
+    def of_arrays(cls, arrays: Any) -> ByteSeams:
+        """From what `arrays` gave."""
+        found = cls((), within_words=bool(arrays["within_words"]))
+        found._parts = arrays["parts"]
+        return found
+
+    def arrays(self) -> dict[str, Any]:
+        """As numpy keeps them."""
+        return {"parts": self._parts, "within_words": np.bool_(self.within_words)}
+
     def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
         """After a line end between characters that are no spaces; before a single space between others of ASCII;
         between two of ASCII."""
@@ -88,6 +105,17 @@ class TextSeams:
         codes = _codes("\0".join(tokens))
         """Tokens are parted by NUL, beside which nothing is cut."""
         self._joined = np.unique(_pairs(codes))
+
+    @classmethod
+    def of_arrays(cls, arrays: Any) -> TextSeams:
+        """From what `arrays` gave."""
+        found = cls(())
+        found._joined = arrays["joined"]
+        return found
+
+    def arrays(self) -> dict[str, Any]:
+        """As numpy keeps them."""
+        return {"joined": self._joined}
 
     def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
         """After a line end, before a space, between others; the character on the other side is never white space."""
@@ -119,6 +147,10 @@ class Anywhere:
 
     def __init__(self, texts: Iterable[str]) -> None:
         self._whole = [text.encode() for text in texts]
+
+    def arrays(self) -> dict[str, Any]:
+        """None: it is made at once."""
+        return {}
 
     def cuts(self, data: bytes, begin: int, end: int) -> list[list[int]]:
         """Where characters begin: every place is of one kind."""
@@ -164,6 +196,20 @@ _SOLID = ~_flags(b" \t\n\r\x0b\x0c")
 _PLAIN = _flags(range(0x21, 0x7F))
 _SPACE = ord("▁")
 _WHITE = np.array([0, _SPACE, *(code for code in range(0x3001) if chr(code).isspace())], np.int64)
+
+
+def kept(path: str, find: Callable[[], Seams]) -> Seams:
+    """Those that somebody has put there, or what `find` gives, put there: for one at a time."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return TextSeams.of_arrays(arrays) if "joined" in arrays else ByteSeams.of_arrays(arrays)
+    except FileNotFoundError:
+        found = find()
+    if arrays := found.arrays():
+        held = io.BytesIO()
+        np.savez(held, **arrays)
+        files.write_atomic(path, held.getvalue())
+    return found
 
 
 def of_tokenizer(tokenizer: Any) -> Seams:

@@ -76,12 +76,19 @@ class Nursery:
         self._stack.close()
 
     def expect(
-        self, located: Located, engine: str, *, parse_special: bool, processes: int, tables: bool = False
+        self,
+        located: Located,
+        engine: str,
+        *,
+        parse_special: bool,
+        processes: int,
+        tables: bool = False,
+        compare: bool = False,
     ) -> None:
         """Let it load what workers will most likely be told to use, and fork so many; `tables`: they import what reads
-        those."""
+        those; `compare`: they encode by the reference, too."""
         what = {"located": asdict(located), "engine": engine, "parse_special": parse_special}
-        self.send({"load": what, "tables": tables, "processes": processes})
+        self.send({"load": what, "tables": tables, "compare": compare, "processes": processes})
         for _ in range(processes):
             theirs: list[int] = []
             try:

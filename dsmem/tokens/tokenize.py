@@ -20,8 +20,8 @@ from typing import Literal
 from dsmem import proc, units
 from dsmem.errors import NoDocuments, OutputFull, UsageError
 from dsmem.progress import Progress, ignore
+from dsmem.tokens import crowd, starting, workdir
 from dsmem.tokens import inputs as gathering
-from dsmem.tokens import starting, workdir
 from dsmem.tokens.arguments import need_callable, need_flag, need_number, need_text, need_whole, path_of, paths_of
 from dsmem.tokens.claim import Claim, inode_of, inode_of_stdin
 from dsmem.tokens.cutting import PART_BYTES, Separator
@@ -42,7 +42,8 @@ from dsmem.tokens.vocabularies import locate
 _OTHER_DESCRIPTORS = 32
 """Left to what else is opened."""
 MOST_WORKERS = 16
-"""Unless more are asked for, which would take more than a GiB of memory together."""
+"""Unless more are asked for."""
+_TOO_LARGE = f"with more and this tokenizer, memory might exceed {units.format_bytes(crowd.MOST_BYTES)}"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -137,8 +138,14 @@ def tokenize(
         if os.path.dirname(located.path) != directory:  # else ranks that were put there
             claim.refuse_reading([inode_of(located.path)])
         if nursery is not None:
-            has_tables = any(one.format in BINARY for one in sources)
-            nursery.expect(located, options.engine, parse_special=parse_special, processes=processes, tables=has_tables)
+            nursery.expect(
+                located,
+                options.engine,
+                parse_special=parse_special,
+                processes=processes,
+                tables=any(one.format in BINARY for one in sources),
+                compare=options.verify == "all",
+            )
         # While it loads:
         from dsmem.tokens.crew import Crew
         from dsmem.tokens.pieces import Cutting
@@ -147,6 +154,8 @@ def tokenize(
         crew = None if nursery is None else stack.enter_context(Crew(nursery))
         cutting = Cutting(part_bytes, split_on, codecs.lookup(encoding).name, text_field, on_error == "skip")
         run = Run(sources, target, directory, options, located, cutting, bool(val_fraction), restart, crew)
+        if crew is not None and crew.size < processes:
+            processes, why_fewer = crew.size, "" if workers is None else _TOO_LARGE
         try:
             with made_public():
                 records = run.make_parts(progress, tokens_progress)
@@ -189,12 +198,15 @@ def _processes(sources: Sequence[Source], part_bytes: int, workers: int | None) 
     is_stream = any(source.identity is None for source in sources)
     if total_bytes <= starting.HERE_BYTES and not is_stream and workers is None:
         return 0, ""
-    can_be = _most_processes()
-    wanted = min(workers or min(proc.usable_cpus(), MOST_WORKERS), can_be)
+    has_tables = any(one.format in BINARY for one in sources)
+    can_be, most = _most_processes(), crowd.most_workers(0, "bytes", has_tables=has_tables)
+    wanted = min(workers or min(proc.usable_cpus(), MOST_WORKERS), can_be, most)
     used = wanted if is_stream else max(1, min(wanted, -(-total_bytes // part_bytes)))
     if workers is None or used == workers:
         return used, ""
-    return used, "more need more open files (ulimit -n)" if used == can_be else "the input is cut into no more parts"
+    if used == can_be:
+        return used, "more need more open files (ulimit -n)"
+    return used, _TOO_LARGE if used == most else "the input is cut into no more parts"
 
 
 def _most_processes() -> int:

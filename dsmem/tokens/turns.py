@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from dsmem import files, malloc
+from dsmem.tokens.crowd import PLACES
 
 if TYPE_CHECKING:
     from dsmem.tokens.engines import Engine, EngineName, Ids, Lengths
@@ -24,10 +26,12 @@ if TYPE_CHECKING:
 _LITTLE_BYTES, _PIECE_BYTES, _SOME_BYTES = 3 << 18, 21 << 16, 5 << 20
 """Of a text: more than a batch has, more than a piece of a long document, and what two at once may be given; an engine
 takes up to 60 times that."""
-_PLACES, _HALF = 8, 4
-"""For pieces, and for what is longer."""
-_READ_BYTES = 4 << 20
-"""Of a document: longer ones are read in a place."""
+_HALF = PLACES // 2
+"""For what is longer than a piece."""
+_READ_BYTES, _MANY_READ_BYTES = 4 << 20, 1 << 20
+"""Of a document: longer ones are read in a place; the second by many."""
+_PASSING_S = 0.001, 0.004
+"""How long somebody who passes is waited for before more is done."""
 _REFERENCE_WEIGHT = 6
 """Hugging Face's tokenizers take so many times more."""
 
@@ -35,12 +39,19 @@ _REFERENCE_WEIGHT = 6
 class Turns:
     """The turns of one process, which may take them one inside the other."""
 
-    def __init__(self, directory: str | None) -> None:
-        """Without a directory everything is free: there is one worker."""
+    def __init__(self, directory: str | None, *, weight: int = 1, are_many: bool = False) -> None:
+        """Without a directory everything is free: there is one worker. What takes a place takes `weight` of them."""
+        self.read_bytes = _MANY_READ_BYTES if are_many else _READ_BYTES
         self._directory = directory
+        self._weight = weight
+        self._before_waiting: Callable[[], None] = malloc.give_back
         self._fds: tuple[int, int] | None = None
         self._places: dict[str, list[int]] = {}
         self._depth = 0
+
+    def before_waiting(self, do: Callable[[], None]) -> None:
+        """Let this be done, instead of giving back what is free, by whoever has to wait: that may take long."""
+        self._before_waiting = do
 
     def take_alone(self) -> None:
         """Wait until nobody encodes or is alone; until `end_alone`, as often as this was called, others wait."""
@@ -56,14 +67,24 @@ class Turns:
     def _enter(self, how: int) -> None:
         """Take `room` through `gate`, which stays ours where we are to be alone; neither of them, where that fails."""
         gate, room = self._locks(self._directory or "")
-        fcntl.flock(gate, fcntl.LOCK_EX)
+        self._lock(gate, fcntl.LOCK_EX)
         is_in = False
         try:
-            fcntl.flock(room, how)
+            self._lock(room, how)
             is_in = True
         finally:
             if not is_in or how == fcntl.LOCK_SH:
                 fcntl.flock(gate, fcntl.LOCK_UN)
+
+    def _lock(self, fd: int, how: int) -> None:
+        """Wait for it, with little held if that may take long: whoever but passes is gone at once."""
+        for wait_s in (0.0, *_PASSING_S):
+            time.sleep(wait_s)
+            with suppress(BlockingIOError):
+                fcntl.flock(fd, how | fcntl.LOCK_NB)
+                return
+        self._before_waiting()
+        fcntl.flock(fd, how)
 
     def end_alone(self) -> None:
         """Nothing large is held any longer."""
@@ -100,15 +121,17 @@ class Turns:
         """Wait for so many places, a divisor of all; to be given to `leave`."""
         if self._directory is None or self._depth or not count:
             return ()
+        count = min(count * self._weight, PLACES)
         if what not in self._places:
-            names = (f"{self._directory}/turn-{what}-{number}" for number in range(_PLACES))
+            names = (f"{self._directory}/turn-{what}-{number}" for number in range(PLACES))
             self._places[what] = [files.open_own(name, os.O_RDWR | os.O_CREAT) for name in names]
         every = self._places[what]
-        groups = [every[at : at + count] for at in range(0, _PLACES, count)]
+        groups = [every[at : at + count] for at in range(0, PLACES, count)]
         first = os.getpid() % len(groups)
         for group in (*groups[first:], *groups[:first]):
             if _are_free(group):
                 return group
+        self._before_waiting()
         for fd in groups[first]:
             fcntl.flock(fd, fcntl.LOCK_EX)
         return groups[first]
@@ -116,11 +139,22 @@ class Turns:
     @contextmanager
     def one(self, what: str) -> Iterator[None]:
         """Inside, nobody else is at this; not to wait for anything else there."""
-        taken = self.take(what, _PLACES)
+        taken = self.take(what, PLACES)
         try:
             yield
         finally:
             self.leave(taken)
+
+    def seams(self, find: Callable[[], Seams]) -> Seams:
+        """What `find` gives, by one worker for all."""
+        if self._directory is None:
+            return find()
+        from dsmem.tokens import seams
+
+        with self.one("vocabulary"):
+            found = seams.kept(f"{self._directory}/seams.npz", find)
+            malloc.give_back()
+        return found
 
     def leave(self, taken: Sequence[int]) -> None:
         """Give them to others."""
@@ -166,9 +200,9 @@ class Turn:
     def need(self, size_bytes: int) -> None:
         """Wait until so much may be taken, instead of what was taken before."""
         if size_bytes <= self._alone_bytes:
-            if self._is_alone or size_bytes <= _READ_BYTES:
+            if self._is_alone or size_bytes <= self._turns.read_bytes:
                 self.done()
-            if size_bytes > _READ_BYTES and not self._taken:
+            if size_bytes > self._turns.read_bytes and not self._taken:
                 self._taken = self._turns.take("read", 1)
         elif not self._is_alone:
             self.done()
@@ -195,7 +229,7 @@ class InTurn:
     """An engine that is given much text only while no other is given any."""
 
     def __init__(self, engine: Engine, turns: Turns, *, is_large: bool = False) -> None:
-        """`is_large`: its vocabulary, so that it is looked through by one at a time, which takes 1.4 s each."""
+        """`is_large`: its vocabulary, so that it is looked through by one worker for all."""
         self._engine = engine
         self._is_large = is_large
         self._weight = weight_of(engine.name)
@@ -217,9 +251,11 @@ class InTurn:
             self._turns.leave(taken)
 
     def seams(self) -> Seams:
-        """As the engine tells, which may have to look through its vocabulary first: 170 MiB with 200,000 tokens."""
+        """As the engine tells, which may have to look through its vocabulary first: 1.4 s and 170 MiB with 200,000
+        tokens."""
         if self._seams is None:
-            with self._turns.one("vocabulary") if self._is_large else nullcontext():
+            if self._is_large:
+                self._seams = self._turns.seams(self._engine.seams)
+            else:
                 self._seams = self._engine.seams()
-                malloc.give_back()
         return self._seams

@@ -41,10 +41,10 @@ def main(arguments: Sequence[str]) -> None:
     run(0, answers, None)
 
 
-def run(requests: int, answers: int, engine: Engine | None) -> NoReturn:
+def run(requests: int, answers: int, engine: Engine | None, reference: Engine | None = None) -> NoReturn:
     """Serve by these descriptors, and end this process at once: a thread reads requests until the parent ends them."""
     told, said = os.fdopen(requests, "rb", closefd=False), os.fdopen(answers, "wb", closefd=False)
-    helpers.end_after(lambda: serve(told, said, engine))
+    helpers.end_after(lambda: serve(told, said, engine, reference))
 
 
 def prepare() -> None:
@@ -62,8 +62,8 @@ def say(answers: IO[bytes], kind: str, value: object) -> None:
     answers.flush()
 
 
-def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> None:
-    """Make parts until the requests end, by this engine if it is the one that the recipe names."""
+def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None, reference: Engine | None = None) -> None:
+    """Make parts until the requests end, by that of the two which the recipe names, if either is."""
     from dsmem.tokens import renewing
     from dsmem.tokens.encoding import Encoder
     from dsmem.tokens.recipe import Recipe
@@ -77,7 +77,7 @@ def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> Non
     recipe = Recipe.load(json.loads(told))
     renewing.hold_little(recipe.workers)
     if engine is not None and engine.name != recipe.engine:
-        engine = None
+        engine, reference = reference if reference is not None and reference.name == recipe.engine else None, None
     encoder: Encoder | None = None
     report = _Report(parent)
     made: dict[int, Made] = {}
@@ -89,7 +89,7 @@ def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None) -> Non
                 parent.say("done", asdict(made[number].place(told["at"])))
                 del made[number]
             else:
-                encoder = encoder or Encoder(recipe, engine, ask=parent.encode)
+                encoder = encoder or Encoder(recipe, engine, reference=reference, ask=parent.encode)
                 piece = Piece.load(told)
                 if piece.kind in ("parquet", "arrow"):
                     from dsmem.tokens import tables

@@ -133,12 +133,13 @@ def test_what_workers_can_share_is_made_before_them(
 
 def test_shares_of_workers() -> None:
     assert [renewing.share_bytes(workers) >> 20 for workers in (1, 2, 8, 16)] == [96, 48, 12, 6]
+    assert [renewing.share_bytes(workers, 1 << 16) >> 20 for workers in (1, 2, 3, 8, 16)] == [96, 48, 6, 6, 6]
 
 
 @pytest.fixture
 def _tiny_share(monkeypatch: pytest.MonkeyPatch) -> None:
     """After each batch a new thread: what is measured is more than before, every time; also in workers, forked here."""
-    monkeypatch.setattr(renewing, "share_bytes", lambda workers: -1 << 40)
+    monkeypatch.setattr(renewing, "share_bytes", lambda *_: -1 << 40)
     monkeypatch.setattr(starting, "nursery", lambda: starting.Nursery(forked=True))
 
 
@@ -230,7 +231,7 @@ def test_killed_while_engines_are_renewed_it_goes_on(tmp_path: Path) -> None:
     done = _once_free(tmp_path / "x.txt", out, **options)
     assert 0 < done.resumed_parts < done.parts and done.engine == "fastokens"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(renewing, "share_bytes", lambda workers: 1 << 40)
+        patched.setattr(renewing, "share_bytes", lambda *_: 1 << 40)
         dsmem.tokenize(tmp_path / "x.txt", tmp_path / "whole.bin", **options)
     for suffix in (".bin", ".idx", ".docs.npy"):
         assert out.with_suffix(suffix).read_bytes() == (tmp_path / "whole.bin").with_suffix(suffix).read_bytes()
