@@ -49,18 +49,22 @@ class SmallDatasets:
 
     def decodings(self, items: Items) -> Iterator[Decoding]:
         """The tasks for these datasets."""
-        ends = np.fromiter((fewchunks.source_end(item.few) for item in items), np.int64, len(items))
+        numbers, ends, sizes = array("I"), array("q"), array("I")
+        for item in items:
+            numbers.append(item.number)
+            ends.append(fewchunks.source_end(item.few))
+            sizes.append(item.size_bytes)
         together, due = array("I"), 0
         first = size_bytes = 0
-        for index in map(int, np.argsort(ends, kind="stable")):
-            item, end = items[index], int(ends[index])
-            is_full = len(together) == _MOST_TOGETHER or size_bytes + item.size_bytes > _MOST_BYTES
+        for index in map(int, np.argsort(np.frombuffer(ends, np.int64), kind="stable")):
+            end = ends[index]
+            is_full = len(together) == _MOST_TOGETHER or size_bytes + sizes[index] > _MOST_BYTES
             if together and (is_full or end - first > SLICE_BYTES):  # what was read long ago may be in memory no more
                 yield Decoding(due, partial(self._decode, items.chosen(together)))
                 together, size_bytes = array("I"), 0
             first, due = first if together else end, end
-            together.append(item.number)
-            size_bytes += item.size_bytes
+            together.append(numbers[index])
+            size_bytes += sizes[index]
         if together:
             yield Decoding(due, partial(self._decode, items.chosen(together)))
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from dsmem import malloc
 from dsmem.errors import BadDocument, BadSource
-from dsmem.tokens import crowd, cutting, documents, engines, feeding, renewing, turns
+from dsmem.tokens import contractions, crowd, cutting, documents, engines, feeding, renewing, turns
 from dsmem.tokens.asking import Asked
 from dsmem.tokens.cutting import BLOCK_BYTES
 from dsmem.tokens.documents import Batch, Faults, Lines
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from dsmem.tokens.compressed import Compression
     from dsmem.tokens.engines import Engine, Ids
 
-_MOST_ASKED = 1 << 16
-"""Characters of a text that is sent since the engine may split it wrongly."""
+_MOST_ASKED = 1 << 19
+"""Characters of a text that is sent since the engine may split it wrongly: for a longer one a tokenizer is loaded."""
 _ALONE_BYTES, _LEAST_ALONE_BYTES = 128 << 20, 16 << 20
 """Of documents among others that all workers read at once, and one: a longer one is read while nobody else encodes."""
 Report = Callable[[int], None]
@@ -91,7 +91,7 @@ class Encoder:
     def _exact(self, text: str) -> Ids:
         """What the engine is known to split wrongly, by what is loaded elsewhere or, of a long text, by one at a time:
         a tokenizer that is loaded once more for each worker may take 300 MiB."""
-        if len(text) <= _MOST_ASKED:
+        if len(text) <= _MOST_ASKED or contractions.ODD in text:
             if self._ask_exact is not None:
                 return np.array(self._ask_exact(text), np.uint32)
             if self._reference is not None:

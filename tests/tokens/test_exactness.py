@@ -367,14 +367,22 @@ AROUND = [
         "\0",
         "/",
         "!",
+        "<a>",
+        "<a>",
     ),
     *(" ", " ", " ", "\n", "\n", "\r", "\t", "\x0b", "\x1c", "\x85", "\xa0", "\u2028", "\u3000", "\u01c5", "\u0378"),
 ]
 
 
 @pytest.mark.parametrize("pattern", [O200K, contractions._KIMI])
-def test_a_long_s_among_others(pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only what lies around one is encoded elsewhere, and the ids are those of the whole; nothing is loaded again."""
+@pytest.mark.parametrize("added", [(), ("<a>",)], ids=["alone", "added"])
+def test_a_long_s_among_others(
+    pattern: str, added: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what lies around one is encoded elsewhere, and the ids are those of the whole; nothing is loaded again.
+
+    Added tokens part a text before it is split.
+    """
     rng = random.Random(9)
     texts = ["".join(rng.choices(AROUND, k=rng.choice((1, 3, 9, 30, 300)))) for _ in range(600)]
     tokenizer = Tokenizer(models.BPE())
@@ -384,6 +392,7 @@ def test_a_long_s_among_others(pattern: str, tmp_path: Path, monkeypatch: pytest
     every = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=1200, initial_alphabet=every, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_tokens(list(added))
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     vocabulary = describe(str(tmp_path / "tokenizer.json"), scratch=lambda: str(tmp_path))
     engine = engines.choose(vocabulary, "fastokens", parse_special=False)
@@ -403,7 +412,7 @@ def test_a_long_s_among_others(pattern: str, tmp_path: Path, monkeypatch: pytest
     assert all(contractions.LONG_S in text for text in asked)
     asked.clear()
     engine.encode(["All is\n    well'\u017ft, \n\nthou'\u017f\n", " that  'tis"])
-    assert asked == [" well'\u017ft,", "thou'\u017f\n"]
+    assert asked == [" is\n    well'\u017ft,", "thou'\u017f\n"]
 
 
 def test_texts_that_may_be_parted_nowhere_are_asked_whole(tmp_path: Path) -> None:
@@ -438,7 +447,7 @@ def test_workers_ask_for_what_lies_around_a_long_s(kind: str, tmp_path: Path) ->
     else:
         ranks = [*(bytes([byte]) for byte in range(256)), *PAIRS]
         path.write_bytes(b"".join(base64.b64encode(token) + b" %d\n" % rank for rank, token in enumerate(ranks)))
-    texts = [*LONG_S * 3, "x'\u017fs" * 30_000, *LONG_S]
+    texts = [*LONG_S * 3, "x'\u017fs" * 140_000, *LONG_S]
     source = tmp_path / "texts.jsonl"
     source.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     out = tmp_path / "out.bin"
