@@ -75,35 +75,45 @@ class Header:
 
     def tensor(self, name: str) -> Tensor:
         """The tensor of that name, checked; raises KeyError when absent, DamagedObject when it can't be."""
-        entry = self.raw[name] if name != "__metadata__" else None
-        try:
-            assert isinstance(entry, dict)
-            dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-            whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
-            right = whole and end - begin == math.prod(shape) * ITEM_BYTES[dtype] and end <= self.data_bytes
-        except (AssertionError, KeyError, TypeError, ValueError) as exc:
-            raise DamagedObject(f"tensor {name!r} has no valid description") from exc
-        if not right:
-            raise DamagedObject(f"tensor {name!r} does not fit the file")
-        return Tensor(dtype, shape, begin, end)
+        return checked(name, self.raw[name] if name != "__metadata__" else None, self.data_bytes)
+
+
+def checked(name: str, entry: object, data_bytes: int) -> Tensor:
+    """What an entry says of a tensor; raises DamagedObject when it can't be."""
+    try:
+        assert isinstance(entry, dict)
+        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        whole = all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+        right = whole and end - begin == math.prod(shape) * ITEM_BYTES[dtype] and end <= data_bytes
+    except (AssertionError, KeyError, TypeError, ValueError) as exc:
+        raise DamagedObject(f"tensor {name!r} has no valid description") from exc
+    if not right:
+        raise DamagedObject(f"tensor {name!r} does not fit the file")
+    return Tensor(dtype, shape, begin, end)
+
+
+def length(data: memoryview, file_bytes: int) -> int:
+    """Of the JSON, as the first 8 bytes of a file have it; raises DamagedObject when it can't be."""
+    if len(data) < 8:
+        raise DamagedObject(f"too short for a header: {file_bytes} bytes")
+    (claimed,) = struct.unpack_from("<Q", data)
+    if claimed > min(MAX_HEADER_BYTES, file_bytes - 8):
+        raise DamagedObject(f"the header claims {claimed} bytes of a file of {file_bytes}")
+    return int(claimed)
 
 
 def parse(data: memoryview, file_bytes: int) -> Header:
     """Parse the header at the start of `data`, which holds the file or at least its header; raises DamagedObject."""
-    if len(data) < 8:
-        raise DamagedObject(f"too short for a header: {file_bytes} bytes")
-    (length,) = struct.unpack_from("<Q", data)
-    if length > min(MAX_HEADER_BYTES, file_bytes - 8):
-        raise DamagedObject(f"the header claims {length} bytes of a file of {file_bytes}")
+    end = 8 + length(data, file_bytes)
     try:
-        raw = json.loads(bytes(data[8 : 8 + length]))
+        raw = json.loads(bytes(data[8:end]))
         metadata = raw.get("__metadata__", {})
         valid = isinstance(metadata, dict) and all(isinstance(value, str) for value in metadata.values())
     except (ValueError, RecursionError, AttributeError) as exc:
         raise DamagedObject("the header is not JSON of the expected form") from exc
     if not valid:
         raise DamagedObject("the header's __metadata__ is not a table of strings")
-    return Header(raw, metadata, 8 + length, file_bytes - 8 - length)
+    return Header(raw, metadata, end, file_bytes - end)
 
 
 def encode(tensors: Tensors, metadata: Mapping[str, Text], *, size_bytes: int) -> bytearray:
@@ -155,9 +165,14 @@ def _dumped(tensors: Iterable[tuple[str, Tensor]], metadata: Mapping[str, Text])
     yield b"}"
     remaining = iter(tensors)
     while some := list(itertools.islice(remaining, _AT_ONCE)):
-        table = {name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin, t.end]} for name, t in some}
-        yield b"," + json.dumps(table, separators=(",", ":"))[1:-1].encode("ascii")
+        yield b"," + entries(some).encode("ascii")
     yield b"}"
+
+
+def entries(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """What a header says of some tensors, as it is written."""
+    table = {name: {"dtype": t.dtype, "shape": list(t.shape), "data_offsets": [t.begin, t.end]} for name, t in tensors}
+    return json.dumps(table, separators=(",", ":"))[1:-1]
 
 
 def shape_bytes(dtype: str, shape: Sequence[int]) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dsmem.arrays import dtypes, tree
-from dsmem.arrays.header import Header
+from dsmem.arrays.header import Header, Tensor
 from dsmem.arrays.views import TreeContents
 
 
@@ -27,7 +27,7 @@ class DatasetSummary:
 def summarize(header: Header, name: str) -> tuple[DatasetSummary, ...]:
     """Every dataset of an object, in the order of its tree; raises DamagedObject."""
     contents = TreeContents(header, np.empty(0, np.uint8), "pinned", "", label=name)
-    return tuple(_summary(header, path, record) for path, record in contents.tree.datasets.items())
+    return tuple(summary_of(header.tensor, path, record) for path, record in contents.tree.datasets.items())
 
 
 def summarize_tensors(header: Header) -> tuple[DatasetSummary, ...]:
@@ -36,14 +36,15 @@ def summarize_tensors(header: Header) -> tuple[DatasetSummary, ...]:
     return tuple(DatasetSummary(name, one.shape, one.dtype, one.end - one.begin) for name, one in tensors)
 
 
-def _summary(header: Header, path: str, record: dict[str, Any]) -> DatasetSummary:
+def summary_of(tensor_of: Callable[[str], Tensor], path: str, record: dict[str, Any]) -> DatasetSummary:
+    """One dataset, of its record in the tree and its tensors; raises what they raise, or ValueError."""
     dtype = dtypes.from_json(record["dtype"]) if "dtype" in record else None
     if record.get("null"):
         return DatasetSummary(path, None, label(dtype), 0)
-    tensor = header.tensor(tree.tensor_name(path))
+    tensor = tensor_of(tree.tensor_name(path))
     size_bytes = tensor.end - tensor.begin
     if "shape" in record:
-        offsets = header.tensor(tree.offsets_name(path))
+        offsets = tensor_of(tree.offsets_name(path))
         return DatasetSummary(path, tuple(record["shape"]), label(dtype), size_bytes + offsets.end - offsets.begin)
     if dtype is None:
         return DatasetSummary(path, tensor.shape, label(dtypes.of_carrier(tensor.dtype)), size_bytes)

@@ -19,13 +19,12 @@ from dsmem.hdf5.attrs import AttributeReader
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.items import Items
 from dsmem.hdf5.opening import translated
-from dsmem.pinning import copying, decoding, through_h5py
+from dsmem.pinning import copying, decoding, summaries, through_h5py
 from dsmem.pinning.copying import Digests, Extent
 from dsmem.pinning.growing import Growth, Variable
 from dsmem.pinning.pagecache import PageCache
 from dsmem.pinning.planning import Plan
 from dsmem.pinning.source import Source
-from dsmem.pinning.summaries import summaries
 from dsmem.progress import ByteCounter, Progress
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY
@@ -128,7 +127,7 @@ def fill(
         header.write(draft.write, plan.tensors, metadata, size_bytes=plan.data_start)
         items.forget_chunks()
 
-    return Loaded(digests, seal, lambda: summaries(items, plan.tensors.size_bytes))
+    return Loaded(digests, seal, lambda: summaries.of_items(items, plan.tensors.size_bytes))
 
 
 def _read_attributes(

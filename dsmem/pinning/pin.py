@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, get_args
 
 from dsmem import digest, files, settings
-from dsmem.arrays.summary import DatasetSummary, summarize
+from dsmem.arrays.summary import DatasetSummary
 from dsmem.digest import cache
 from dsmem.errors import Allow, BadSource, DamagedObject, Refusal, SourceBusy, SourceChanged, Unsupported, UsageError
 from dsmem.files import FileIdentity
 from dsmem.progress import Progress, ignore
-from dsmem.store import names, objects, refs
+from dsmem.store import leases, names, objects, refs
 from dsmem.store.draft import Draft
 from dsmem.store.obtain import Filled, Obtained, Request, attach, obtain
 from dsmem.store.refs import Provenance, Ref
@@ -41,7 +41,7 @@ class Pinned:
     digest: str
     """Hex digest of the source file by `algo`."""
     datasets: Sequence[PinnedDataset]
-    """A tuple; of more than 10,000 that were pinned now a sequence whose entries are made when they are looked at."""
+    """A tuple; of more than 10,000 a sequence whose entries are made when they are looked at."""
     refused: tuple[Refusal, ...]
     """What `skip_unsupported` left out."""
     size_bytes: int
@@ -116,7 +116,7 @@ def pin(
         objects.keep(store, ref.object, kept=keep)
     datasets = found.datasets
     if datasets is None:
-        datasets = summarize(objects.read_header(store, ref.object), ref.object)
+        datasets = _datasets_of(store, ref.object)
     recorded_algo, _, hexdigest = ref.provenance.digest.partition(":")
     return Pinned(
         name=ref.object,
@@ -133,6 +133,18 @@ def pin(
         evicted_bytes=obtained.evicted.freed_bytes,
         kept=objects.is_kept(os.stat(store.object_path(ref.object))),
     )
+
+
+def _datasets_of(store: Store, name: str) -> Sequence[PinnedDataset]:
+    from dsmem.pinning.written import Written
+
+    fd = leases.open_object(store.object_path(name), name)
+    try:
+        return Written(fd).datasets()
+    except DamagedObject as exc:
+        raise DamagedObject(f"{name}: {exc}", name=name) from exc
+    finally:
+        os.close(fd)
 
 
 def _checked_budget(budget: int) -> int:

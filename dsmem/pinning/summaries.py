@@ -16,12 +16,12 @@ _MOST_AT_ONCE = 10_000
 class Summaries(Sequence[DatasetSummary]):
     """Equal to the tuple of what it holds; pickled and copied it is that tuple."""
 
-    def __init__(self, items: Items, size_bytes: Callable[[Item], int]) -> None:
-        self._items = items
-        self._size_bytes = size_bytes
+    def __init__(self, count: int, made: Callable[[int], DatasetSummary]) -> None:
+        self._count = count
+        self._made = made
 
     def __len__(self) -> int:
-        return len(self._items)
+        return self._count
 
     @overload
     def __getitem__(self, index: int) -> DatasetSummary: ...
@@ -29,7 +29,7 @@ class Summaries(Sequence[DatasetSummary]):
     def __getitem__(self, index: slice) -> tuple[DatasetSummary, ...]: ...
     def __getitem__(self, index: int | slice) -> DatasetSummary | tuple[DatasetSummary, ...]:
         numbers = range(len(self))[index]
-        return self._at(numbers) if isinstance(numbers, int) else tuple(map(self._at, numbers))
+        return self._made(numbers) if isinstance(numbers, int) else tuple(map(self._made, numbers))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, tuple | Summaries) and tuple(self) == tuple(other)
@@ -43,14 +43,20 @@ class Summaries(Sequence[DatasetSummary]):
     def __reduce__(self) -> tuple[Any, ...]:
         return tuple, (tuple(self),)
 
-    def _at(self, number: int) -> DatasetSummary:
-        item = self._items[number]
+
+def summaries(count: int, made: Callable[[int], DatasetSummary]) -> Sequence[DatasetSummary]:
+    """So many, each made of its number: a tuple, but of very many."""
+    found = Summaries(count, made)
+    return found if count > _MOST_AT_ONCE else tuple(found)
+
+
+def of_items(items: Items, size_bytes: Callable[[Item], int]) -> Sequence[DatasetSummary]:
+    """What was pinned now."""
+
+    def made(number: int) -> DatasetSummary:
+        item = items[number]
         if item.info.shape is None:
             return DatasetSummary(item.path, None, label(item.info.dtype), 0)
-        return DatasetSummary(item.path, item.info.shape, label(item.info.dtype), self._size_bytes(item))
+        return DatasetSummary(item.path, item.info.shape, label(item.info.dtype), size_bytes(item))
 
-
-def summaries(items: Items, size_bytes: Callable[[Item], int]) -> Sequence[DatasetSummary]:
-    """What was pinned: a tuple, but of very many."""
-    found = Summaries(items, size_bytes)
-    return found if len(found) > _MOST_AT_ONCE else tuple(found)
+    return summaries(len(items), made)

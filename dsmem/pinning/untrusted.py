@@ -16,9 +16,8 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 from dsmem import helpers, proc, settings
-from dsmem.arrays import header, tree, views
-from dsmem.arrays.header import Header, Tensor
-from dsmem.arrays.summary import DatasetSummary, summarize
+from dsmem.arrays import views
+from dsmem.arrays.summary import DatasetSummary
 from dsmem.errors import BadSource, DamagedObject, Refusal
 from dsmem.pinning import messages
 from dsmem.pinning.copying import Digests
@@ -28,6 +27,7 @@ from dsmem.pinning.growing import Growth
 from dsmem.pinning.loading import Reader
 from dsmem.pinning.messages import Channel, Nonsense, Silence
 from dsmem.pinning.source import Source
+from dsmem.pinning.written import Written
 from dsmem.progress import Progress, ignore
 from dsmem.store.draft import Draft
 from dsmem.store.objects import PROVENANCE_KEY
@@ -115,12 +115,11 @@ class _Reader:
         digests = self._child.ask("fill", request, "filled", draft.fd, at_progress)
         self._child.end()
         with self._child.checked():
-            parsed, tensors, datasets = _checked_object(draft.fd, self._wide)
+            place, datasets = _checked_object(draft.fd, self._wide)
             found = Digests(_hex(digests["tree"]), _hex(digests["stream"]) if stream_algo is not None else None)
 
         def seal(provenance: Provenance) -> None:
-            metadata = {**parsed.metadata, PROVENANCE_KEY: provenance.dump()}
-            header.write(draft.write, tensors, metadata, size_bytes=parsed.data_start)
+            draft.write(place[0], memoryview(_padded(provenance.dump(), place[1] - place[0])))
 
         return Loaded(found, seal, lambda: datasets)
 
@@ -191,31 +190,29 @@ class _Child:
             self._process.wait()
 
 
-def _checked_object(fd: int, provenance: str) -> tuple[Header, dict[str, Tensor], tuple[DatasetSummary, ...]]:
-    """The header of a finished draft, its tensors and its datasets, all checked; raises DamagedObject."""
-    size_bytes = os.fstat(fd).st_size
-    length = int.from_bytes(os.pread(fd, 8, 0), "little")
-    parsed = header.parse(memoryview(os.pread(fd, 8 + min(length, header.MAX_HEADER_BYTES), 0)), size_bytes)
-    if parsed.metadata.keys() != _METADATA or parsed.metadata[PROVENANCE_KEY] != provenance:
+def _checked_object(fd: int, provenance: str) -> tuple[tuple[int, int], Sequence[DatasetSummary]]:
+    """Where a finished draft says what it was made from, and its datasets, all checked; raises DamagedObject."""
+    written = Written(fd, exactly=True)
+    if written.places.keys() != _METADATA or written.raw(PROVENANCE_KEY) != _escaped(provenance):
         raise DamagedObject("the header's __metadata__ is not as agreed")
-    if parsed.metadata[views.DATA_BYTES_KEY] != str(parsed.data_bytes):
+    if written.raw(views.DATA_BYTES_KEY) != b"%d" % written.data_bytes:
         raise DamagedObject("the header says another size")
-    tensors = {name: parsed.tensor(name) for name in parsed.names()}
-    end = 0
-    for tensor in sorted(tensors.values(), key=lambda one: (one.begin, one.end)):
-        if tensor.begin != end:
-            raise DamagedObject("its tensors overlap or leave gaps")
-        end = tensor.end
-    if end != parsed.data_bytes:
-        raise DamagedObject("its tensors are shorter than its data")
-    tree.load(parsed.metadata[views.TREE_KEY])
-    try:
-        attributes = json.loads(parsed.metadata[views.ATTRIBUTES_KEY])
-    except (ValueError, RecursionError) as exc:
-        raise DamagedObject("its attributes are not JSON") from exc
-    if not isinstance(attributes, dict) or not all(isinstance(table, dict) for table in attributes.values()):
-        raise DamagedObject("its attributes are not tables")
-    return parsed, tensors, summarize(parsed, "")
+    written.check_attributes()
+    begin, end = written.places[PROVENANCE_KEY]
+    return (begin, end + 1), written.datasets()
+
+
+def _escaped(text: str) -> bytes:
+    """A text within JSON, without the quotes."""
+    return json.dumps(text)[1:-1].encode("ascii")
+
+
+def _padded(text: str, size_bytes: int) -> bytes:
+    """It and the quote behind it, and spaces, which mean nothing there; raises ValueError when it does not fit."""
+    escaped = _escaped(text) + b'"'
+    if len(escaped) > size_bytes:
+        raise ValueError(f"a text of {len(escaped)} bytes where {size_bytes} are kept for it")
+    return escaped.ljust(size_bytes)
 
 
 def _hex(value: Any) -> str:

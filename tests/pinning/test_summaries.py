@@ -34,7 +34,9 @@ def test_few_are_a_tuple(path: Path) -> None:
 def test_many_are_like_one(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(summaries, "_MOST_AT_ONCE", 10)
     many, there = dsmem.pin(path).datasets, dsmem.pin(path).datasets
-    assert isinstance(many, Summaries) and isinstance(there, tuple)
+    assert isinstance(many, Summaries) and isinstance(there, Summaries)
+    assert many == there and len(there) == 23
+    there = tuple(there)
     assert many == there and there == many and hash(many) == hash(there) and repr(many) == repr(there)
     assert many != list(there) and many != there[1:]
     assert len(many) == 23 and many[-1] == there[-1] and many[3:7] == there[3:7] and there[5] in many
