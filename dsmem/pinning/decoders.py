@@ -132,8 +132,10 @@ class _Process:
         task = [number, is_plain, *(getattr(band, name) for name in Band.__slots__)]
         request = b"".join(told[self._knows : known]) + json.dumps(task).encode() + b"\n"
         self._knows = known
+        left = memoryview(request)
         with suppress(BrokenPipeError):  # it is dead: its answers are at an end
-            self._requests.write(request)
+            while left:  # a signal may end a write early
+                left = left[self._requests.write(left) or 0 :]
         line = b""
         while not line.endswith(b"\n"):
             part = os.read(self._answers.fileno(), _ANSWER_BYTES)

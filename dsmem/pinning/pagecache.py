@@ -8,9 +8,8 @@ import threading
 from dsmem import digest, residency
 
 AHEAD = 4
-"""So many slices may be read before the first of what is decoded from them."""
-_LAG = AHEAD
-"""A slice is let go when reading is this many slices further: what is decoded from it has been read by then."""
+"""So many slices may be read before the first of what is decoded from them, which has been read when so many more are:
+only then a slice is let go."""
 _LOOKED_AHEAD = 2
 """So many slices further it is looked what is cached: reading one asks the kernel for some of those behind it."""
 
@@ -49,7 +48,7 @@ class PageCache:
         """A slice has been read: let go of those before it that have been read too."""
         with self._lock:
             self._read.add(index)
-            due = {one for one in self._cold & self._read if one <= index - _LAG} - self._dropped
+            due = {one for one in self._cold & self._read if one <= index - AHEAD} - self._dropped
             self._dropped |= due
         for one in due:
             self._drop(one)
