@@ -16,6 +16,18 @@ VERIFY_EVERY = 16
 ALL = -1
 
 
+def is_compared(number: int, documents: int, compared: int, wanted: int) -> bool:
+    """Whether part `number`, of so many documents, was compared as a run with `verify=wanted` compares it, or more."""
+    if wanted == ALL:
+        return compared >= documents
+    return number % VERIFY_EVERY != 0 or compared >= min(wanted, documents)
+
+
+def is_as_much(before: int, wanted: int) -> bool:
+    """Whether a run with `verify=before` compares all that one with `wanted` does."""
+    return before == ALL or (wanted != ALL and before >= wanted)
+
+
 @dataclass(frozen=True, slots=True)
 class Recipe:
     """All that a worker must know; JSON holds all of it."""

@@ -91,7 +91,14 @@ class Run:
             crew.keep(most)
         self._engine_version = _version_of(self.engine)
         can_resume = all(source.identity is not None for source in sources)
-        self._resumes = workdir.settle(directory, self._plan(), restart=restart, can_resume=can_resume)
+        self._verify = ALL if options.verify == "all" else options.verify
+        self._resumes = workdir.settle(
+            directory,
+            self._plan(),
+            verify=0 if self._is_reference() else self._verify,
+            restart=restart,
+            can_resume=can_resume,
+        )
         self.resumed_parts = 0
 
     def _choose(self) -> EngineName:
@@ -120,6 +127,12 @@ class Run:
 
         self._engine = engines.choose(self._vocabulary, wanted, parse_special=self._options.parse_special)
         return self._engine.name
+
+    def _is_reference(self) -> bool:
+        """Whether the engine is its own reference: then nothing is compared."""
+        from dsmem.tokens import engines
+
+        return engines.reference_of(self._vocabulary.located) == self.engine
 
     def _plan(self) -> dict[str, object]:
         options, cutting = self._options, self._cutting
@@ -159,7 +172,7 @@ class Run:
             encoding=self._cutting.encoding,
             skip_bad=options.on_error == "skip",
             with_keys=self._with_keys,
-            verify=ALL if options.verify == "all" else options.verify,
+            verify=self._verify,
             workers=1 if self._crew is None else self._crew.size,
             # Who waits for more of a stream answers nobody meanwhile.
             can_ask=self._vocabulary.reference is not None and not any(one.identity is None for one in self._sources),

@@ -1,7 +1,8 @@
 """The work directory beside the output, `.OUT.bin.parts/`: locked while used, continued when it fits, removed at last.
 
 `plan.json` says what its parts were made from and how. A run with the same plan takes the finished parts over; one with
-another plan is refused, and told what differs.
+another plan is refused, and told what differs. How much is compared with the reference may change: parts that were
+compared less than is wanted now are made anew.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ from contextlib import contextmanager, suppress
 
 from dsmem import files
 from dsmem.errors import OtherPlan, OutputBusy, UnsafeRoot
+from dsmem.tokens.recipe import is_as_much, is_compared
 
 PUBLISHED = "published.json"
 """What a run has given its name, or was about to, when it was killed (`dsmem.tokens.claim`)."""
 _PLAN_BYTES = 1 << 30
+_RECORD_BYTES = 64 << 20
+_COMPARED = "compared"
+"""Beside the plan: of how many documents every part was compared, at least."""
 Plan = Mapping[str, object]
 
 
@@ -72,15 +77,23 @@ def _check_own(path: str) -> None:
         )
 
 
-def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bool:
-    """Make the directory fit the plan; whether parts in it may be taken over. Raises OtherPlan."""
+def settle(directory: str, plan: Plan, *, verify: int, restart: bool, can_resume: bool) -> bool:
+    """Make the directory fit the plan; whether parts in it may be taken over. Raises OtherPlan.
+
+    `verify`: of how many documents a part is compared with the reference; 0 where nothing is.
+    """
     plan = json.loads(json.dumps(plan))
     before = _plan_in(directory)
+    compared = before.pop(_COMPARED, None) if isinstance(before, dict) else None
     if before is not None and not restart:
         if can_resume and before == plan:
             _clear(directory, keep=("lock", "plan.json", PUBLISHED, "part-", "tokens.bin", "ranks-"))
             for spilled in glob.iglob("part-*.bin", root_dir=directory):  # ids that waited for their place
                 os.unlink(f"{directory}/{spilled}")
+            if compared != verify:
+                if type(compared) is not int or not is_as_much(compared, verify):
+                    _drop_less_compared(directory, verify)
+                _write_plan(directory, plan, verify)
             return True
         differences = _differences(before, plan)
         if _has_parts(directory) and _can_go_on(before):
@@ -89,8 +102,25 @@ def settle(directory: str, plan: Plan, *, restart: bool, can_resume: bool) -> bo
                 differences=differences,
             )
     _clear(directory, keep=("lock", PUBLISHED, "ranks-"))
-    files.write_atomic(f"{directory}/plan.json", json.dumps(plan).encode())
+    _write_plan(directory, plan, verify)
     return False
+
+
+def _write_plan(directory: str, plan: Plan, verify: int) -> None:
+    """With what every part in the directory was compared by, at least."""
+    files.write_atomic(f"{directory}/plan.json", json.dumps({**plan, _COMPARED: verify}).encode())
+
+
+def _drop_less_compared(directory: str, verify: int) -> None:
+    """The records of parts that were compared less; what was put into the file of all ids is written there again."""
+    for name in glob.glob("part-*.json", root_dir=directory):
+        try:
+            raw = json.loads(files.read_own(f"{directory}/{name}", _RECORD_BYTES))
+            is_enough = is_compared(raw["number"], raw["documents"], raw["verified"], verify)
+        except (OSError, ValueError, KeyError, TypeError):
+            is_enough = False  # no record
+        if not is_enough:
+            os.unlink(f"{directory}/{name}")
 
 
 def serves(directory: str) -> bool:

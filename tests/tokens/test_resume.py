@@ -147,6 +147,64 @@ def test_another_plan_is_refused_and_says_what_differs(corpus: Path, tmp_path: P
     assert (done.resumed_parts, done.documents) == (0, 301)
 
 
+@pytest.mark.parametrize("workers", [None, 2])
+@pytest.mark.parametrize(
+    ("before", "now", "made_anew"),
+    [
+        (0, "all", {0, 1, 2, 3, 4, 5}),
+        (0, 5, {0}),
+        (5, 6, {0}),
+        (5, "all", {0, 1, 2, 3, 4, 5}),
+        (0, 0, set()),
+        (5, 5, set()),
+        (9999, 9999, set()),  # of a part that has fewer documents
+        ("all", "all", set()),
+        ("all", 5, set()),
+        ("all", 0, set()),
+        (5, 4, set()),
+    ],
+)
+def test_no_part_is_taken_over_that_was_compared_less_than_is_asked_for(
+    before: Any, now: Any, made_anew: set[int], workers: int | None, corpus: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "tokenizer.json").write_text(tokentexts.trained())
+    out, directory = tmp_path / "out.bin", Path(workdir.path_of(str(tmp_path / "out.bin")))
+    how: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer.json"}
+    interrupt(corpus, out, after_bytes=7 * PART, verify=before, **how)
+    kept = {number for number in range(6) if (directory / f"part-{number:06d}.json").exists()}
+    assert kept == set(range(6))
+    for extra in directory.glob("part-*.json"):
+        if int(extra.stem[5:]) > 5:
+            extra.unlink()
+    done = run(corpus, out, verify=now, workers=workers, **how)
+    assert done.resumed_parts == 6 - len(made_anew)
+    if now == "all":
+        assert done.verified == done.documents
+    run(corpus, tmp_path / "whole.bin", **how)
+    assert out.read_bytes() == (tmp_path / "whole.bin").read_bytes()
+
+
+def test_each_run_of_several_is_asked_for_its_own_comparing(corpus: Path, tmp_path: Path) -> None:
+    """Interrupted with all compared, then with nothing, then with all: the parts of the first are enough."""
+    (tmp_path / "tokenizer.json").write_text(tokentexts.trained())
+    out, directory = tmp_path / "out.bin", Path(workdir.path_of(str(tmp_path / "out.bin")))
+    how: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer.json"}
+    interrupt(corpus, out, after_bytes=5 * PART, verify="all", **how)
+    compared = len(list(directory.glob("part-*.json")))
+    interrupt(corpus, out, after_bytes=12 * PART, verify=0, **how)
+    assert len(list(directory.glob("part-*.json"))) > compared
+    interrupt(corpus, out, after_bytes=6 * PART, verify="all", **how)
+    done = run(corpus, out, verify="all", **how)
+    assert done.resumed_parts >= compared > 2
+    assert done.verified == done.documents
+
+
+def test_an_engine_that_is_its_own_reference_goes_on_whatever_is_to_be_compared(corpus: Path, tmp_path: Path) -> None:
+    interrupt(corpus, tmp_path / "out.bin", verify=0)
+    done = run(corpus, tmp_path / "out.bin", verify="all")
+    assert done.resumed_parts > 2 and done.verified == 0
+
+
 def test_bad_documents_may_be_skipped_by_the_run_that_goes_on(corpus: Path, tmp_path: Path) -> None:
     lines = corpus.read_bytes().splitlines()
     lines[200] = b"no"
