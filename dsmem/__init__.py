@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         OutputBusy,
         OutputExists,
         OutputFull,
+        OutputGone,
         ServerTimeout,
         SourceBusy,
         SourceChanged,
@@ -99,6 +100,7 @@ _HOMES = {
     "OutputBusy": "dsmem.errors",
     "OutputExists": "dsmem.errors",
     "OutputFull": "dsmem.errors",
+    "OutputGone": "dsmem.errors",
     "WorkerLost": "dsmem.errors",
     "UsageError": "dsmem.errors",
 }
@@ -129,6 +131,7 @@ __all__ = [
     "OutputBusy",
     "OutputExists",
     "OutputFull",
+    "OutputGone",
     "Pinned",
     "ServerTimeout",
     "SourceBusy",

@@ -289,6 +289,14 @@ class OutputFull(NoSpace):
     """The file system of the output is full; finished parts stay, and a later run goes on with them."""
 
 
+class OutputGone(DsmemError, FileNotFoundError):
+    """The directory of the output, or of its parts, was removed while it was made (`path`)."""
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class OutputBusy(InUse):
     """Another process makes the same output."""
 

@@ -24,6 +24,7 @@ from dsmem.errors import (
     NoSpace,
     NotPinned,
     OutputExists,
+    OutputGone,
     SourceBusy,
     SourceChanged,
     TableTooLarge,
@@ -172,6 +173,11 @@ def exists(error: OutputExists, typed: Typed) -> str:
     if "--force" in typed.arguments:  # it took the name meanwhile
         return f"look at what is there: ls -la {quote(error.path)}"
     return f"replace it: {typed.again('--force')}"
+
+
+def gone(error: OutputGone, typed: Typed) -> str:
+    made = "" if os.path.isdir(os.path.dirname(error.path)) else f"mkdir -p {quote(os.path.dirname(error.path))}; "
+    return f"begin anew: {made}{typed.again()}"
 
 
 def changed(error: SourceChanged, typed: Typed) -> str:

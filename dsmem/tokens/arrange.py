@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dsmem import files, units
-from dsmem.errors import NoSpace, SourceChanged, UsageError
+from dsmem.errors import OutputFull, SourceChanged, UsageError
 from dsmem.progress import Progress
 from dsmem.tokens import index, joining
 from dsmem.tokens.index import BLOCK, EndsWriter
@@ -75,7 +75,7 @@ def arrange(
     `before_publishing` is told where all files lie, complete, and which names they are about to get.
     `manifest` says what this function can't know: of its fields, counts, digest, split, shard and seed are filled in,
     while `text_bytes` and `skipped` stay those of all outputs together. Raises UsageError (also for more shards than
-    documents), NoSpace before anything is written, SourceChanged when a part is not what its record says, OSError.
+    documents), OutputFull before anything is written, SourceChanged when a part is not what its record says, OSError.
     """
     arrangement.check()
     if arrangement.val_fraction and any(part.keys_path is None for part in parts):
@@ -308,7 +308,7 @@ def _require_room(staging: str, parts: Sequence[Part], total_bytes: int) -> None
     free_bytes = found.f_bavail * found.f_frsize
     if found.f_blocks and need_bytes > free_bytes:
         need, free = units.format_bytes(need_bytes), units.format_bytes(free_bytes)
-        raise NoSpace(
+        raise OutputFull(
             f"the token files need {need} at {staging}, {free} are free",
             need_bytes=need_bytes,
             free_bytes=free_bytes,

@@ -161,7 +161,7 @@ def _of_long(row: memoryview, offset: int, path: str, text_field: str, lines: Li
     place = Place(lines, offset)
     of_longest = partial(longrows.unescaped, raw, path=path, place=place)
     if text == instead:
-        return Long(path, place, 0, of_longest)
+        return Long(path, place, 0, partial(of_longest, text_field=text_field))
     return _of_other(of_longest(), path, place) or text
 
 
@@ -211,7 +211,7 @@ def _slowly(row: bytes, text_field: str) -> object:
         try:
             text.encode()
         except UnicodeEncodeError:
-            return Fault(f"{text_field!r} holds half of a surrogate pair, which is no text")
+            return Fault(longrows.half_of_pair(text_field))
     return text
 
 

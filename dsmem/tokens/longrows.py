@@ -5,6 +5,7 @@ A string of Python takes up to four bytes for a character, and a parser as much 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -22,6 +23,8 @@ _WHOLE = re.compile(
 )
 """Of a JSON string: what holds neither a part of an escape nor half of a surrogate pair."""
 _MOST_ESCAPE_BYTES = 12
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+"""Of a surrogate pair."""
 MOST_VALUES = 2_000_000
 """Of a row: 60 to 200 bytes each when it is parsed."""
 
@@ -83,8 +86,9 @@ def plain(data: memoryview) -> Read:
     return read
 
 
-def unescaped(raw: memoryview, *, path: str, place: Callable[[], str]) -> Read:
-    """The content of a JSON string; raises BadDocument where it is none."""
+def unescaped(raw: memoryview, *, path: str, place: Callable[[], str], text_field: str | None = None) -> Read:
+    """The content of a JSON string; raises BadDocument where it is none. Half of a surrogate pair is JSON, but no text:
+    it is bad where this is the text of that field."""
     from orjson import JSONDecodeError, loads
 
     at = 0
@@ -102,14 +106,19 @@ def unescaped(raw: memoryview, *, path: str, place: Callable[[], str]) -> Read:
                 stop = found.end()
             while stop > begin and raw[stop] & 0xC0 == 0x80:  # inside of a character
                 stop -= 1
-        if stop == begin:  # no escape that can be
-            stop = min(begin + _MOST_ESCAPE_BYTES, len(raw))
+        if stop == begin:  # half of a pair, or no escape that can be
+            half = _HALF.match(raw, begin)
+            stop = half.end() if half else min(begin + _MOST_ESCAPE_BYTES, len(raw))
         data = bytes(raw[begin:stop])
         try:
             text = loads(b'"' + data + b'"')
         except JSONDecodeError as exc:
-            where = place()
-            raise BadDocument(f"{path}:{where}: {_reason(data, begin)}", path=path, place=where) from exc
+            reason = _reason(data, begin, text_field)
+            if reason is not None:
+                where = place()
+                raise BadDocument(f"{path}:{where}: {reason}", path=path, place=where) from exc
+            at = stop
+            return data
         at = stop
         encoded: bytes = text.encode()
         return encoded
@@ -117,9 +126,17 @@ def unescaped(raw: memoryview, *, path: str, place: Callable[[], str]) -> Read:
     return read
 
 
-def _reason(data: bytes, begin: int) -> str:
+def _reason(data: bytes, begin: int, text_field: str | None) -> str | None:
+    """What is wrong with some of a string; None for half of a surrogate pair that is not in the text."""
     try:
-        data.decode()
+        json.loads(f'"{data.decode()}"')  # which takes half of a pair, unlike orjson
     except UnicodeDecodeError as exc:
         return f"not UTF-8: byte 0x{data[exc.start]:02x} at position {begin + exc.start + 1} of the string"
-    return f"no JSON string: it holds a control character or half of an escape after byte {begin}"
+    except ValueError:
+        return f"no JSON string: it holds a control character or half of an escape after byte {begin}"
+    return None if text_field is None else half_of_pair(text_field)
+
+
+def half_of_pair(text_field: str) -> str:
+    """What is wrong with a text that holds one."""
+    return f"{text_field!r} holds half of a surrogate pair, which is no text"

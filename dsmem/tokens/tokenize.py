@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from typing import Literal
 
 from dsmem import proc, units
-from dsmem.errors import NoDocuments, OutputFull, UsageError
+from dsmem.errors import NoDocuments, OutputFull, OutputGone, UsageError
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import crowd, starting, workdir
 from dsmem.tokens import inputs as gathering
@@ -85,7 +85,8 @@ def tokenize(
     anew). `progress` gets bytes of input, `tokens_progress` the tokens of all parts that are finished.
 
     Raises SourceMissing, BadSource (BadDocument names file and line), TableTooLarge, EngineDiffers (from the
-    reference), UsageError, NoEndToken, OutputExists, OutputBusy, OtherPlan, OutputFull, SourceChanged, WorkerLost.
+    reference), UsageError, NoEndToken, OutputExists, OutputBusy, OtherPlan, OutputFull, OutputGone,
+    SourceChanged, WorkerLost.
 
     >>> dsmem.tokenize("corpus.jsonl", "train.bin", tokenizer="tokenizer.json")  # doctest: +SKIP
     """
@@ -169,6 +170,9 @@ def tokenize(
                     f"no space left for {target}: {units.format_bytes(_free(directory))} are free there",
                     limit=directory,
                 ) from exc
+            if exc.errno == errno.ENOENT and not os.path.isdir(directory):
+                gone = directory if os.path.isdir(os.path.dirname(target)) else os.path.dirname(target)
+                raise OutputGone(f"{gone} was removed while {target} was made in it", path=target) from exc
             raise
         workdir.remove(directory)
     return Tokenized(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -58,6 +60,29 @@ def test_no_hint_names_what_was_given(corpus: Path, tmp_path: Path, dsmem: Dsmem
     assert said.exit_code == 1 and "needs none" in said.err and "hint:" not in said.err
     raised = dsmem(*words, "--on-error", "raise")
     assert raised.err.splitlines()[-1] == f"hint: leave such documents out: dsmem {' '.join(words)} --on-error skip"
+
+
+def test_without_room_or_directory_the_hint_goes_on(
+    corpus: Path, tmp_path: Path, dsmem: Dsmem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    words = ("tokenize", str(corpus), "-o", str(tmp_path / "out" / "out.bin"), "--shards", "2")
+    found = os.statvfs(tmp_path)
+    little = os.statvfs_result((found.f_bsize, found.f_frsize, found.f_blocks, 0, 0, *tuple(found)[5:]))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "statvfs", lambda path: little)
+        ran = dsmem(*words)
+    assert ran.exit_code == 4 and "0 B are free" in ran.err
+    assert ran.err.splitlines()[-1] == f"hint: make room, then go on: dsmem {' '.join(words)}"
+
+    def remove(path: str) -> None:
+        shutil.rmtree(tmp_path / "out")
+        raise FileNotFoundError(errno.ENOENT, "No such file", path)
+
+    monkeypatch.setattr(os, "statvfs", remove)
+    ran = dsmem(*words)
+    assert ran.exit_code == 3 and f"{tmp_path}/out was removed while" in ran.err
+    assert ran.err.splitlines()[-1] == f"hint: begin anew: mkdir -p {tmp_path}/out; dsmem {' '.join(words)}"
 
 
 def test_options_reach_the_library(tmp_path: Path, dsmem: Dsmem) -> None:

@@ -19,7 +19,7 @@ from tokenfiles import make_manifest, make_part, make_tokens, random_documents
 
 from dsmem import files
 from dsmem.digest import hash_file
-from dsmem.errors import NoSpace, SourceChanged, UsageError
+from dsmem.errors import OutputFull, SourceChanged, UsageError
 from dsmem.progress import ignore
 from dsmem.tokens import arrange as arranging
 from dsmem.tokens import index, joining, manifest, streams
@@ -198,7 +198,7 @@ def test_no_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = os.statvfs(tmp_path)
     little = os.statvfs_result((found.f_bsize, found.f_frsize, found.f_blocks, 0, 0, *tuple(found)[5:]))
     monkeypatch.setattr(os, "statvfs", lambda path: little)
-    with pytest.raises(NoSpace, match="0 B are free") as caught:
+    with pytest.raises(OutputFull, match="0 B are free") as caught:
         make_tokens(tmp_path / "out.bin", [[1, 2, 3]])
     assert caught.value.need_bytes == 6 + 36
     assert not (tmp_path / "out.bin").exists()

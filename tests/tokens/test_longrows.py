@@ -78,7 +78,10 @@ def test_rows_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     ("row", "reason"),
     [
         (b'{"text": "' + b"x" * 90 + b'\xff"}', "not UTF-8: byte 0xff at position 91 of the string"),
-        (b'{"text": "' + b"x" * 90 + b'\\ud800"}', "no JSON string: it holds .* half of an escape"),
+        (b'{"text": "' + b"x" * 90 + b'\\ud800"}', "'text' holds half of a surrogate pair"),
+        (b'{"text": "' + b"x" * 90 + b"\\udc00" + b"x" * 90 + b'"}', "'text' holds half of a surrogate pair"),
+        (b'{"text": "' + b"x" * 90 + b'\\ud80"}', "no JSON string: it holds .* half of an escape"),
+        (b'{"text": "' + b"x" * 90 + b'\xed\xa0\x80"}', "not UTF-8: byte 0xed at position 91 of the string"),
         (b'{"text": "' + b"x" * 90 + b'\t"}', "no JSON string: it holds a control character"),
         (b'{"text": "' + b"x" * 90 + b'", 5}', "not JSON"),
         (b'{"body": "' + b"x" * 90 + b'"}', "no field 'text'; there are: 'body'"),
@@ -91,6 +94,25 @@ def test_what_is_bad_in_a_long_row(row: bytes, reason: str, tmp_path: Path) -> N
         dsmem.tokenize(path, tmp_path / "out.bin")
     done, found = tokenized(path, tmp_path, on_error="skip")
     assert found == ["a", "b"] and done.skipped == 1
+
+
+@pytest.mark.parametrize("half", ["\\ud800", "\\uDFFF", "\\ud83d\\ud83d\\ude00", "\\ud800\\n", "\\ude00\\ud83d"])
+@pytest.mark.parametrize("before", range(14))
+def test_half_of_a_surrogate_pair_elsewhere_does_no_harm_in_a_row_of_any_length(
+    before: int, half: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(longrows, "_LONG_STRING_BYTES", 20)
+    monkeypatch.setattr(documents, "BLOCK_BYTES", 12)  # of the other field, at once
+    other = "x" * (20 + before) + half + "\\u00fc\\ud83d\\ude00" * 3 + half
+    path = tmp_path / "x.jsonl"
+    path.write_text(f'{{"text": "a", "other": "{other}"}}\n{{"text": "{other}", "b": 1}}\n{{"text": "c"}}\n')
+    told = []
+    for long_bytes in (50, 1 << 20):
+        monkeypatch.setattr(documents, "LONG_BYTES", long_bytes)
+        done, found = tokenized(path, tmp_path, on_error="skip")
+        assert found == ["a", "c"]
+        told.append(done.skipped_places)
+    assert told == [(f"{path}:2: 'text' holds half of a surrogate pair, which is no text",)] * 2
 
 
 def test_turns(tmp_path: Path) -> None:
@@ -219,7 +241,7 @@ def test_a_lock_that_fails_leaves_none_behind(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("_small")
-@pytest.mark.parametrize("bad", [b"\xff", b"\\q", b"\x01", b"\\ud800"], ids=repr)
+@pytest.mark.parametrize("bad", [b"\xff", b"\\q", b"\x01"], ids=repr)
 def test_a_long_string_beside_the_text_is_looked_at_too(bad: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     long = b'{"html": "' + b"x" * 60 + bad + b'", "text": "second"}\n'

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -259,6 +260,24 @@ def test_a_full_disk(count: int | None, tiny_tmpfs: InTmpfs) -> None:
     message, _, there = tiny_tmpfs(run, size="3m")
     assert "no space left" in message or "needs" in message
     assert not there
+
+
+@pytest.mark.parametrize("count", [None, 2])
+@pytest.mark.parametrize("gone", ["out", "out/.out.bin.parts"])
+def test_a_directory_that_is_removed_meanwhile(
+    gone: str, count: int | None, corpus: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    path, _ = corpus
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    (tmp_path / "out").mkdir()
+
+    def remove(done_bytes: int, total_bytes: int) -> None:
+        shutil.rmtree(tmp_path / gone, ignore_errors=True)
+
+    with pytest.raises(dsmem.OutputGone, match=rf"{gone} was removed while .*/out/out\.bin was made"):
+        out = tmp_path / "out/out.bin"
+        dsmem.tokenize(tmp_path / "x.jsonl.gz", out, part_bytes=PART, progress=remove, workers=count)
+    assert not workers()
 
 
 def test_a_worker_that_is_killed(
