@@ -318,7 +318,7 @@ class NoEndToken(DsmemError, ValueError):
 
 
 class WorkerLost(DsmemError, RuntimeError):
-    """A worker ended before it was done: killed, or out of memory."""
+    """A process that worked for this one ended before it was done: killed, or out of memory."""
 
 
 class WrongIds(DsmemError, RuntimeError):

@@ -111,7 +111,7 @@ TABLE: Mapping[type[BaseException], Rule] = {
     TableTooLarge: Rule(ERROR, hints.table),
     EngineDiffers: Rule(ERROR, lambda error, typed: f"use the reference: {typed.instead('--engine', 'tokenizers')}"),
     WrongIds: Rule(ERROR, lambda error, typed: f"use the reference: {typed.instead('--engine', 'tokenizers')}"),
-    WorkerLost: Rule(ERROR, lambda error, typed: f"go on, with less memory in use: {typed.instead('--workers', '1')}"),
+    WorkerLost: Rule(ERROR, hints.worker_lost),
     OutputExists: Rule(ERROR, hints.exists),
     OutputFull: Rule(NO_SPACE, lambda error, typed: f"make room, then go on: {typed.again()}"),
     OutputGone: Rule(NOT_FOUND, hints.gone),

@@ -105,6 +105,12 @@ def memory(error: Exception, typed: Typed) -> str:
     return "see what limits it: dsmem shm doctor"
 
 
+def worker_lost(error: Exception, typed: Typed) -> str:
+    if typed.command == "dsmem tokenize":
+        return f"go on, with less memory in use: {typed.instead('--workers', '1')}"
+    return "see what limits memory: dsmem shm doctor"
+
+
 def in_use(error: InUse, typed: Typed) -> str:
     names = " ".join(quote(name) for name in error.names)
     if not names:

@@ -18,6 +18,7 @@ from dsmem.hdf5 import opening
 from dsmem.hdf5.found import Scan
 from dsmem.hdf5.scan import scan
 from dsmem.pinning import filling, planning
+from dsmem.pinning.beside import Need, beside_bytes
 from dsmem.pinning.filling import Loaded
 from dsmem.pinning.source import Source
 from dsmem.progress import Progress
@@ -40,8 +41,8 @@ class Reader(Protocol):
         """Whether some of it lies in other files."""
         ...
 
-    def plan(self, provenance: Provenance) -> int:
-        """Lay out the object (`provenance` as wide as the one to be sealed in); its size in bytes, at a good guess."""
+    def plan(self, provenance: Provenance) -> Need:
+        """Lay out the object (`provenance` as wide as the one to be sealed in); what it needs, at a good guess."""
         ...
 
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:
@@ -80,14 +81,14 @@ class _OpenFile:
     def is_outside(self) -> bool:
         return self._scan.is_outside
 
-    def plan(self, provenance: Provenance) -> int:
+    def plan(self, provenance: Provenance) -> Need:
         try:
             self._plan = planning.plan(self._scan, provenance)
         except HeaderTooLong as exc:
             raise BadSource(f"{self._source.path}: {exc}") from exc
         except TooLarge as exc:
-            return exc.size_bytes  # for which nobody has room
-        return self._plan.need_bytes
+            return Need(exc.size_bytes, 0)  # for which nobody has room
+        return Need(self._plan.need_bytes, beside_bytes(self._scan.items))
 
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:
         assert self._plan is not None

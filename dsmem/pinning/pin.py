@@ -89,7 +89,7 @@ def pin(
     then, and this process lives. It costs about 0.3 s.
 
     Raises SourceMissing, BadSource, SourceBusy (open for writing), SourceChanged, Unsupported, NoSpace, UnsafeRoot,
-    UsageError, DamagedObject (what was there already is not what the file holds).
+    UsageError, DamagedObject (what was there already is not what the file holds), WorkerLost (the child was killed).
     """
     began = time.perf_counter()
     digest.check_algorithm(algo)
@@ -267,7 +267,8 @@ def _load(store: Store, request: PinRequest, fd: int, progress: Progress) -> Fou
         loaded: Loaded | None = None
 
         def build(draft: Draft, report: Progress) -> Filled:
-            draft.make_room(reader.plan(_widest_provenance(wanted)), _budget(request))
+            need = reader.plan(_widest_provenance(wanted))
+            draft.make_room(need.object_bytes, _budget(request), need.beside_bytes)
             nonlocal loaded
             loaded = reader.fill(draft, stream_algo=stream, verify=request.verify, progress=report)
             digests = loaded.digests
@@ -314,7 +315,8 @@ def _compare_anew(store: Store, request: PinRequest, fd: int, found: Obtained, p
     """Load the file once more into a draft that is never published, and compare; raises DamagedObject."""
     name, provenance = found.ref.object, found.ref.provenance
     with _opened(store, request, fd) as (reader, identity), Draft(store) as draft:
-        draft.make_room(reader.plan(provenance), _budget(request))
+        need = reader.plan(provenance)
+        draft.make_room(need.object_bytes, _budget(request), need.beside_bytes)
         reader.fill(draft, stream_algo=None, verify=True, progress=progress).seal(provenance)
         _check_unchanged(request.path, fd, identity)
         if not objects.is_same(store, draft.fd, name):

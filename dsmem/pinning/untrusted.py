@@ -18,8 +18,9 @@ from typing import Any
 from dsmem import helpers, proc, settings
 from dsmem.arrays import views
 from dsmem.arrays.summary import DatasetSummary
-from dsmem.errors import BadSource, DamagedObject, Refusal
+from dsmem.errors import BadSource, DamagedObject, DsmemError, Refusal, WorkerLost
 from dsmem.pinning import messages
+from dsmem.pinning.beside import Need
 from dsmem.pinning.copying import Digests
 from dsmem.pinning.explaining import Explanation
 from dsmem.pinning.filling import Loaded
@@ -91,22 +92,23 @@ class _Reader:
     def __init__(self, child: _Child, source: Source, store: Store) -> None:
         self._child = child
         self._wide = ""
-        self._need_bytes = 0
+        self._object_bytes = 0
         found = child.ask("scan", {**_described(source), "store": store.root}, "scanned")
         with child.checked():
             self.refusals: Sequence[Refusal] = messages.refusals_from_json(found["refusals"])
             self.is_outside: bool = found["is_outside"] is True
 
-    def plan(self, provenance: Provenance) -> int:
+    def plan(self, provenance: Provenance) -> Need:
         self._wide = provenance.dump()
-        need_bytes = self._child.ask("plan", self._wide, "planned")
+        planned = self._child.ask("plan", self._wide, "planned")
         with self._child.checked():
-            self._need_bytes = messages.checked_count(need_bytes)
-        return self._need_bytes
+            need = Need(*map(messages.checked_count, _pair(planned)))
+        self._object_bytes = need.object_bytes
+        return need
 
     def fill(self, draft: Draft, *, stream_algo: str | None, verify: bool, progress: Progress) -> Loaded:
         request = {"stream_algo": stream_algo, "verify": verify}
-        growth = Growth(draft, self._need_bytes)  # the child knows of no budget
+        growth = Growth(draft, self._object_bytes)  # the child knows of no budget
 
         def at_progress(done_bytes: int, total_bytes: int) -> None:
             growth.to(os.fstat(draft.fd).st_size)
@@ -168,13 +170,18 @@ class _Child:
                 f"{self._path}: the process that read it made no sense ({exc}); it was not believed"
             ) from exc
 
-    def _death(self) -> BadSource:
+    def _death(self) -> DsmemError:
         try:
             code = self._process.wait(_ENDING_S)
         except subprocess.TimeoutExpired:
             return BadSource(f"{self._path}: the process that read it went silent")
         if code == -signal.SIGXCPU:
             return BadSource(f"{self._path}: reading it took more processor time than so large a file may take")
+        if code == -signal.SIGKILL:
+            return WorkerLost(
+                f"{self._path}: the process that read it was killed (signal 9), as the kernel does where memory "
+                "runs out; nothing was published"
+            )
         if code < 0:
             return BadSource(
                 f"{self._path}: HDF5 crashed ({helpers.ending(code)}) while reading it: the file is damaged or hostile"

@@ -70,9 +70,9 @@ def _serve(channel: Channel, fd: int) -> None:
         channel.send("scanned", found)
         _, planned = _expect(channel, "plan")
         provenance = Provenance.load(planned)
-        need_bytes = reader.plan(provenance)
-        channel.send("planned", min(need_bytes, messages.LARGEST_COUNT))
-        _limit(source.size_bytes, need_bytes)
+        need = reader.plan(provenance)
+        channel.send("planned", [min(size_bytes, messages.LARGEST_COUNT) for size_bytes in need])
+        _limit(source.size_bytes, need.object_bytes)
         channel.send("filled", _fill(reader, channel, store, provenance, report))
 
 

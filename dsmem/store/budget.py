@@ -66,11 +66,14 @@ class Claim:
         self._taken_bytes = -1
         self.evicted = NOTHING
 
-    def take(self, need_bytes: int, unwritten_bytes: int) -> None:
-        """Make room for an object of that size, of which so much is still to be written; again when it has grown."""
+    def take(self, need_bytes: int, unwritten_bytes: int, beside_bytes: int = 0) -> None:
+        """Make room for an object of that size, of which so much is still to be written; again when it has grown.
+
+        `beside_bytes`: as for `space.require`.
+        """
         if need_bytes <= self._taken_bytes:
             return
-        wish = _Wish(need_bytes, unwritten_bytes, self._budget_bytes, self._ino)
+        wish = _Wish(need_bytes, unwritten_bytes, self._budget_bytes, beside_bytes, self._ino)
         with locks.exclusive(self._store, _TURN):
             self.evicted = self.evicted.and_then(_make_room(wish, self._store))
             with space.translated(self._store):
@@ -100,6 +103,8 @@ class _Wish:
     unwritten_bytes: int
     """What must still fit the file system, the store's bookkeeping with it."""
     budget_bytes: int
+    beside_bytes: int = 0
+    """Of memory that is taken beside the store meanwhile."""
     ino: int = -1
     """Of the draft whose own claim does not count."""
 
@@ -165,13 +170,13 @@ def _look(store: Store, wish: _Wish) -> _State:
     seen = tuple(_survey(store))
     published = {one.ino for one in seen}
     loading_bytes = sum(size_bytes for ino, size_bytes in claims.items() if ino not in published)
-    room = space.room(store)
+    room = space.room(store, wish.beside_bytes)
     return _State(
         seen=seen,
         loading_bytes=loading_bytes,
         room=room,
         over_budget_bytes=sum(one.size_bytes for one in seen) + loading_bytes + wish.need_bytes - wish.budget_bytes,
-        lacking_bytes=wish.unwritten_bytes - room.free_bytes if wish.unwritten_bytes else 0,
+        lacking_bytes=wish.unwritten_bytes - room.left_of(wish.beside_bytes) if wish.unwritten_bytes else 0,
     )
 
 
@@ -293,7 +298,7 @@ def _refusal(store: Store, wish: _Wish, state: _State, evicted: Evicted, *, beca
     if len(stays) > _LISTED:
         stays[_LISTED:] = [f"{len(stays) - _LISTED} more"]
     parts = [
-        f"{show(wish.need_bytes)} needed",
+        f"{show(wish.need_bytes)} needed{space.said_beside(state.room, wish.beside_bytes)}",
         f"{show(state.total_bytes)} of the budget of {show(wish.budget_bytes)} are taken",
         *([f"{show(state.loading_bytes)} more are being loaded"] if state.loading_bytes else []),
         f"{show(state.room.free_bytes)} free ({state.room.limit}{space.payer(store)})",

@@ -75,16 +75,19 @@ class Draft:
                     return fd
                 os.close(fd)  # a sweep took it for an abandoned one, before it was locked
 
-    def make_room(self, need_bytes: int, budget_bytes: int | None) -> None:
-        """See that the object will fit, under a budget by evicting others (`evicted`); raises NoSpace."""
+    def make_room(self, need_bytes: int, budget_bytes: int | None, beside_bytes: int = 0) -> None:
+        """See that the object will fit, under a budget by evicting others (`evicted`); raises NoSpace.
+
+        `beside_bytes`: of memory that whoever fills it will take beside it.
+        """
         assert self._store is not None
         if _log.isEnabledFor(logging.INFO):
             _log.info("%s needed in the store%s", units.format_bytes(need_bytes), space.payer(self._store))
         if budget_bytes is None:
-            space.require(self._store, need_bytes)
+            space.require(self._store, need_bytes, beside_bytes)
             return
         self._claim = budget.Claim(self._store, self.fd, budget_bytes)
-        self._claim.take(need_bytes, need_bytes + space.BOOKKEEPING_BYTES)
+        self._claim.take(need_bytes, need_bytes + space.BOOKKEEPING_BYTES, beside_bytes)
 
     def make_more_room(self, need_bytes: int) -> None:
         """See that it will fit, under the same budget, when it grows past what room was made for; raises NoSpace."""

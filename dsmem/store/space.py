@@ -29,33 +29,43 @@ class Room:
 
     free_bytes: int
     limit: str
+    is_memory: bool = False
+    """It holds for all memory of this process, not only for what is written to the store."""
+
+    def left_of(self, beside_bytes: int) -> int:
+        """What may be written where so much memory is taken beside it."""
+        return self.free_bytes - (beside_bytes if self.is_memory else 0)
 
 
-def room(store: Store) -> Room:
-    """What may still be written to the store."""
+def room(store: Store, beside_bytes: int = 0) -> Room:
+    """What may still be written to the store, where so much memory is taken beside what is written."""
     vfs = os.statvfs(store.root)
     mount = store.file_system()
     rooms = [Room(vfs.f_bavail * vfs.f_frsize, f"{mount.fstype} at {mount.point}")]
     if vfs.f_files and vfs.f_favail == 0:
         rooms.append(Room(0, f"inodes of {mount.fstype} at {mount.point}"))
     if mount.fstype in ("tmpfs", "ramfs"):
-        rooms.append(Room(proc.memory_available(), "memory of this machine"))
+        rooms.append(Room(proc.memory_available(), "memory of this machine", is_memory=True))
         rooms.extend(
             Room(
                 max(group.limit_bytes - group.usage_bytes + group.reclaimable_bytes, 0),
                 f"cgroup {group.path}",
+                is_memory=True,
             )
             for group in proc.cgroup_memory()
             if group.limit_bytes is not None
         )
-    return min(rooms, key=lambda one: one.free_bytes)
+    return min(rooms, key=lambda one: one.left_of(beside_bytes))
 
 
-def require(store: Store, need_bytes: int) -> None:
-    """Raise NoSpace, with all the numbers, unless `need_bytes` and the store's bookkeeping fit."""
-    found = room(store)
-    if need_bytes + BOOKKEEPING_BYTES > found.free_bytes:
-        raise no_space(store, need_bytes + BOOKKEEPING_BYTES)
+def require(store: Store, need_bytes: int, beside_bytes: int = 0) -> None:
+    """Raise NoSpace, with all the numbers, unless `need_bytes` and the store's bookkeeping fit.
+
+    `beside_bytes`: of memory that will be taken beside the store, which a cgroup and the machine must hold, too.
+    """
+    found = room(store, beside_bytes)
+    if need_bytes + BOOKKEEPING_BYTES > found.left_of(beside_bytes):
+        raise no_space(store, need_bytes + BOOKKEEPING_BYTES, beside_bytes)
 
 
 @contextmanager
@@ -73,14 +83,14 @@ def translated(store: Store) -> Iterator[None]:
         raise no_space(store, BOOKKEEPING_BYTES) from exc
 
 
-def no_space(store: Store, need_bytes: int) -> NoSpace:
+def no_space(store: Store, need_bytes: int, beside_bytes: int = 0) -> NoSpace:
     """The error for `need_bytes` that do not fit, with what is free and what nobody uses.
 
     Where there is room, a map was refused because of the limit of this process, or others have made room since the file
     system refused: then it says what was free at that time, nothing.
     """
-    found = room(store)
-    if found.free_bytes >= need_bytes:
+    found = room(store, beside_bytes)
+    if found.left_of(beside_bytes) >= need_bytes:
         mount = store.file_system()
         found = _address_space()
         if found.free_bytes >= need_bytes:
@@ -88,13 +98,19 @@ def no_space(store: Store, need_bytes: int) -> NoSpace:
     paid_by = payer(store) if found.limit != _ADDRESSES else ""
     unused_bytes = sum(one.size_bytes for one in unused(store))
     return NoSpace(
-        f"{units.format_bytes(need_bytes)} needed, {units.format_bytes(found.free_bytes)} free ({found.limit}"
+        f"{units.format_bytes(need_bytes)} needed{said_beside(found, beside_bytes)}, "
+        f"{units.format_bytes(found.free_bytes)} free ({found.limit}"
         f"{paid_by}); unused objects hold {units.format_bytes(unused_bytes)}",
         need_bytes=need_bytes,
         free_bytes=found.free_bytes,
         limit=found.limit,
         reclaimable_bytes=unused_bytes,
     )
+
+
+def said_beside(found: Room, beside_bytes: int) -> str:
+    """' and … to read with', where that limit holds for it."""
+    return f" and {units.format_bytes(beside_bytes)} to read with" if found.is_memory and beside_bytes else ""
 
 
 def file_too_large(size_bytes: int) -> NoSpace:

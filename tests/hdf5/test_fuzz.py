@@ -50,7 +50,7 @@ _M_PERTURB = -6
 ALLOWED = ("refused", "equal", "h5py refuses", "h5py wavers", "h5py crashes", "h5py hangs")
 
 
-def _small_room(store: Store) -> space.Room:
+def _small_room(store: Store, beside_bytes: int = 0) -> space.Room:
     return space.Room(_STORE_BYTES, "this test")
 
 

@@ -18,8 +18,10 @@ from samples import MIB, assert_reads_as_h5py, settle, write_sample
 from stores import InTmpfs, named_bytes, refuse, unnamed_bytes, used_bytes
 
 import dsmem
-from dsmem import files
-from dsmem.pinning import copying
+from dsmem import files, proc
+from dsmem.hdf5.scan import scan
+from dsmem.pinning import copying, decoding, processes
+from dsmem.pinning.beside import beside_bytes
 from dsmem.store import hugepages, objects, refs, space
 from dsmem.store.draft import Draft
 from dsmem.store.root import Store, make_store
@@ -30,7 +32,7 @@ HUGE = pytest.mark.parametrize("huge", ["never", "advise", "taken"])
 
 def blind(monkey: pytest.MonkeyPatch) -> None:
     """Space is no longer looked at before it is taken."""
-    monkey.setattr(space, "require", lambda store, need_bytes: None)
+    monkey.setattr(space, "require", lambda *_: None)
 
 
 def drafts_in_place(monkey: pytest.MonkeyPatch) -> list[bool]:
@@ -359,3 +361,57 @@ def test_a_file_system_may_limit_the_size_of_files_too(
     monkeypatch.setattr(files, "pwrite_full", too_large)
     with Draft(make_store()) as draft, pytest.raises(dsmem.NoSpace, match="larger than its file system allows"):
         draft.write(0, memoryview(b"x"))
+
+
+@pytest.mark.parametrize("budget", [None, 1 << 40])
+@pytest.mark.parametrize("untrusted", [False, True])
+def test_what_reading_takes_must_fit_the_cgroup_too(
+    untrusted: bool, budget: int | None, tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the kernel kills whoever pins, in the middle."""
+    path = settle(write_sample(tmp_path / "data.h5"))
+    with h5py.File(path, "a") as file:
+        file.create_dataset("chunked", data=np.zeros(4 * MIB, "u1"), chunks=(2 * MIB,), compression="gzip")
+    pinned = dsmem.pin(path)
+    object_bytes = pinned.size_bytes + space.BOOKKEEPING_BYTES
+    objects.remove(make_store(), pinned.name)
+    beside_bytes = proc.usable_cpus() * (2 + 2 + 4) * MIB  # to copy; a chunk, and what decoding takes
+
+    def with_free(free_bytes: int) -> None:
+        group = proc.CgroupMemory("/tight", 2, limit_bytes=free_bytes, usage_bytes=0, reclaimable_bytes=0)
+        monkeypatch.setattr(proc, "cgroup_memory", lambda: (group,))
+
+    with_free(object_bytes + beside_bytes - 1)
+    with pytest.raises(
+        dsmem.NoSpace, match=rf"needed and {beside_bytes / MIB:.1f} MiB to read with, .* \(?cgroup /tight"
+    ):
+        dsmem.pin(path, untrusted=untrusted, budget=budget)
+    assert os.listdir(store_root / "objects") == []
+    with_free(object_bytes + beside_bytes + (64 << 10))  # what is guessed before reading is some pages more
+    assert not dsmem.pin(path, untrusted=untrusted, budget=budget).already
+
+
+def test_what_reading_takes_is_guessed_by_how_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "kinds.h5"
+    with h5py.File(path, "w") as file:
+        file["contiguous"] = np.zeros(1000)
+        file.create_dataset("small", data=np.zeros((200, 64, 64), "u1"), chunks=(1, 64, 64), compression="gzip")
+        file.create_dataset("slow", data=np.zeros(3 * MIB, "i4"), chunks=(MIB // 4,), scaleoffset=0)
+        file.create_dataset("texts", data=["x"] * 10, dtype=h5py.string_dtype())
+    monkeypatch.setattr(proc, "usable_cpus", lambda: 4)
+
+    def guess(*names: str) -> int:
+        with h5py.File(path) as file:
+            found = scan(file, str(path), only=names, file_bytes=path.stat().st_size)
+            return beside_bytes(found.items)
+
+    copying = guess("contiguous")
+    assert copying == 8 * MIB
+    assert guess("small") == copying + 4 * (4096 + 4 * MIB)
+    assert guess("slow") == copying + 9 * MIB
+    assert guess("texts") == copying + 3200
+    assert guess("small", "slow", "texts") == guess("small") + guess("slow") + guess("texts") - 2 * copying
+    monkeypatch.setattr(decoding, "WORTH_CHUNKS", 200)
+    assert guess("small") == copying + 4 * (4096 + 4 * MIB) + 3 * 24 * MIB
+    monkeypatch.setattr(processes, "WORTH_BYTES", MIB)
+    assert guess("slow") == copying + 9 * MIB + 3 * 25 * MIB

@@ -51,8 +51,8 @@ def before_filling(monkeypatch: pytest.MonkeyPatch, act: Callable[[int], object]
     """Do something to the child, which waits then to be told to fill."""
     original = Draft.make_room
 
-    def patched(self: Draft, need_bytes: int, budget_bytes: int | None) -> None:
-        original(self, need_bytes, budget_bytes)
+    def patched(self: Draft, need_bytes: int, budget_bytes: int | None, beside_bytes: int) -> None:
+        original(self, need_bytes, budget_bytes, beside_bytes)
         act(readers()[0].pid)
 
     monkeypatch.setattr(Draft, "make_room", patched)
@@ -203,7 +203,7 @@ def test_an_explanation_that_is_none_is_not_believed(lie: dict[str, Any]) -> Non
             messages.explained_from_json(wrong, "x.h5", 1)
 
 
-@pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGABRT, signal.SIGKILL])
+@pytest.mark.parametrize("sent", [signal.SIGSEGV, signal.SIGABRT])
 def test_a_crash_is_an_error(
     tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch, sent: signal.Signals
 ) -> None:
@@ -215,6 +215,17 @@ def test_a_crash_is_an_error(
     assert str(caught.value).count("\n") == 0
     assert_nothing_left(store_root)
     assert not dsmem.pin(path, untrusted=True).already
+
+
+def test_a_child_that_is_killed_says_nothing_of_the_file(
+    tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_sample(tmp_path / "x.h5")
+    before_filling(monkeypatch, lambda pid: os.kill(pid, signal.SIGKILL))
+    with pytest.raises(dsmem.WorkerLost, match=r"was killed \(signal 9\).* nothing was published") as caught:
+        dsmem.pin(path, untrusted=True)
+    assert str(caught.value).count("\n") == 0
+    assert_nothing_left(store_root)
 
 
 def test_too_much_processor_time_is_an_error(tmp_path: Path, store_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,9 +320,9 @@ LIES = {
     "odd refusals": "say('scanned', {'refusals': [{'path': 1}], 'is_outside': False})",
     "an odd error": "say('failed', {'kind': 'NoSpace', 'message': 'x'})",
     "an error that is no error": "say('failed', 5)",
-    "a size that is none": "say('scanned', FOUND); hear(); say('planned', -5)",
-    "an empty object": "say('scanned', FOUND); hear(); say('planned', 5); hear(); say('filled', DIGESTS)",
-    "no digest": "say('scanned', FOUND); hear(); say('planned', 5); hear(); say('filled', {'tree': '../x'})",
+    "a size that is none": "say('scanned', FOUND); hear(); say('planned', [-5, 0])",
+    "an empty object": "say('scanned', FOUND); hear(); say('planned', [5, 0]); hear(); say('filled', DIGESTS)",
+    "no digest": "say('scanned', FOUND); hear(); say('planned', [5, 0]); hear(); say('filled', {'tree': '../x'})",
     "the end": "sys.exit(3)",
 }
 LIAR = """

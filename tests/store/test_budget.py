@@ -226,7 +226,7 @@ def test_pages_charged_elsewhere_are_not_evicted_one_after_the_other(
     """A cgroup that others' objects do not weigh on: the first plan shows it, and no second one follows."""
     need_bytes = size_bytes + space.BOOKKEEPING_BYTES
     stuck = space.Room(need_bytes - 1, "cgroup /full")
-    monkeypatch.setattr(space, "room", lambda store: stuck)
+    monkeypatch.setattr(space, "room", lambda store, beside_bytes: stuck)
     with pytest.raises(NoSpace, match="charged elsewhere") as raised:
         make_room(store, size_bytes, 1 << 40)
     assert raised.value.limit == "cgroup /full"
