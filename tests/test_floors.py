@@ -14,7 +14,7 @@ import dsmem
 PACKAGE = Path(dsmem.__file__).parent
 FLOORS: dict[str, int] = {
     "errors": 0, "units": 0, "settings": 0, "progress": 0, "proc": 0, "files": 0, "parallel": 0, "helpers": 0,
-    "buffers": 0, "malloc": 0, "lazy": 0, "stopping": 0, "madvise": 0, "residency": 0, "turns": 0,
+    "buffers": 0, "malloc": 0, "scratch": 0, "lazy": 0, "stopping": 0, "madvise": 0, "residency": 0, "turns": 0,
     "arrays": 1, "digest": 1, "config": 1,
     "store": 2, "hdf5": 2, "arrow": 2,
     "pinning": 3, "server": 3, "checkpoint": 3, "tokens": 3, "shm": 3,

@@ -48,10 +48,11 @@ class Text:
             yield self._key()
             is_open = self._expect(",}") == ","
 
-    def entries(self, close: str, *, inside: bool = False) -> Iterator[tuple[str, Any]]:
+    def entries(self, close: str, *, inside: bool = False, without_lists: bool = False) -> Iterator[tuple[str, Any]]:
         """The keys of a table and their values; with `inside` what is left of it after one of `keys` was read.
 
         Many at a time where values end with `close`; of a key that comes twice among these the last counts, as in json.
+        With `without_lists` None may stand for a list.
         """
         is_open = self._expect(",}") == "," if inside else self._is_begun()
         tried = 0
@@ -63,7 +64,7 @@ class Text:
                 some = self._together(close, end)
                 tried = self._before + end
             if some is None:
-                yield self._key(), self.value()
+                yield self._key(), self._past_value() if without_lists else self.value()
             else:
                 yield from some.items()
             is_open = self._expect(",}") == ","
@@ -110,6 +111,33 @@ class Text:
             if len(self._window) - end > _NUMBER_CHARACTERS or not self._more():
                 self._at = end
                 return value
+
+    def _past_value(self) -> Any:
+        """A value; of a list only that it is right is looked at, many of its texts at a time."""
+        if self._next() != "[":
+            return self.value()
+        self._at += 1
+        if self._next() == "]":
+            self._at += 1
+            return None
+        tried = 0
+        while True:
+            self._next()
+            end = min(self._at + PIECE_BYTES, len(self._window))
+            cut = self._window.rfind('","', self._at, end) if self.position >= tried else -1
+            tried = max(tried, self._before + end)
+            if cut < 0 or not self._is_list(cut + 1):
+                self.value()
+            if self._expect(",]") == "]":
+                return None
+
+    def _is_list(self, end: int) -> bool:
+        """Whether what comes before is elements of a list, which are taken then."""
+        with suppress(ValueError):
+            json.loads(f"[{self._window[self._at : end]}]")
+            self._at = end
+            return True
+        return False
 
     def string(self) -> Iterator[str]:
         """A text, in parts; to be read to its end. A character of two escapes may come as two."""

@@ -6,13 +6,13 @@ until it has been read. As each size is a multiple of its own alignment, the nex
 
 from __future__ import annotations
 
-from array import array
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
+from dsmem.arrays.columns import Column, Numbers, windows
 from dsmem.arrays.header import PAGE_BYTES, Tensor, shape_bytes
 
 UNKNOWN = -1
@@ -20,7 +20,6 @@ UNKNOWN = -1
 _MOST_BYTES = 1 << 62
 _LAST = 1 << 12
 """More than any rank of what has a size."""
-Column = np.ndarray[Any, np.dtype[Any]]
 
 
 class TooLarge(OverflowError):
@@ -45,39 +44,63 @@ class Planned:
 class Layout:
     """Where tensors lie, by the numbers they were planned with; as columns, for there may be many."""
 
-    begins: Column
-    sizes: Column
+    begins: Numbers
+    sizes: Numbers
     """In bytes, like `begins`: int64, `UNKNOWN` of what varies in length."""
-    order: Column
+    order: Numbers
     """Numbers (uint32) in the order of the file, those of unknown size last, in the order to append them."""
     known: int
     """How many have a size."""
+    end: int
+    """Bytes of all that have a size."""
+    columns: tuple[Column, Column]
+    """Of `begins` and `sizes`."""
 
-    @property
-    def end(self) -> int:
-        """Bytes of all that have a size."""
-        return int(self.sizes[self.order[: self.known]].sum())
+    def put(self, number: int, begin: int, size_bytes: int) -> None:
+        """Enter where one lies that varies in length."""
+        for column, value in zip(self.columns, (begin, size_bytes), strict=True):
+            column.set(number, value)
 
 
 def place(planned: Iterable[Planned]) -> Layout:
     """Lay tensors out one behind the other; raises TooLarge."""
-    ranks, told = array("h"), array("q")
-    total_bytes = 0
+    ranks, begins, sizes = Column("h"), Column("q"), Column("q")
+    total_bytes = known = 0
+    held: dict[int, int] = {}
+    """Bytes of each rank."""
     for tensor in planned:
         size_bytes = _size_bytes(tensor)
-        total_bytes += max(size_bytes, 0)
-        if total_bytes > _MOST_BYTES:
-            raise TooLarge(total_bytes)
-        told.append(size_bytes)
-        ranks.append(_rank(size_bytes, tensor.align))
-    sizes = np.frombuffer(told, np.int64)  # no copies: there may be many
-    order = np.argsort(np.frombuffer(ranks, np.int16), kind="stable").astype(np.uint32)
-    known = len(sizes) - int((sizes == UNKNOWN).sum())
-    begins, in_order = np.full(len(sizes), UNKNOWN, np.int64), order[:known]
-    ends = np.cumsum(sizes[in_order])
-    ends -= sizes[in_order]
-    begins[in_order] = ends
-    return Layout(begins, sizes, order, known)
+        rank = _rank(size_bytes, tensor.align)
+        if size_bytes != UNKNOWN:
+            known += 1
+            total_bytes += size_bytes
+            if total_bytes > _MOST_BYTES:
+                raise TooLarge(total_bytes)
+        held[rank] = held.get(rank, 0) + size_bytes
+        sizes.append(size_bytes)
+        ranks.append(rank)
+    size_of, rank_of = sizes.array(), ranks.array()
+    there = sorted(held)
+    at = dict(zip(there, itertools.accumulate((held[rank] for rank in there), initial=0), strict=False))
+    order = Column("I")
+    for rank in there:
+        for window in windows(len(rank_of)):
+            order.extend(window.start + np.flatnonzero(rank_of[window] == rank))
+    for window in windows(len(rank_of)):
+        begins.extend(_begins(size_of[window], rank_of[window], at))
+    return Layout(begins.array(), size_of, order.array(), known, total_bytes, (begins, sizes))
+
+
+def _begins(sizes: Numbers, ranks: Numbers, at: dict[int, int]) -> Numbers:
+    """Where some tensors lie, the next of each rank at `at`, which goes on."""
+    begins = np.full(len(sizes), UNKNOWN, np.int64)
+    for rank in at:
+        here = np.flatnonzero(ranks == rank)
+        if len(here) and rank <= _LAST:
+            ends = np.cumsum(sizes[here])
+            begins[here] = at[rank] + ends - sizes[here]
+            at[rank] += int(ends[-1])
+    return begins
 
 
 def placed(planned: Sequence[Planned]) -> dict[str, Tensor]:

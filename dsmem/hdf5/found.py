@@ -13,8 +13,6 @@ from dsmem.arrays.tree import Tree
 from dsmem.errors import Refusal
 from dsmem.hdf5.items import Items
 
-_MANY_NAMES = 1000
-
 
 class LongAttribute(NamedTuple):
     """One whose value lies apart: where it is, which bytes of those of all it has, and these, if they are at hand."""
@@ -90,7 +88,7 @@ class Groups:
 
     def add(self, path: str, names: Names) -> None:
         """Add a group behind the others; nobody is to change its names any more."""
-        if is_large := len(names) > _MANY_NAMES:
+        if is_large := names.are_stored():
             self._large[len(self._rows)] = names
         self._rows.append((path, b"" if is_large else names.joined()))
 

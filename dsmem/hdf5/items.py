@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from dsmem.arrays import attributes, tree
+from dsmem.arrays.columns import Column, Numbers, windows
 from dsmem.arrays.rows import Blobs, Rows
 from dsmem.hdf5.datasets import Item
 from dsmem.hdf5.properties import kept
@@ -28,7 +28,7 @@ class _Kind(NamedTuple):
 class Items:
     """Datasets in order. Each `Item` is made anew whenever it is asked for."""
 
-    def __init__(self, packed: _Packed | None = None, numbers: Sequence[int] | None = None) -> None:
+    def __init__(self, packed: _Packed | None = None, numbers: Numbers | None = None) -> None:
         self._packed = packed or _Packed()
         self._numbers = numbers
         """None: all that there are."""
@@ -37,10 +37,10 @@ class Items:
         return len(self._packed.own if self._numbers is None else self._numbers)
 
     def __getitem__(self, index: int) -> Item:
-        return self._packed.item(index if self._numbers is None else self._numbers[index])
+        return self._packed.item(index if self._numbers is None else int(self._numbers[index]))
 
     def __iter__(self) -> Iterator[Item]:
-        return map(self.__getitem__, range(len(self)))
+        return map(self._packed.item, self._each())
 
     def numbered(self, number: int) -> Item:
         """The one with that number (`Item.number`)."""
@@ -54,11 +54,24 @@ class Items:
     def where(self, wanted: Callable[[Item], bool]) -> Items:
         """Those that are wanted for what many have alike: its path, extents, places and sizes are not told."""
         kinds = [wanted(kind.item) for kind in self._packed.kinds]
-        return self.chosen(number for number in self._range() if kinds[self._packed.own[number][1]])
+        if all(kinds) or not any(kinds):
+            return self if all(kinds) else self.chosen(())
+        return self.chosen(number for number in self._each() if kinds[self._packed.own[number][1]])
 
     def chosen(self, numbers: Iterable[int]) -> Items:
         """Those with these numbers (`Item.number`), in that order."""
-        return Items(self._packed, array("I", numbers))
+        column = Column("I")
+        for number in numbers:
+            column.append(number)
+        return Items(self._packed, column.array())
+
+    def parted(self, wanted: Callable[[Item], bool]) -> tuple[Items, Items]:
+        """Those that are wanted, and the others."""
+        columns = Column("I"), Column("I")
+        for item in self:
+            columns[0 if wanted(item) else 1].append(item.number)
+        wanted_items, others = (Items(self._packed, column.array()) for column in columns)
+        return wanted_items, others
 
     def kept(self, wanted: Callable[[str], bool]) -> Items:
         """Those of wanted paths, in memory of their own, with numbers of their own."""
@@ -70,14 +83,17 @@ class Items:
 
     def records(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Each one's path, and its record in the tree."""
-        return map(self._packed.record, self._range())
+        return map(self._packed.record, self._each())
 
     def forget_chunks(self) -> None:
         """Let go of where the chunks of each lie: they have been read."""
         self._packed.few = None
 
-    def _range(self) -> Sequence[int]:
-        return range(len(self._packed.own)) if self._numbers is None else self._numbers
+    def _each(self) -> Iterator[int]:
+        if self._numbers is None:
+            return iter(range(len(self._packed.own)))
+        numbers = self._numbers
+        return (number for window in windows(len(numbers)) for number in numbers[window].tolist())
 
 
 class _Packed:

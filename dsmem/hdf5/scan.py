@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from array import array
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import h5py
-import numpy as np
 from h5py import h5a, h5i, h5l, h5o
 
 from dsmem import malloc, stopping
 from dsmem.arrays import dtypes, tree
+from dsmem.arrays.columns import Column, in_order
 from dsmem.arrays.dtypes import UnsupportedType
 from dsmem.arrays.header import MAX_HEADER_BYTES
 from dsmem.arrays.rows import Names, Table
@@ -24,6 +23,7 @@ from dsmem.hdf5.chunkindex import DamagedIndex, stored_bytes
 from dsmem.hdf5.datasets import Item, inspect
 from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.found import Groups, Scan
+from dsmem.hdf5.met import Met
 from dsmem.hdf5.opening import reason, translated
 from dsmem.hdf5.places import Place, kind, place
 from dsmem.hdf5.properties import Alike
@@ -102,9 +102,11 @@ class _Walk:
         self._attrs = attrs
         self._held = held
         self._alike = Alike()
-        self._seen: dict[Place, str] = {}
+        self._met = Met()
         """What other links may lead to again."""
-        self._linked_once = array("Q")
+        self._met_elsewhere: dict[Place, str] = {}
+        """The same of other files."""
+        self._linked_once = Column("Q")
         """Addresses of the rest: a file may have many, and what is said of each takes 200 bytes."""
         self._checked_at = _FIRST_CHECK
         self._above: set[int] = set()
@@ -122,7 +124,7 @@ class _Walk:
         """List every group before what is below it; open are the ones on the way to where it is."""
         here = place(root.id)
         self._fileno = here.fileno
-        self._seen[here] = ""
+        self._met.add(here.addr, "")
         todo = [(root.id, "", here.addr, iter(self._group(root.id, "")))]
         while todo:
             group, path, address, below = todo[-1]
@@ -141,11 +143,11 @@ class _Walk:
     def _group(self, group: Any, path: str) -> Names:
         """List a group, and what of its links leads to datasets and named types; the names of the groups in it."""
         self._read_attributes(group, path)
-        names, others = links.listed(group, self._held)
+        names, types = links.listed(group, self._held)
         below, left_out = Names(), set()
-        for name in names:
+        for name, link in zip(names, types, strict=True):
             child = tree.join(path, name)
-            if not self._link(group, _raw(name), others.get(name, h5l.TYPE_HARD), child, below):
+            if not self._link(group, _raw(name), link, child, below):
                 left_out.add(name)
                 continue
             self._name_bytes += len(child)
@@ -167,9 +169,11 @@ class _Walk:
 
     def check_links(self) -> None:
         """Refuse a file that has more links to an object than it counts: h5py would say that they are one."""
-        addresses = np.sort(np.frombuffer(self._linked_once, np.uint64))
-        if (addresses[1:] == addresses[:-1]).any():
-            raise self._miscounted()
+        addresses = self._linked_once.array()
+        for some in in_order(addresses):
+            found = addresses[some]
+            if (found[1:] == found[:-1]).any():
+                raise self._miscounted()
 
     def _miscounted(self) -> Exception:
         why = "several links lead to what it says has one"
@@ -287,28 +291,30 @@ class _Walk:
         here, what = place(opened), kind(opened)
         if what == "dataset" and not self._wanted(path):
             return False
-        if here.fileno != self._fileno:
+        is_elsewhere = here.fileno != self._fileno
+        if is_elsewhere:
             # Kept open: a file that is closed and opened again has another number, and circles would not be seen.
             self.found.others.setdefault(here.fileno, opened)
-        known = self._seen.get(here)
+        known = self._met_elsewhere.get(here) if is_elsewhere else self._met.path(here.addr)
         if known is not None:
             self.found.aliases.add(path, known)
             return True
         if what == "group":
             below.append(name)
-            if here.fileno != self._fileno:
+            if is_elsewhere:
                 self._kept_open[path] = opened
         elif what == "dataset":
-            if not self._dataset(opened, path, in_other_file=here.fileno != self._fileno):
+            if not self._dataset(opened, path, in_other_file=is_elsewhere):
                 return False
         elif not self._named_type(opened, path):
             return False
-        if here.links != 1 or "external" in self._allow:
-            self._seen[here] = path
+        if is_elsewhere:
+            self._met_elsewhere[here] = path
+            self._outside.add(path)
+        elif here.links != 1 or "external" in self._allow:
+            self._met.add(here.addr, path)
         else:
             self._met_once(here.addr)
-        if here.fileno != self._fileno:
-            self._outside.add(path)
         return True
 
     def _wanted(self, path: str) -> bool:

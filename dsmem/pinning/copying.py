@@ -5,9 +5,7 @@ The pass reads every byte of the file once, whatever is copied, because the dige
 
 from __future__ import annotations
 
-import bisect
 import threading
-from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +14,7 @@ from functools import partial
 import numpy as np
 
 from dsmem import digest, files, parallel, proc, stopping
+from dsmem.arrays.columns import Column, in_order, windows
 from dsmem.buffers import Buffer, are_near
 from dsmem.digest.algorithms import Hasher
 from dsmem.errors import SourceChanged
@@ -65,44 +64,36 @@ class _Extents:
     """Extents by where they begin, as columns: there may be many, and each would take 150 bytes more."""
 
     def __init__(self, extents: Iterable[Extent]) -> None:
-        self._starts, self._targets, self._sizes = array("q"), array("q"), array("q")
+        columns = starts, targets, sizes = Column("q"), Column("q"), Column("q")
         for extent in extents:
-            self._starts.append(extent.source_offset)
-            self._targets.append(extent.target_offset)
-            self._sizes.append(extent.size_bytes)
-        columns = starts, _, sizes = [
-            np.frombuffer(column, np.int64) for column in (self._starts, self._targets, self._sizes)
-        ]
-        order = np.argsort(starts, kind="stable")
-        for column in columns:
-            column[:] = column[order]
-        self._ends: array[int] | None = None
-        """The furthest end up to each, where some overlap: else each ends behind those before it."""
-        if (starts[1:] < starts[:-1] + sizes[:-1]).any():
-            self._ends = array("q", bytes(8 * len(order)))
-            ends = np.frombuffer(self._ends, np.int64)
-            np.add(starts, sizes, out=ends)
-            np.maximum.accumulate(ends, out=ends)
-
-    def _first_ending_behind(self, offset: int) -> int:
-        if self._ends is not None:
-            return bisect.bisect_right(self._ends, offset)
-        return bisect.bisect_right(range(len(self._starts)), offset, key=lambda i: self._starts[i] + self._sizes[i])
+            starts.append(extent.source_offset)
+            targets.append(extent.target_offset)
+            sizes.append(extent.size_bytes)
+        found = [column.array() for column in columns]
+        in_file = Column("q"), Column("q"), Column("q")
+        for some in in_order(found[0]):
+            for column, numbers in zip(in_file, found, strict=True):
+                column.extend(numbers[some])
+        self._starts, self._targets, self._sizes = (column.array() for column in in_file)
+        ends = Column("q")
+        furthest = 0
+        for window in windows(len(self._starts)):
+            ends_here = np.maximum.accumulate(self._starts[window] + self._sizes[window])
+            ends.extend(np.maximum(ends_here, furthest))
+            furthest = max(furthest, int(ends_here[-1]))
+        self._ends = ends.array()
+        """The furthest end up to each: some may overlap."""
 
     def overlapping(self, start: int, end: int) -> list[Extent]:
         """Those that have some of these bytes of the source."""
-        found: list[Extent] = []
-        for i in range(self._first_ending_behind(start), len(self._starts)):
-            if self._starts[i] >= end:
-                break
-            if self._starts[i] + self._sizes[i] > start:
-                found.append(Extent(self._starts[i], self._targets[i], self._sizes[i]))
-        return found
+        first, last = np.searchsorted(self._ends, start, side="right"), np.searchsorted(self._starts, end)
+        some = (column[first:last].tolist() for column in (self._starts, self._targets, self._sizes))
+        return [Extent(*each) for each in zip(*some, strict=True) if each[0] + each[2] > start]
 
     def next_start(self, offset: int, end: int) -> int:
         """Where the first begins that does so behind an offset of the source; the end if none does."""
-        following = bisect.bisect_right(self._starts, offset)
-        return self._starts[following] if following < len(self._starts) else end
+        following = int(np.searchsorted(self._starts, offset, side="right"))
+        return int(self._starts[following]) if following < len(self._starts) else end
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import threading
-from array import array
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -117,11 +116,9 @@ def decodings(
     room = Room(_BESIDE_BYTES + threads * max((item.chunk_bytes for item in items), default=0))
     elsewhere = set() if shared_out is None else {item.number for item in shared_out}
     stored = StoredChunks(source.fd, source.path)
-    together, alone = array("I"), array("I")
-    for item in items:
-        (together if fits_together(item) and item.number not in elsewhere else alone).append(item.number)
-    yield from SmallDatasets(stored, begin, draft, source).decodings(items.chosen(together))
-    for item in items.chosen(alone):
+    together, alone = items.parted(lambda item: fits_together(item) and item.number not in elsewhere)
+    yield from SmallDatasets(stored, begin, draft, source).decodings(together)
+    for item in alone:
         table = _table(item, source, file, looked)
         dataset = _dataset(item, table, stored, source)
         place = begin(item)

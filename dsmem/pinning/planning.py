@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import bisect
 import math
-from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from dsmem.arrays import dtypes, header, layout, tree, views
+from dsmem.arrays.columns import Column, Numbers, windows
 from dsmem.arrays.header import WIDEST_NUMBER, Tensor
 from dsmem.arrays.layout import UNKNOWN, Layout, Planned
 from dsmem.hdf5.datasets import Item
@@ -29,11 +30,12 @@ class Tensors:
     def __init__(self, items: Items, attribute_bytes: int) -> None:
         self._items = items
         self._attribute_bytes = attribute_bytes
-        self._first = array("I")
-        """Of each item, the number of its first tensor: where it has none, of the next item's."""
         self.total_bytes = 0
         """Of all fixed-size arrays."""
-        self.layout: Layout = layout.place(self._planned())
+        first = Column("I")
+        self.layout: Layout = layout.place(self._planned(first))
+        self._first = first.array()
+        """Of each item, the number of its first tensor: where it has none, of the next item's."""
 
     def begin(self, item: Item) -> int:
         """Where a fixed-size dataset begins, or the offsets of one of variable length; from where tensors do."""
@@ -50,50 +52,55 @@ class Tensors:
 
     def unknown(self) -> Iterator[Item]:
         """The datasets of variable length, in the order to append their values."""
-        for number in self.layout.order[self.layout.known :].tolist():
-            yield self._item_of(number)
+        for item, *_ in self._placed(self.layout.order[self.layout.known :]):
+            assert item is not None
+            yield item
 
     def put(self, item: Item, begin: int, end: int) -> None:
         """Enter where the values of a dataset of variable length lie."""
-        values = self._first[item.number] + 1
-        self.layout.begins[values], self.layout.sizes[values] = begin, end - begin
+        self.layout.put(int(self._first[item.number]) + 1, begin, end - begin)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """All tensors by name, in the order of the file; with the widest numbers what is not known yet."""
-        begins, sizes = self.layout.begins, self.layout.sizes
-        for number in map(int, self.layout.order):
-            planned = self._planned_at(number)
-            begin, size_bytes = int(begins[number]), int(sizes[number])
+        for item, planned, begin, size_bytes in self._placed(self.layout.order):
             if planned.shape is not None:
                 yield planned.name, Tensor(planned.dtype, planned.shape, begin, begin + size_bytes)
                 continue
-            rest = _item_shape(self._item_of(number))
+            assert item is not None
+            rest = _item_shape(item)
             if size_bytes == UNKNOWN:
                 yield planned.name, Tensor(planned.dtype, (WIDEST_NUMBER, *rest), WIDEST_NUMBER, WIDEST_NUMBER)
             else:
                 elements = size_bytes // header.shape_bytes(planned.dtype, rest)
                 yield planned.name, Tensor(planned.dtype, (elements, *rest), begin, begin + size_bytes)
 
-    def _planned(self) -> Iterator[Planned]:
+    def _placed(self, numbers: Numbers) -> Iterator[tuple[Item | None, Planned, int, int]]:
+        """Tensors by their numbers: which dataset each belongs to, if to one, where it begins, and its size."""
+        last = len(self.layout.sizes) - 1 if self._attribute_bytes else None
+        for window in windows(len(numbers)):
+            some = numbers[window]
+            owners = np.searchsorted(self._first, some, side="right") - 1
+            columns = (some, owners, self.layout.begins[some], self.layout.sizes[some])
+            for number, owner, begin, size_bytes in zip(*(column.tolist() for column in columns), strict=True):
+                if number == last:
+                    yield None, self._of_attributes(), begin, size_bytes
+                    continue
+                item = self._items[owner]
+                yield item, _tensors(item)[number - int(self._first[owner])], begin, size_bytes
+
+    def _planned(self, first: Column) -> Iterator[Planned]:
         number = 0
         for item in self._items:
-            self._first.append(number)
+            first.append(number)
             self.total_bytes += item.size_bytes
             for planned in _tensors(item):
                 yield planned
                 number += 1
         if self._attribute_bytes:
-            yield Planned(tree.ATTRIBUTES_NAME, "U8", (self._attribute_bytes,), 1)
+            yield self._of_attributes()
 
-    def _planned_at(self, number: int) -> Planned:
-        if self._attribute_bytes and number == len(self.layout.sizes) - 1:
-            return Planned(tree.ATTRIBUTES_NAME, "U8", (self._attribute_bytes,), 1)
-        item = self._item_of(number)
-        return _tensors(item)[number - self._first[item.number]]
-
-    def _item_of(self, number: int) -> Item:
-        """The dataset that a tensor belongs to."""
-        return self._items[bisect.bisect_right(self._first, number) - 1]
+    def _of_attributes(self) -> Planned:
+        return Planned(tree.ATTRIBUTES_NAME, "U8", (self._attribute_bytes,), 1)
 
 
 def _tensors(item: Item) -> Sequence[Planned]:

@@ -13,6 +13,7 @@ from functools import lru_cache, partial
 
 import numpy as np
 
+from dsmem.arrays.columns import Column, in_order
 from dsmem.digest import SLICE_BYTES
 from dsmem.errors import BadSource
 from dsmem.hdf5 import fewchunks
@@ -49,22 +50,24 @@ class SmallDatasets:
 
     def decodings(self, items: Items) -> Iterator[Decoding]:
         """The tasks for these datasets."""
-        numbers, ends, sizes = array("I"), array("q"), array("I")
+        columns = numbers, ends, sizes = Column("I"), Column("q"), Column("I")
         for item in items:
             numbers.append(item.number)
             ends.append(fewchunks.source_end(item.few))
             sizes.append(item.size_bytes)
         together, due = array("I"), 0
         first = size_bytes = 0
-        for index in map(int, np.argsort(np.frombuffer(ends, np.int64), kind="stable")):
-            end = ends[index]
-            is_full = len(together) == _MOST_TOGETHER or size_bytes + sizes[index] > _MOST_BYTES
+        number_of, end_of, size_of = (column.array() for column in columns)
+        order = (index for some in in_order(end_of) for index in some.tolist())
+        for index in order:
+            end, item_bytes = int(end_of[index]), int(size_of[index])
+            is_full = len(together) == _MOST_TOGETHER or size_bytes + item_bytes > _MOST_BYTES
             if together and (is_full or end - first > SLICE_BYTES):  # what was read long ago may be in memory no more
                 yield Decoding(due, partial(self._decode, items.chosen(together)))
                 together, size_bytes = array("I"), 0
             first, due = first if together else end, end
-            together.append(numbers[index])
-            size_bytes += sizes[index]
+            together.append(int(number_of[index]))
+            size_bytes += item_bytes
         if together:
             yield Decoding(due, partial(self._decode, items.chosen(together)))
 

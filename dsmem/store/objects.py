@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from dsmem import files, proc
 from dsmem.arrays import header
 from dsmem.arrays.header import Header
+from dsmem.arrays.longheader import LongHeader
 from dsmem.errors import DamagedObject, DsmemError, InUse, NotPinned
 from dsmem.proc import Holder, Holders
 from dsmem.store import directories, leases, names, refs
@@ -23,6 +24,9 @@ KIND_KEY = "dsmem.kind"
 TRASH_PREFIX = ".trash-"
 MODE = 0o400
 """Of a published object."""
+_SAYS = (PROVENANCE_KEY, header.DATA_BYTES_KEY, KIND_KEY)
+_LONG_BYTES = 1 << 20
+"""Of a header: one that is shorter is parsed as a whole."""
 _COMPARE_BYTES = 1 << 20
 
 
@@ -98,18 +102,45 @@ def _inspect(store: Store, name: str, status: os.stat_result) -> Object:
     if names.split(name) is None:
         return replace(found, damaged="not a name that dsmem gives")
     try:
-        parsed = read_header(store, name)
-        provenance = Provenance.load(parsed.metadata[PROVENANCE_KEY])
+        metadata, data_bytes = _said_of(store, name)
+        provenance = Provenance.load(metadata[PROVENANCE_KEY])
     except KeyError:
         return replace(found, damaged="it does not say what it was made from")
     except NotPinned:
         raise
     except (DsmemError, ValueError) as exc:
         return replace(found, damaged=str(exc))
-    if parsed.metadata.get(header.DATA_BYTES_KEY) != str(parsed.data_bytes):
+    if metadata.get(header.DATA_BYTES_KEY) != str(data_bytes):
         return replace(found, damaged="its size is not the one it was published with")
-    kind = parsed.metadata.get(KIND_KEY, found.kind)
+    kind = metadata.get(KIND_KEY, found.kind)
     return replace(found, size_bytes=status.st_size, provenance=provenance, kind=kind)
+
+
+def _said_of(store: Store, name: str) -> tuple[Mapping[str, str], int]:
+    """What an object says of itself, and the bytes of its tensors, whose entries are JSON; a long one is not kept."""
+    fd = leases.open_object(store.object_path(name), name)
+    try:
+        found = _long(fd)
+        if found is None:
+            parsed = header_of(fd, name)
+            return parsed.metadata, parsed.data_bytes
+        return {key: found.text(key) for key in _SAYS if key in found.places}, found.data_bytes
+    finally:
+        os.close(fd)
+
+
+def _long(fd: int) -> LongHeader | None:
+    """A long header, looked at as a whole; None where it is short, or not as dsmem writes it."""
+    if int.from_bytes(os.pread(fd, 8, 0), "little") <= _LONG_BYTES:
+        return None
+    try:
+        found = LongHeader(fd)
+        for _ in found.entries():
+            pass
+        found.end()
+    except (DamagedObject, ValueError, RecursionError):
+        return None
+    return found
 
 
 def _bare(name: str, status: os.stat_result, size_bytes: int) -> Object:
@@ -168,16 +199,35 @@ def with_key(store: Store, key: str) -> list[str]:
 def same(fd: int, other: int) -> bool:
     """Whether two sealed objects hold the same, byte by byte, whatever they were made from."""
     try:
-        one, two = header_of(fd, "the new object"), header_of(other, "the old object")
+        starts = _same_words(fd, other) or _same_meaning(fd, other)
     except DamagedObject:
         return False
-    if one.data_bytes != two.data_bytes or _without_provenance(one) != _without_provenance(two):
+    if starts is None:
         return False
+    data_bytes = os.fstat(fd).st_size - starts[0]
     return all(
-        os.pread(fd, _COMPARE_BYTES, one.data_start + offset)
-        == os.pread(other, _COMPARE_BYTES, two.data_start + offset)
-        for offset in range(0, one.data_bytes, _COMPARE_BYTES)
+        os.pread(fd, _COMPARE_BYTES, starts[0] + offset) == os.pread(other, _COMPARE_BYTES, starts[1] + offset)
+        for offset in range(0, data_bytes, _COMPARE_BYTES)
     )
+
+
+def _same_words(fd: int, other: int) -> tuple[int, int] | None:
+    """Where the tensors of two objects begin whose headers are the same text, but for what they were made from."""
+    try:
+        one, two = LongHeader(fd), LongHeader(other)
+    except (ValueError, RecursionError):
+        return None
+    if one.data_bytes != two.data_bytes or not one.is_written_as(two, but=PROVENANCE_KEY):
+        return None
+    return one.data_start, two.data_start
+
+
+def _same_meaning(fd: int, other: int) -> tuple[int, int] | None:
+    """The same of headers that say the same, as other versions write it; each is taken into memory for it."""
+    one, two = header_of(fd, "the new object"), header_of(other, "the old object")
+    if one.data_bytes != two.data_bytes or _without_provenance(one) != _without_provenance(two):
+        return None
+    return one.data_start, two.data_start
 
 
 def is_same(store: Store, fd: int, name: str) -> bool:

@@ -34,6 +34,35 @@ def test_a_table(table: dict[str, Any], characters: int, indent: int | None) -> 
     assert text.position == len(dumped)
 
 
+@given(st.dictionaries(st.text(), VALUES | st.lists(st.text(max_size=3)), max_size=6), CUTS, st.integers(1, 60))
+@example({"a": ["b"] * 60, "c": [["d", "e"], "f\\", '","', "g"] * 9, "h": []}, 40, 20)
+def test_a_table_without_lists(table: dict[str, Any], characters: int, piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsmem.arrays.jsontext.PIECE_BYTES", piece)
+        dumped = json.dumps(table, separators=(",", ":"))
+        text = cut(dumped, characters)
+        found = dict(text.entries("]", without_lists=True))
+        text.end()
+        assert list(found) == list(table)
+        assert all(one == table[key] or (one is None and isinstance(table[key], list)) for key, one in found.items())
+        if dumped.endswith("]}"):
+            for wrong in ("]]}", ",]}", "}", '"]}', "]"):
+                with pytest.raises(ValueError):
+                    list(cut(dumped[:-2] + wrong, characters).entries("]", without_lists=True))
+
+
+def test_a_long_list_takes_little() -> None:
+    dumped = json.dumps({"": [f"sample_{number:06}" for number in range(100_000)], "x": []}, separators=(",", ":"))
+    pieces = (dumped[at : at + 1000] for at in range(0, len(dumped), 1000))
+    tracemalloc.start()
+    try:
+        assert [key for key, _ in Text(pieces).entries("]", without_lists=True)] == ["", "x"]
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2_000_000
+
+
 @given(VALUES, CUTS)
 def test_a_value(value: Any, characters: int) -> None:
     text = cut(json.dumps(value), characters)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dsmem.arrays.rows import Blobs, Names, Rows, Table
+from dsmem.scratch import Scratch
 
 TEXTS = st.one_of(st.text(), st.binary().map(lambda raw: raw.decode("utf-8", "surrogateescape")))
 VALUES = st.recursive(
@@ -31,9 +32,25 @@ def test_rows(values: list[Any]) -> None:
         rows[len(values)]
 
 
-@pytest.mark.parametrize("plain", [0, 10, 1000])
-def test_many_rows_are_read_in_any_order_and_while_more_are_added(monkeypatch: pytest.MonkeyPatch, plain: int) -> None:
-    monkeypatch.setattr("dsmem.arrays.rows._PLAIN_BLOCKS", plain)
+@pytest.fixture(params=["on a disk", "compressed"])
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where blocks go that are not plain."""
+    append, room = Scratch.append, {"on a disk": 10**9, "compressed": 0, "some on a disk": 5000}
+
+    def limited(scratch: Scratch, data: bytes) -> int | None:
+        begin = append(scratch, data)
+        return None if begin is None or begin + len(data) > room.get(request.param, 10**9) else begin
+
+    monkeypatch.setattr(Scratch, "append", limited)
+    return str(request.param)
+
+
+@pytest.mark.parametrize("plain_bytes", [0, 10_000, 1_000_000])
+@pytest.mark.parametrize("where", ["on a disk", "compressed", "some on a disk"], indirect=True)
+def test_many_rows_are_read_in_any_order_and_while_more_are_added(
+    monkeypatch: pytest.MonkeyPatch, where: str, plain_bytes: int
+) -> None:
+    monkeypatch.setattr("dsmem.arrays.rows._PLAIN_BYTES", plain_bytes)
     rows: Rows[tuple[str, int]] = Rows()
     values = [(f"x{number}" * (number % 7), number) for number in range(3000)]
     for value in values:
@@ -41,6 +58,31 @@ def test_many_rows_are_read_in_any_order_and_while_more_are_added(monkeypatch: p
         assert rows[len(rows) // 2] == values[len(rows) // 2]
     assert list(rows) == values
     assert [rows[number * 1709 % 3000] for number in range(3000)] == [values[n * 1709 % 3000] for n in range(3000)]
+
+
+def test_a_temporary_file_that_is_another_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that goes to the background may have closed it, and opened another under its number."""
+    monkeypatch.setattr("dsmem.arrays.rows._PLAIN_BYTES", 0)
+    rows: Rows[int] = Rows()
+    for number in range(100):
+        rows.append(number)
+    assert rows[0] == 0
+    monkeypatch.setattr(Scratch, "read", lambda *_: b"something else")
+    with pytest.raises(OSError, match="does not hold any more"):
+        rows[50]
+
+
+@pytest.mark.parametrize("where", ["on a disk", "compressed"], indirect=True)
+def test_long_rows(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    """A block ends with the first that makes it long."""
+    monkeypatch.setattr("dsmem.arrays.rows._PLAIN_BYTES", 100)
+    monkeypatch.setattr("dsmem.arrays.rows._TOGETHER_BYTES", 50)
+    blobs, expected = Blobs(), [b"%d" % number * (number * 31 % 23) for number in range(500)]
+    for blob in expected:
+        blobs.append(blob)
+        assert blobs[len(blobs) - 1] == blob
+    assert [blobs[number] for number in range(500)] == expected
+    assert [blobs[number * 211 % 500] for number in range(500)] == [expected[n * 211 % 500] for n in range(500)]
 
 
 def test_a_value_that_is_refused_leaves_the_rows_as_they_were() -> None:
@@ -64,8 +106,17 @@ def test_a_table(entries: list[tuple[str, Any]]) -> None:
     assert list(table.items()) == entries
 
 
-@given(st.lists(TEXTS.map(lambda text: text.replace("\0", "")).filter(lambda text: _is_of_a_file(text)), max_size=8))
-def test_names(texts: list[str]) -> None:
+@given(
+    st.lists(TEXTS.map(lambda text: text.replace("\0", "")).filter(lambda text: _is_of_a_file(text)), max_size=8),
+    st.sampled_from([1, 10, 10_000]),
+)
+def test_names(texts: list[str], together_bytes: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dsmem.arrays.rows._NAMES_BYTES", together_bytes)
+        look_at_names(texts)
+
+
+def look_at_names(texts: list[str]) -> None:
     names = Names()
     for number, text in enumerate(texts):
         names.append(text if number % 2 else text.encode("utf-8", "surrogateescape"))
@@ -74,6 +125,8 @@ def test_names(texts: list[str]) -> None:
     again = Names(names.joined())
     assert (len(again), list(again)) == (len(texts), texts)
     assert again.without(()) is again
+    again.are_stored()
+    assert (len(again), list(again)) == (len(texts), texts)
     left = again.without(set(texts[:2]))
     assert list(left) == [text for text in texts if text not in texts[:2]]
     assert list(again) == texts
@@ -99,9 +152,13 @@ def test_blobs(some: list[bytes], count: int) -> None:
             blobs[outside]
 
 
-@pytest.mark.parametrize(("plain", "most_bytes"), [(0, 32), (1000, 80)])
-def test_little_is_taken(monkeypatch: pytest.MonkeyPatch, plain: int, most_bytes: int) -> None:
-    monkeypatch.setattr("dsmem.arrays.rows._PLAIN_BLOCKS", plain)
+@pytest.mark.parametrize(
+    ("where", "plain_bytes", "most_bytes"),
+    [("compressed", 0, 32), ("on a disk", 0, 4), ("on a disk", 10**9, 80)],
+    indirect=["where"],
+)
+def test_little_is_taken(monkeypatch: pytest.MonkeyPatch, where: str, plain_bytes: int, most_bytes: int) -> None:
+    monkeypatch.setattr("dsmem.arrays.rows._PLAIN_BYTES", plain_bytes)
     rows: Rows[Any] = Rows()
     tracemalloc.start()
     try:
@@ -112,3 +169,16 @@ def test_little_is_taken(monkeypatch: pytest.MonkeyPatch, plain: int, most_bytes
         tracemalloc.stop()
     assert len(rows) == 20_000
     assert peak < most_bytes * len(rows)  # of what is compressed most is zlib's own
+
+
+def test_names_take_little() -> None:
+    names = Names()
+    tracemalloc.start()
+    try:
+        for number in range(200_000):
+            names.append(b"sample_%07d" % number)
+        assert sum(map(len, names)) == 200_000 * 14
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 6 * len(names)
