@@ -172,7 +172,7 @@ def _read_variable(
         draft.write(at, ends.view(np.uint8).data)
         cursor += len(data)
         at += ends.nbytes
-        elements = int(ends[-1])
+        elements = int(ends[-1]) if len(ends) else elements
     return cursor
 
 

@@ -15,6 +15,7 @@ import pytest
 from dsmem.arrays import dtypes
 from dsmem.errors import BadSource
 from dsmem.hdf5 import chunks, datasets, variable
+from dsmem.hdf5.globalheap import Heap
 
 SHAPES = [(), (1,), (70,), (5, 7), (100, 2), (2, 300), (3, 4, 5), (1, 1, 130), (4, 1, 3)]
 STORED: dict[str, dict[str, Any]] = {
@@ -42,7 +43,7 @@ def options(shape: tuple[int, ...], stored: str) -> dict[str, Any]:
 
 
 def read(made: Any, largest: list[int] | None = None) -> tuple[bytes, list[int]]:
-    """All of a dataset; the bytes of the largest read beside."""
+    """All of a dataset; `largest` gets the bytes of each piece."""
     made.file.flush()
     item = datasets.inspect(made.id, "x", os.path.getsize(made.file.filename))
     base = dtypes.variable_base(item.info.dtype)
@@ -198,3 +199,105 @@ def test_a_row_of_several_chunks_that_is_decoded_in_parts(file: Any, monkeypatch
     data, lengths = read(made)
     assert data == b"".join(words.ravel())
     assert lengths == [len(word) for word in words.ravel()]
+
+
+LONG = 5000
+
+
+@pytest.fixture
+def long_items(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Items of LONG bytes are long; how many HDF5 was asked for, each time."""
+    monkeypatch.setattr(variable, "LONG_BYTES", LONG)
+    monkeypatch.setattr(variable, "_PIECE_BYTES", 4096)
+    asked: list[int] = []
+    original = variable._box
+
+    def box(shape: tuple[int, ...], start: int, most: int) -> tuple[tuple[int | slice, ...], int]:
+        found = original(shape, start, most)
+        asked.append(found[1])
+        return found
+
+    monkeypatch.setattr(variable, "_box", box)
+    return asked
+
+
+def lists(counts: list[int], dtype: str = "<f8") -> Any:
+    items = np.empty(len(counts), object)
+    items[:] = [np.arange(i, i + n).astype(dtype) for i, n in enumerate(counts)]
+    return items
+
+
+@pytest.mark.parametrize("userblock_bytes", [0, 1024])
+@pytest.mark.parametrize("chunked", [{}, {"chunks": (3,), "compression": "gzip"}])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_long_items_are_read_without_hdf5(
+    libver: str, chunked: dict[str, Any], userblock_bytes: int, tmp_path: Path, long_items: list[int]
+) -> None:
+    counts = [700, 3, 0, 625, 624, 2000, 1, 5, 9999, 7, 1024]
+    items = lists(counts)
+    with h5py.File(tmp_path / "x.h5", "w", libver=libver, userblock_size=userblock_bytes) as file:
+        made = file.create_dataset("x", (len(counts),), h5py.vlen_dtype(np.dtype("<f8")), **chunked)
+        for i, item in enumerate(items):
+            made[i] = item
+        pieces: list[int] = []
+        data, lengths = read(made, pieces)
+    assert data == b"".join(item.tobytes() for item in items)
+    assert lengths == counts
+    assert sum(long_items) == sum(8 * n < LONG for n in counts), "HDF5 read the short ones"
+    assert max(pieces) < LONG
+
+
+def test_long_items_that_hdf5_would_convert_are_left_to_it(file: Any, long_items: list[int]) -> None:
+    made = file.create_dataset("x", (2,), h5py.vlen_dtype(np.dtype("<i2")))
+    made[0] = np.arange(3000)
+    file.flush()
+    size = os.path.getsize(file.filename)
+    with open(file.filename, "rb") as source:
+        assert Heap.of(made, np.dtype("<i2"), source.fileno(), size) is not None
+        for other in ("<i4", ">i2", "<u2", "<f2"):
+            assert Heap.of(made, np.dtype(other), source.fileno(), size) is None
+
+
+def test_text_is_left_to_hdf5(file: Any, long_items: list[int]) -> None:
+    """It ends at its first NUL, however long it is said to be."""
+    texts = [b"x" * 9000, b"y" * 5000]
+    data, _ = read(file.create_dataset("x", data=np.array(texts, object), dtype=h5py.string_dtype()))
+    assert data == b"".join(texts)
+    assert sum(long_items) == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda heap, at: heap.__setitem__(slice(0, 4), b"GCOX"),
+        lambda heap, at: heap.__setitem__(4, 2),
+        lambda heap, at: heap.__setitem__(slice(8, 16), (1 << 60).to_bytes(8, "little")),
+        lambda heap, at: heap.__setitem__(slice(16, 18), b"\x07\x00"),
+        lambda heap, at: heap.__setitem__(slice(24, 32), (8).to_bytes(8, "little")),
+        lambda heap, at: heap.__setitem__(slice(24, 32), (1 << 63).to_bytes(8, "little")),
+    ],
+    ids=["signature", "version", "size", "number", "shorter", "endless"],
+)
+def test_a_heap_in_doubt_is_left_to_hdf5(damage: Any, file: Any, long_items: list[int]) -> None:
+    made = file.create_dataset("x", (1,), h5py.vlen_dtype(np.dtype("<f8")))
+    made[0] = np.arange(1000.0)
+    file.flush()
+    pointer = Path(file.filename).read_bytes()[made.id.get_offset() :][:16]
+    address = int.from_bytes(pointer[4:12], "little")
+    size = os.path.getsize(file.filename)
+    with open(file.filename, "rb") as source:
+        heap = Heap.of(made, np.dtype("<f8"), source.fileno(), size)
+        assert heap is not None
+        assert heap.find(pointer, 8000) == address + 32
+        assert heap.find(pointer, 7992) is None
+        assert heap.find(pointer[:4] + bytes(8) + pointer[12:], 8000) is None
+        assert heap.find(pointer[:4] + b"\xff" * 8 + pointer[12:], 8000) is None
+    data = bytearray(Path(file.filename).read_bytes())
+    part = data[address : address + 64]
+    damage(part, address)
+    data[address : address + 64] = part
+    Path(f"{file.filename}.bad").write_bytes(data)
+    with open(f"{file.filename}.bad", "rb") as source:
+        damaged = Heap.of(made, np.dtype("<f8"), source.fileno(), size)
+        assert damaged is not None
+        assert damaged.find(pointer, 8000) is None

@@ -8,11 +8,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from samples import settle
+from samples import assert_reads_as_h5py, settle
 from stores import refuse
 
 import dsmem
-from dsmem.hdf5 import sizes
+from dsmem.hdf5 import sizes, variable
 from dsmem.pinning import growing
 from dsmem.store import space
 from dsmem.store.draft import Draft
@@ -101,3 +101,17 @@ def test_more_than_the_file_can_hold_is_allowed(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(dsmem.BadSource, match="oversized"):
         dsmem.pin(other)
     assert dsmem.pin(other, allow=["oversized"]).size_bytes > 10_000_000
+
+
+def test_long_items_are_pinned_as_h5py_reads_them(tmp_path: Path, store_root: Path) -> None:
+    """Those that HDF5 is not asked for, between short ones and texts of its own."""
+    path = tmp_path / "long.h5"
+    lengths = [10, variable.LONG_BYTES // 8, 0, variable.LONG_BYTES // 8 - 1, 1 << 20, 3]
+    with h5py.File(path, "w") as file:
+        for name, chunks in (("plain", None), ("chunked", (4,))):
+            made = file.create_dataset(name, (len(lengths),), h5py.vlen_dtype(np.dtype("<f8")), chunks=chunks)
+            for i, n in enumerate(lengths):
+                made[i] = np.arange(n) + i
+        file.create_dataset("texts", data=["x" * 300_000, "y", "z" * 400_000], dtype=h5py.string_dtype())
+    with dsmem.attach(dsmem.pin(settle(path)).name) as pinned:
+        assert_reads_as_h5py(pinned, path)
