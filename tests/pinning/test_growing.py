@@ -70,7 +70,7 @@ def test_room_is_looked_at_before_it_is_taken(
     path = many_references(tmp_path / "x.h5", 4000, 10_000)
     room, before = 8 << 20, space.room
 
-    def scarce(store: Store) -> space.Room:
+    def scarce(store: Store, beside_bytes: int = 0) -> space.Room:
         return space.Room(min(before(store).free_bytes, max(room - max(largest), 0)), "what a test leaves")
 
     monkeypatch.setattr(space, "room", scarce)
