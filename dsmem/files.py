@@ -11,8 +11,9 @@ import os
 import stat
 import time
 from dataclasses import dataclass
+from typing import BinaryIO, cast
 
-from dsmem.errors import UnsafeRoot
+from dsmem.errors import BadSource, SourceMissing, UnsafeRoot
 
 _SYNC_FILE_RANGE_WRITE = 2
 
@@ -101,6 +102,30 @@ def read_own(path: str, limit_bytes: int) -> bytes:
         os.close(fd)
     if len(data) > limit_bytes:
         raise ValueError(f"{path} is larger than {limit_bytes} bytes")
+    return data
+
+
+def open_regular(path: str) -> BinaryIO:
+    """A file whose name was given or found, links followed, open for reading; raises SourceMissing, BadSource."""
+    try:
+        # Non-blocking: a FIFO of that name must not hang whoever looks.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except (FileNotFoundError, NotADirectoryError) as exc:
+        raise SourceMissing(f"{path}: no such file") from exc
+    except OSError as exc:
+        raise BadSource(f"{path} can't be read: {exc.strerror}") from exc
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise BadSource(f"{path} is no regular file")
+    return cast(BinaryIO, os.fdopen(fd, "rb"))
+
+
+def read_regular(path: str, limit_bytes: int) -> bytes:
+    """The bytes of a small one; raises SourceMissing, and BadSource when it is larger than the limit."""
+    with open_regular(path) as file:
+        data = file.read(min(os.fstat(file.fileno()).st_size, limit_bytes) + 1)
+    if len(data) > limit_bytes:
+        raise BadSource(f"{path} is larger than {limit_bytes} bytes")
     return data
 
 

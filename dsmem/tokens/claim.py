@@ -14,10 +14,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dsmem import files
-from dsmem.errors import OutputExists, UsageError
+from dsmem.errors import BadSource, OutputExists, UsageError
 from dsmem.tokens import manifest as manifests
 from dsmem.tokens import workdir
 from dsmem.tokens.layout import Beside, val_path
@@ -46,8 +45,10 @@ class _Unit:
     def is_ours(self) -> bool:
         """Whether its manifest says that a run wrote it as this part of this output."""
         try:
-            found = manifests.load(Path(self.files.manifest).read_bytes())
-        except (OSError, manifests.BadManifest):
+            found = manifests.read(self.files.manifest)
+        except BadSource:
+            return False
+        if found is None:
             return False
         number, count = self.shard or (0, 1)
         return (found.split == "val", found.shard, found.shards) == (self.is_val, number, count)

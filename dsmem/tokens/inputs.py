@@ -17,9 +17,9 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal, cast, get_args
 
+from dsmem import files
 from dsmem.errors import BadSource, DsmemError, SourceMissing, UsageError
 from dsmem.files import FileIdentity
 from dsmem.tokens import compressed, hub
@@ -41,6 +41,7 @@ _SUFFIXES: dict[str, Format] = {
 BINARY = ("parquet", "arrow")
 """Formats of tables."""
 STDIN = "-"
+_JSON_BYTES = 64 << 20
 _NO_WAIT = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 """A pipe without a writer must not stop us."""
 _WRITTEN: dict[str, bytes] = {".json": b'{\n "dsmem_tokens": ', ".idx": IDX_MAGIC, ".docs.npy": b"\x93NUMPY"}
@@ -226,10 +227,9 @@ def _saved(path: str) -> Iterator[Source]:
 
 
 def _read_json(path: str) -> dict[str, object]:
+    data = files.read_regular(path, _JSON_BYTES)
     try:
-        value = json.loads(Path(path).read_bytes())
-    except FileNotFoundError as exc:
-        raise SourceMissing(f"{path}: no such file") from exc
+        value = json.loads(data)
     except ValueError as exc:
         raise BadSource(f"{path} is not JSON: {exc}") from exc
     if not isinstance(value, dict):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -100,7 +99,7 @@ def manifest_of(file: TokenFile) -> Manifest | None:
     """The manifest of a file that was opened by it."""
     if file.known_by != "manifest":
         return None
-    return manifests.load(Path(Beside.of(file.path).manifest).read_bytes())
+    return manifests.read(Beside.of(file.path).manifest)
 
 
 def excerpt(

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import os
 from dataclasses import asdict, dataclass
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dsmem.errors import DsmemError
+from dsmem.errors import BadSource, DsmemError, SourceMissing
+from dsmem.files import open_regular
 from dsmem.tokens.layout import TokenDtype
+
+_log = logging.getLogger(__name__)
 
 FORMAT = 1
 Place = Literal["append", "prepend", "none"]
 MAX_BYTES = 256 << 20
 """A manifest lists its input files; a larger one is not read."""
+_HEAD_BYTES = 256
 
 
 class BadManifest(DsmemError, ValueError):
@@ -105,6 +111,26 @@ def load(data: bytes) -> Manifest:
     if not found.shard < found.shards:
         raise BadManifest(f"a manifest with values that can't be: shard {found.shard} of {found.shards}")
     return found
+
+
+def read(path: str) -> Manifest | None:
+    """What lies there; None where nothing does, or a JSON file of somebody else's. Raises BadSource."""
+    try:
+        file = open_regular(path)
+    except SourceMissing:
+        return None
+    with file:
+        data = file.read(_HEAD_BYTES)
+        if b'"dsmem_tokens"' not in data:
+            _log.info("%s is no manifest of a token file: not looked at", path)
+            return None
+        if os.fstat(file.fileno()).st_size > MAX_BYTES:
+            raise BadSource(f"{path} is larger than {MAX_BYTES} bytes: no manifest")
+        data += file.read(MAX_BYTES - len(data))
+    try:
+        return load(data)
+    except BadManifest as exc:
+        raise BadSource(f"{path}: {exc}") from exc
 
 
 def _is(value: object, kind: Any, *, least: int | None) -> bool:

@@ -10,15 +10,15 @@ import logging
 import mmap
 import os
 import re
-import stat
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
 from dsmem.errors import BadSource, SourceMissing, UsageError
+from dsmem.files import open_regular
 from dsmem.tokens import manifest as manifests
 from dsmem.tokens.layout import IDX_CODES, IDX_MAGIC, IDX_VERSION, ITEM_BYTES, Beside, TokenDtype
 
@@ -45,6 +45,7 @@ _NPY = re.compile(
 )
 """Magic, version, length of the header, and the header up to what fills it (numpy.lib.format)."""
 _IDX_HEAD = struct.Struct("<9sQBQQ")
+_AT_ONCE = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class TokenFile:
         """
         end = self.offset_bytes + self.tokens * ITEM_BYTES[self.dtype]
         kind = np.dtype(self.dtype).newbyteorder("<")
-        with _open(self.path) as file:
+        with open_regular(self.path) as file:
             size_bytes = os.fstat(file.fileno()).st_size
             if size_bytes != end:
                 raise BadSource(f"{self.path} has changed since it was opened: {size_bytes} bytes instead of {end}")
@@ -103,21 +104,59 @@ class Index:
 
     def ends(self, file: TokenFile) -> Tokens:
         """The end of each document in tokens; a document may be several sequences."""
-        if self.tokens != file.tokens:
-            raise BadSource(f"{self.path} ends at token {self.tokens}, but {file.path} holds {file.tokens}")
-        with _open(self.path) as opened:
-            whole = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
-        at = _IDX_HEAD.size
-        lengths = np.frombuffer(whole, "<i4", self.sequences, at)
-        pointers = np.frombuffer(whole, "<i8", self.sequences, at + 4 * self.sequences)
-        firsts = np.frombuffer(whole, "<i8", self.documents, at + 12 * self.sequences)
+        lengths, pointers, firsts = self._arrays(file)
+        self._check(lengths, pointers, firsts)
         lasts = firsts[1:] - 1
-        if len(lasts) and (int(lasts.min()) < -1 or int(lasts.max()) >= self.sequences):
-            raise BadSource(f"{self.path} names sequences that it does not have")
         ends = np.zeros(len(lasts), np.uint64)
         filled = lasts >= 0
         ends[filled] = pointers[lasts[filled]] // ITEM_BYTES[self.dtype] + lengths[lasts[filled]]
         return _checked(ends, self.path, file)
+
+    def check(self, file: TokenFile) -> None:
+        """Raise BadSource unless sequences follow one another through the file, and documents through sequences."""
+        self._check(*self._arrays(file))
+
+    def _arrays(self, file: TokenFile) -> tuple[Tokens, Tokens, Tokens]:
+        """Lengths, pointers and first sequences of documents, mapped."""
+        if self.dtype != file.dtype:
+            raise BadSource(f"{self.path} is of {self.dtype}, but {file.path} holds {file.dtype}")
+        if self.tokens != file.tokens:
+            raise BadSource(f"{self.path} ends at token {self.tokens}, but {file.path} holds {file.tokens}")
+        with open_regular(self.path) as opened:
+            whole = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+        need = _IDX_HEAD.size + 12 * self.sequences + 8 * self.documents
+        # Of several modalities Megatron-LM writes a byte for each sequence behind it.
+        if len(whole) not in (need, need + self.sequences):
+            raise BadSource(f"{self.path} has {len(whole)} bytes instead of {need}")
+        at = _IDX_HEAD.size
+        lengths = np.frombuffer(whole, "<i4", self.sequences, at)
+        pointers = np.frombuffer(whole, "<i8", self.sequences, at + 4 * self.sequences)
+        return lengths, pointers, np.frombuffer(whole, "<i8", self.documents, at + 12 * self.sequences)
+
+    def _check(self, lengths: Tokens, pointers: Tokens, firsts: Tokens) -> None:
+        item, before = ITEM_BYTES[self.dtype], 0
+        for start in range(0, self.sequences, _AT_ONCE):
+            sizes = lengths[start : start + _AT_ONCE].astype(np.int64)
+            wrong = np.flatnonzero(sizes < 0)
+            if len(wrong):
+                number = start + int(wrong[0])
+                raise BadSource(f"{self.path}: sequence {number} has a length of {lengths[number]}")
+            stops = before + item * np.cumsum(sizes)
+            wrong = np.flatnonzero(pointers[start : start + _AT_ONCE] != stops - item * sizes)
+            if len(wrong):
+                number = int(wrong[0])
+                told = f"begins at byte {pointers[start + number]}, the one in front of it ends at"
+                stop = stops[number] - item * sizes[number]
+                raise BadSource(f"{self.path}: sequence {start + number} {told} {stop}")
+            before = int(stops[-1])
+        for start in range(0, len(firsts), _AT_ONCE):
+            here = firsts[max(start - 1, 0) : start + _AT_ONCE]
+            falls = np.flatnonzero(here[1:] < here[:-1])
+            if len(falls):
+                raise BadSource(f"{self.path}: document {max(start - 1, 0) + int(falls[0])} ends before it begins")
+        if len(firsts) and (firsts[0] != 0 or firsts[-1] != self.sequences):
+            told = f"sequences {firsts[0]} to {firsts[-1]}"
+            raise BadSource(f"{self.path}: its documents are of {told}, and it has 0 to {self.sequences}")
 
 
 def open_tokens(path: str | os.PathLike[str], *, token_dtype: TokenDtype | None = None) -> TokenFile:
@@ -129,14 +168,14 @@ def open_tokens(path: str | os.PathLike[str], *, token_dtype: TokenDtype | None 
     text = os.fspath(path)
     if token_dtype is not None and token_dtype not in ITEM_BYTES:
         raise UsageError(f"token_dtype={token_dtype!r} means nothing; it is {' or '.join(map(repr, ITEM_BYTES))}")
-    with _open(text) as file:
+    with open_regular(text) as file:
         size_bytes = os.fstat(file.fileno()).st_size
         head = file.read(12)
     if token_dtype is not None:
         offset_bytes = LLMC_HEADER_BYTES if _llmc(head) is not None and size_bytes >= LLMC_HEADER_BYTES else 0
         return _fitting(text, token_dtype, size_bytes, offset_bytes, None, "asked")
     beside = Beside.of(text)
-    manifest = _read_manifest(beside.manifest)
+    manifest = manifests.read(beside.manifest)
     if manifest is not None:
         return _fitting(text, manifest.dtype, size_bytes, 0, (beside.manifest, manifest.tokens), "manifest")
     index = read_idx(beside.idx)
@@ -169,7 +208,7 @@ def read_idx(path: str) -> Index | None:
     Raises BadSource for one of Megatron's that is cut short, of another version, or of a dtype that no ids have.
     """
     try:
-        file = _open(path)
+        file = open_regular(path)
     except SourceMissing:
         return None
     with file:
@@ -193,7 +232,10 @@ def read_idx(path: str) -> Index | None:
             (length,) = struct.unpack("<i", file.read(4))
             file.seek(_IDX_HEAD.size + 4 * sequences + 8 * (sequences - 1))
             (pointer,) = struct.unpack("<q", file.read(8))
-            tokens = pointer // ITEM_BYTES[dtype] + length
+            tokens, over = divmod(pointer, ITEM_BYTES[dtype])
+            if length < 0 or tokens < 0 or over:
+                raise BadSource(f"{path}: its last sequence has {length} tokens of {dtype} from byte {pointer} on")
+            tokens += length
     return Index(path, dtype, sequences, documents, tokens)
 
 
@@ -228,29 +270,9 @@ def _refuse_known(path: str, head: bytes) -> None:
         raise BadSource(f"{path} begins with {what}: token_dtype= reads it as bare ids all the same")
 
 
-def _read_manifest(path: str) -> manifests.Manifest | None:
-    """The manifest; None where there is none, or a JSON file of somebody else's."""
-    try:
-        file = _open(path)
-    except SourceMissing:
-        return None
-    with file:
-        data = file.read(256)
-        if b'"dsmem_tokens"' not in data:
-            _log.info("%s is no manifest of a token file: not looked at", path)
-            return None
-        data += file.read(manifests.MAX_BYTES - len(data))
-        if file.read(1):
-            raise BadSource(f"{path} is larger than {manifests.MAX_BYTES} bytes: no manifest")
-    try:
-        return manifests.load(data)
-    except manifests.BadManifest as exc:
-        raise BadSource(f"{path}: {exc}") from exc
-
-
 def _ends_of_npy(path: str, file: TokenFile) -> Tokens:
     """Mapped. Its header is read strictly, as numpy writes it: numpy's own reading of a damaged one raises anything."""
-    with _open(path) as opened:
+    with open_regular(path) as opened:
         size_bytes = os.fstat(opened.fileno()).st_size
         head = opened.read(_NPY_HEAD_BYTES)
         found = _NPY.match(head)
@@ -269,17 +291,3 @@ def _checked(ends: Tokens, path: str, file: TokenFile) -> Tokens:
     if last != file.tokens:
         raise BadSource(f"{path}: the last document ends at token {last}, but {file.path} holds {file.tokens}")
     return ends
-
-
-def _open(path: str) -> BinaryIO:
-    try:
-        # Non-blocking: a FIFO of that name must not hang whoever looks.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except (FileNotFoundError, NotADirectoryError) as exc:
-        raise SourceMissing(f"{path}: no such file") from exc
-    except OSError as exc:
-        raise BadSource(f"{path} can't be read: {exc.strerror}") from exc
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise BadSource(f"{path} is no regular file")
-    return cast(BinaryIO, os.fdopen(fd, "rb"))

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -18,12 +17,13 @@ import numpy as np
 from dsmem import parallel, proc
 from dsmem.digest import ALGORITHMS, hash_file
 from dsmem.errors import BadSource
+from dsmem.files import open_regular
 from dsmem.progress import Progress, ignore
 from dsmem.tokens import manifest as manifests
 from dsmem.tokens.index import Ends, blocks_of, check_rising, pieces
 from dsmem.tokens.layout import LARGEST_ID, Beside
-from dsmem.tokens.manifest import BadManifest, Manifest
-from dsmem.tokens.opening import TokenFile, Tokens, open_tokens
+from dsmem.tokens.manifest import Manifest
+from dsmem.tokens.opening import TokenFile, Tokens, open_tokens, read_idx
 
 _BLOCK_TOKENS = 1 << 22
 _MOST_NAMED = 3
@@ -76,13 +76,13 @@ def _manifest(beside: Beside, checks: list[Check]) -> Manifest | None:
     if not os.path.exists(beside.manifest):
         checks.append(Check("manifest", "absent", "there is none: nothing tells what the file should be"))
         return None
-    if not os.path.isfile(beside.manifest):
-        checks.append(Check("manifest", "bad", f"{beside.manifest} is no regular file"))
-        return None
     try:
-        found = manifests.load(Path(beside.manifest).read_bytes())
-    except (BadManifest, OSError) as exc:
-        checks.append(Check("manifest", "bad", f"{beside.manifest}: {exc}"))
+        found = manifests.read(beside.manifest)
+    except BadSource as exc:
+        checks.append(Check("manifest", "bad", str(exc)))
+        return None
+    if found is None:
+        checks.append(Check("manifest", "bad", f"{beside.manifest} is not the manifest of a token file"))
         return None
     made = f"{found.tokenizer.spec}, dsmem {found.dsmem}"
     checks.append(Check("manifest", "ok", f"{found.tokens} tokens, {found.documents} documents, {made}"))
@@ -132,13 +132,33 @@ def _index(beside: Beside, file: TokenFile, ends: Ends | None, checks: list[Chec
     """Every byte of the `.idx`, which follows from dtype and ends."""
     if not os.path.exists(beside.idx):
         checks.append(Check("index", "absent", "no .idx: Megatron-LM can't read the file"))
-    elif not os.path.exists(beside.docs):
-        checks.append(Check("index", "ok", "the document ends are its own"))
-    elif ends is not None:
-        with Path(beside.idx).open("rb") as opened:
-            same = all(opened.read(len(piece)) == piece for piece in pieces(ends, file.dtype)) and not opened.read(1)
-        detail = f"{len(ends)} sequences" if same else f"{beside.idx} is not about these documents"
-        checks.append(Check("index", "ok" if same else "bad", detail))
+        return
+    try:
+        if not os.path.exists(beside.docs):
+            checks.append(_on_its_own(beside.idx, file))
+        elif ends is not None:
+            checks.append(_compared(beside.idx, file, ends))
+        else:
+            open_regular(beside.idx).close()
+    except BadSource as exc:
+        checks.append(Check("index", "bad", str(exc)))
+
+
+def _compared(path: str, file: TokenFile, ends: Ends) -> Check:
+    with open_regular(path) as opened:
+        same = all(opened.read(len(piece)) == piece for piece in pieces(ends, file.dtype)) and not opened.read(1)
+    if same:
+        return Check("index", "ok", f"{len(ends)} sequences")
+    return Check("index", "bad", f"{path} is not about these documents")
+
+
+def _on_its_own(path: str, file: TokenFile) -> Check:
+    """What the document ends are taken from."""
+    found = read_idx(path)
+    if found is None:
+        return Check("index", "absent", f"{path} is none of Megatron-LM's")
+    found.check(file)
+    return Check("index", "ok", f"{found.sequences} sequences; the document ends are its own")
 
 
 @dataclass(frozen=True, slots=True)

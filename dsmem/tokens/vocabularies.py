@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from dsmem import files
 from dsmem.errors import BadSource, SourceMissing, UsageError
 from dsmem.tokens import hub
 
 Kind = Literal["tokenizer.json", "tiktoken", "sentencepiece", "bytes"]
 END_OF_TEXT = "<|endoftext|>"
 BYTES_END = 256
+_CONFIG_BYTES = 64 << 20
 EOS_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eos|>", "[EOS]", "<｜end▁of▁sentence｜>")
 BOS_NAMES = ("<s>", "<|begin_of_text|>", "<bos>", "<|bos|>", "[BOS]", "<|startoftext|>", "<｜begin▁of▁sentence｜>")
 
@@ -164,6 +166,8 @@ def meant_from_here(spec: str) -> str:
 
 def _from_file(path: str) -> Located:
     path = os.path.abspath(path)
+    if not os.path.isfile(path):
+        raise BadSource(f"{path} is no regular file, which a tokenizer is: it is read more than once")
     if path.endswith(".tiktoken"):
         name = os.path.basename(path).removesuffix(".tiktoken")
         if name not in _TIKTOKEN_FILES:
@@ -295,9 +299,11 @@ def _configured(path: str) -> tuple[list[str], list[str]]:
     """What tokenizer_config.json, where one lies beside the tokenizer, says about bos and eos."""
     beside = os.path.join(os.path.dirname(path), "tokenizer_config.json")
     try:
-        config = json.loads(Path(beside).read_bytes())
-    except FileNotFoundError:
+        data = files.read_regular(beside, _CONFIG_BYTES)
+    except SourceMissing:
         return [], []
+    try:
+        config = json.loads(data)
     except ValueError as exc:
         raise BadSource(f"{beside} is not JSON: {exc}") from exc
     names: list[list[str]] = []

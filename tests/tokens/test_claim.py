@@ -117,6 +117,26 @@ def test_nor_those_of_shards_and_validation_documents(how: dict[str, Any], corpu
     assert names(tmp_path) == {"corpus.jsonl"}
 
 
+@pytest.mark.parametrize("name", ["out.val.json", "out-00000-of-00002.json", "out.val-00000-of-00003.json"])
+@pytest.mark.parametrize("what", ["a FIFO", "a directory", "a link to nowhere", "a TiB", "a TiB that begins as one"])
+def test_what_lies_where_another_form_would_be_is_not_waited_for_nor_read_whole(
+    what: str, name: str, corpus: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    if what == "a FIFO":
+        os.mkfifo(path)
+    elif what == "a directory":
+        path.mkdir()
+    elif what == "a link to nowhere":
+        path.symlink_to("nowhere")
+    else:
+        path.write_text('{"dsmem_tokens": 1, ' if "begins" in what else "")
+        os.truncate(path, 1 << 40)
+    dsmem.tokenize(corpus, tmp_path / "out.bin")
+    dsmem.tokenize(corpus, tmp_path / "out.bin", overwrite=True)
+    assert os.path.lexists(path) and tokentexts.written(tmp_path / "out.bin")
+
+
 def test_what_took_the_name_meanwhile_is_not_replaced(corpus: Path, tmp_path: Path) -> None:
     def take(done_bytes: int, total_bytes: int) -> None:
         (tmp_path / "out.json").write_text("precious")

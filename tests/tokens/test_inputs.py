@@ -102,3 +102,15 @@ def test_killed_with_the_output_within_the_input(after: int, restart: bool, tmp_
     dsmem.tokenize(directory / "x.jsonl", tmp_path / "whole.bin", part_bytes=PART)
     assert out.read_bytes() == (tmp_path / "whole.bin").read_bytes()
     assert not list(directory.glob(".*"))
+
+
+@pytest.mark.parametrize("name", ["dataset_dict.json", "state.json"])
+def test_what_tells_of_a_saved_dataset_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(dsmem.BadSource, match=f"{name} is no regular file"):
+        list(gather([str(tmp_path)], Wanted()))
+    (tmp_path / name).unlink()
+    (tmp_path / name).touch()
+    os.truncate(tmp_path / name, 1 << 40)
+    with pytest.raises(dsmem.BadSource, match=f"{name} is larger than"):
+        list(gather([str(tmp_path)], Wanted()))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import importlib
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -408,3 +409,20 @@ def test_a_document_that_can_not_be_cut(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(feeding, "MOST_WHOLE_BYTES", 20_000)
     with pytest.raises(dsmem.BadSource, match=r"x:7: no place to cut this document in the 20\.\d KiB after 0 B"):
         list(feeding.feed(Uncuttable(), feeding.reading(text), path="x", place="7"))
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "tokenizer.model", "r50k_base.tiktoken"])
+def test_what_is_no_regular_file_is_not_waited_for(name: str, trained: Path, tmp_path: Path) -> None:
+    if name != "tokenizer_config.json":
+        trained.unlink()
+    os.mkfifo(tmp_path / name)
+    spec = tmp_path / name if name.endswith("tiktoken") else tmp_path
+    with pytest.raises(dsmem.BadSource, match=rf"{name} is no regular file"):
+        known(spec, tmp_path)
+
+
+def test_a_configuration_of_any_size_is_not_read(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    os.truncate(tmp_path / "tokenizer_config.json", 1 << 40)
+    with pytest.raises(dsmem.BadSource, match=r"tokenizer_config\.json is larger than"):
+        known(trained, tmp_path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 from tokenfiles import EOT, Documents, make_manifest, make_tokens, of_bytes
 
-from dsmem.errors import SourceMissing
-from dsmem.tokens import index, verifying
+from dsmem.errors import BadSource, SourceMissing
+from dsmem.tokens import index, manifest, opening, verifying
 from dsmem.tokens.inspecting import inspect
 from dsmem.tokens.layout import TokenDtype
 from dsmem.tokens.manifest import Manifest
+from dsmem.tokens.opening import open_tokens
 from dsmem.tokens.verifying import Verified, verify
 
 TEXTS = ("hello", "", "world, a longer text", "é")
@@ -25,6 +28,7 @@ TEXTS = ("hello", "", "world, a longer text", "é")
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "BLOCK", 2)
     monkeypatch.setattr(verifying, "_BLOCK_TOKENS", 5)
+    monkeypatch.setattr(opening, "_AT_ONCE", 2)
 
 
 def bad(found: Verified) -> dict[str, str]:
@@ -62,6 +66,11 @@ def _replace_by_directory(path: Path) -> None:
     path.mkdir()
 
 
+def _replace_by_fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
 def _edit(path: Path, **fields: object) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -93,6 +102,27 @@ FAULTS: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
     "a manifest that is a directory": (
         lambda at: _replace_by_directory(at / "a.json"),
         {"manifest": "a.json is no regular file", "size": "a.json is no regular file"},
+    ),
+    "a manifest that is a FIFO": (
+        lambda at: _replace_by_fifo(at / "a.json"),
+        {"manifest": "a.json is no regular file", "size": "a.json is no regular file"},
+    ),
+    "a manifest that is too large": (
+        lambda at: os.truncate(at / "a.json", manifest.MAX_BYTES + 1),
+        {"manifest": "a.json is larger than", "size": "a.json is larger than"},
+    ),
+    "somebody else's manifest": (
+        lambda at: (at / "a.json").write_text('{"text": "the data it was made from"}'),
+        {"manifest": "a.json is not the manifest of a token file"},
+    ),
+    "an index that is a directory": (
+        lambda at: _replace_by_directory(at / "a.idx"),
+        {"index": "a.idx is no regular file"},
+    ),
+    "an index that is a FIFO": (lambda at: _replace_by_fifo(at / "a.idx"), {"index": "a.idx is no regular file"}),
+    "ends and an index that are FIFOs": (
+        lambda at: [*map(_replace_by_fifo, (at / "a.docs.npy", at / "a.idx"))],
+        {"documents": "a.docs.npy is no regular file", "index": "a.idx is no regular file"},
     ),
     "ends that fall": (
         lambda at: _set_ends(at / "a.docs.npy", lambda ends: ends.__setitem__(1, 2)),
@@ -127,6 +157,83 @@ def test_faults_are_named(tmp_path: Path, fault: str) -> None:
     assert set(told) == set(wanted)
     for name, words in wanted.items():
         assert words in told[name]
+
+
+def _index(lengths: list[int], pointers: list[int], firsts: list[int]) -> bytes:
+    """Megatron-LM's form of uint16, by struct and nothing of dsmem's."""
+    head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, 8, len(lengths), len(firsts))
+    return head + struct.pack(f"<{len(lengths)}i{len(pointers)}q{len(firsts)}q", *lengths, *pointers, *firsts)
+
+
+INDICES: dict[str, tuple[list[int], list[int], list[int], str]] = {
+    "right": ([10, 10, 10], [0, 20, 40], [0, 1, 2, 3], ""),
+    "sentences": ([10, 0, 20], [0, 20, 20], [0, 0, 2, 3], ""),
+    "a gap": (
+        [10, 5, 10],
+        [0, 30, 40],
+        [0, 1, 2, 3],
+        "sequence 1 begins at byte 30, the one in front of it ends at 20",
+    ),
+    "an overlap": ([10, 10, 15], [0, 20, 30], [0, 1, 2, 3], "sequence 2 begins at byte 30, .* ends at 40"),
+    "not from the start": ([9, 20], [2, 20], [0, 1, 2], "sequence 0 begins at byte 2, .* ends at 0"),
+    "a negative length": ([10, -7, 10], [0, 54, 40], [0, 1, 2, 3], "sequence 1 has a length of -7"),
+    "the last is negative": ([10, 30, -10], [0, 20, 80], [0, 1, 2, 3], "last sequence has -10 tokens of uint16 from"),
+    "a negative pointer": (
+        [10, 2**31 - 1, 10],
+        [0, 40 - 2 * (2**31 - 1), 40],
+        [0, 1, 2, 3],
+        "sequence 1 begins at byte -4294967254",
+    ),
+    "the last is before the file": ([20, 2**31 - 1], [0, 60 - 2 * (2**31 - 1)], [0, 1, 2], "from byte -4294967234 on"),
+    "half a token": ([10, 20], [0, 21], [0, 1, 2], "20 tokens of uint16 from byte 21 on"),
+    "documents that fall": ([10, 10, 10], [0, 20, 40], [0, 2, 1, 3], "document 1 ends before it begins"),
+    "documents from 1": ([10, 10, 10], [0, 20, 40], [1, 2, 3], "documents are of sequences 1 to 3, and it has 0 to 3"),
+    "documents up to 2": ([10, 20, 0], [0, 20, 60], [0, 1, 2], "documents are of sequences 0 to 2, and it has 0 to 3"),
+    "documents beyond": ([10, 10, 10], [0, 20, 40], [0, 1, 2, 4], "sequences 0 to 4"),
+    "less than the file": ([10, 10], [0, 20], [0, 1, 2], "(ends at token|a.idx says) 20"),
+}
+
+
+@pytest.mark.parametrize("with_manifest", [False, True])
+@pytest.mark.parametrize("what", INDICES)
+def test_an_index_on_its_own(what: str, with_manifest: bool, tmp_path: Path) -> None:
+    """It is all that tells of documents: what is wrong with it is found by whoever asks for them, too."""
+    lengths, pointers, firsts, message = INDICES[what]
+    path = tmp_path / "a.bin"
+    count = len(firsts) - 1
+    no_markers: Manifest = make_manifest("uint16", eos="none")
+    make_tokens(path, [[1] * 10] * 3, manifest=no_markers)
+    (tmp_path / "a.docs.npy").unlink()
+    _edit(tmp_path / "a.json", documents=count)
+    if not with_manifest:
+        (tmp_path / "a.json").unlink()
+    (tmp_path / "a.idx").write_bytes(_index(lengths, pointers, firsts))
+    found = verify(path)
+    if not message:
+        assert found.ok and states(found)["documents"] == states(found)["index"] == "ok"
+        return
+    told = bad(found)
+    assert not found.ok and re.search(message, told["index"] if "index" in told else told["size"])
+    with pytest.raises(BadSource, match=message):
+        open_tokens(path).documents()
+
+
+def test_no_bit_of_an_index_on_its_own_is_taken_as_it_comes(tmp_path: Path) -> None:
+    make_tokens(tmp_path / "a.bin", of_bytes(*TEXTS))
+    (tmp_path / "a.docs.npy").unlink()
+    path = tmp_path / "a.idx"
+    right = path.read_bytes()
+    assert verify(tmp_path / "a.bin").ok
+    for at in range(len(right) * 8):
+        flipped = bytearray(right)
+        flipped[at // 8] ^= 1 << at % 8
+        path.write_bytes(flipped)
+        assert bad(verify(tmp_path / "a.bin")), at
+    for data in (right + b"\0", right + bytes(8), right[:-1], right[:64], right[:5], b""):
+        path.write_bytes(data)
+        assert bad(verify(tmp_path / "a.bin")), len(data)
+    path.write_bytes(right + bytes(len(TEXTS)))  # of several modalities
+    assert verify(tmp_path / "a.bin").ok
 
 
 def test_ids_beyond_the_tokenizer(tmp_path: Path) -> None:
