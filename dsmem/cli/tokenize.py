@@ -90,7 +90,11 @@ def tokenize(
     ] = None,
     on_error: Annotated[
         Literal["raise", "skip"],
-        typer.Option("--on-error", help="A bad document ends the run, or is left out."),
+        typer.Option(
+            "--on-error",
+            help="A bad document ends the run, or is left out; damaged compressed files from where their "
+            "checksums fail, for which these are decompressed twice.",
+        ),
     ] = "raise",
     shards: Annotated[int | None, typer.Option("--shards", metavar="N", help="Write so many files.")] = None,
     shard_tokens: Annotated[

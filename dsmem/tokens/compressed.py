@@ -1,6 +1,7 @@
 """Compressed files, recognised by their first bytes and never by their names, as streams of what they hold.
 
-Whatever can be decoded is given before what is wrong with the rest is told.
+Whatever can be decoded is given before what is wrong with the rest is told. Checksums come behind what they are of:
+what was given before damage is found may be wrong, unless that is known beforehand (`dsmem.tokens.soundness`).
 """
 
 from __future__ import annotations
@@ -68,24 +69,47 @@ class Joined(io.RawIOBase):
         return data
 
 
-class Broken(BadDocument):
-    """A file from some place on can't be read, for this `reason`."""
+@dataclass(frozen=True, slots=True)
+class Damage:
+    """Of what a file holds, decoded, only so many bytes are sound."""
 
-    def __init__(self, path: str, reason: str) -> None:
+    sound_bytes: int
+    found_bytes: int
+    """So many can be decoded, and these are not what they were."""
+    reason: str
+
+
+class Broken(BadDocument):
+    """A file from some place on can't be read, for this `reason`; `is_doubtful`: some of what was read may be wrong."""
+
+    def __init__(self, path: str, reason: str, *, is_doubtful: bool = False) -> None:
         super().__init__(f"{path}: {reason}", path=path)
         self.reason = reason
+        self.is_doubtful = is_doubtful
 
 
 @contextmanager
-def opened(file: IO[bytes], compression: Compression | None, *, path: str) -> Iterator[IO[bytes]]:
-    """What an open file holds, decoded; the file stays open. Reading raises Broken for damaged and truncated data."""
+def opened(
+    file: IO[bytes], compression: Compression | None, *, path: str, damage: Damage | None = None
+) -> Iterator[IO[bytes]]:
+    """What an open file holds, decoded; the file stays open. Reading raises Broken for damaged and truncated data:
+    where the damage is known, before anything that it may have made wrong."""
     if compression is None:
         yield file
     else:
-        yield cast("IO[bytes]", _Decoded(file, compression, path))
+        yield cast("IO[bytes]", _Decoded(file, compression, path, damage))
 
 
-class _Damaged(Exception):
+def decoding(file: IO[bytes], compression: Compression) -> Decoder:
+    """What a file holds, decoded, with what is wrong as it is found."""
+    return _new(_Raw(file, _STEP_BYTES), compression)
+
+
+def _new(raw: _Raw, compression: Compression) -> Decoder:
+    return _Zst(raw) if compression == "zst" else _Streams(raw, _KINDS[compression])
+
+
+class Damaged(Exception):
     """What is wrong with the data, '' where it ends too early; `lost`: more of it may be decoded by smaller steps."""
 
     def __init__(self, reason: str, *, lost: bool) -> None:
@@ -93,9 +117,16 @@ class _Damaged(Exception):
         self.lost = lost
 
 
-class _Decoder(Protocol):
+class Decoder(Protocol):
+    """What a file holds."""
+
+    sound_bytes: int
+    """Of those given, up to the last place where a checksum was found to be right."""
+    begin_bytes: int
+    """Where the stream that is decoded begins in the file."""
+
     def read(self, size: int) -> bytes:
-        """Some of the next bytes, b"" at the end; raises _Damaged."""
+        """Some of the next bytes, b"" at the end; raises Damaged."""
         ...
 
 
@@ -106,7 +137,7 @@ class _Raw(io.RawIOBase):
         self._file = file
         self._step_bytes = step_bytes
         self._slowly_from = slowly_from
-        self._at = 0
+        self.at = 0
         self.last_at = 0
         """Where the last step began."""
 
@@ -115,31 +146,29 @@ class _Raw(io.RawIOBase):
 
     def read(self, size: int = -1) -> bytes:
         """The next step, whatever the size."""
-        is_slow = self._at >= self._slowly_from
-        data = self._file.read(1 if is_slow else min(self._step_bytes, self._slowly_from - self._at))
-        self.last_at = self._at
-        self._at += len(data)
+        is_slow = self.at >= self._slowly_from
+        data = self._file.read(1 if is_slow else min(self._step_bytes, self._slowly_from - self.at))
+        self.last_at = self.at
+        self.at += len(data)
         return data
 
 
 class _Decoded:
     """All that can be decoded, and then the error."""
 
-    def __init__(self, file: IO[bytes], compression: Compression, path: str) -> None:
+    def __init__(self, file: IO[bytes], compression: Compression, path: str, damage: Damage | None) -> None:
+        self._damage = damage
         self._file = file
         self._compression = compression
         self._path = path
         self._begin = file.tell() if file.seekable() else None
         self._step_bytes = _STEP_BYTES if file.seekable() else _LOST_BYTES
         self._raw = _Raw(file, self._step_bytes)
-        self._decoder = self._new(self._raw)
+        self._decoder = _new(self._raw, compression)
         self._given_bytes = 0
         self._left: bytes = b""
         """What was decoded before the error and was not asked for yet."""
         self._error: Broken | None = None
-
-    def _new(self, raw: _Raw) -> _Decoder:
-        return _Zst(raw) if self._compression == "zst" else _Streams(raw, _KINDS[self._compression])
 
     def read(self, size: int) -> bytes:
         """That many bytes, fewer before the end or what can't be read only."""
@@ -153,19 +182,31 @@ class _Decoded:
         return b"".join(found)
 
     def _step(self, most_bytes: int) -> bytes:
+        if self._error is None and self._damage is not None:
+            most_bytes = min(most_bytes, self._damage.sound_bytes - self._given_bytes)
+            if not most_bytes:
+                self._error = self._broken(self._damage)
         if self._error is None:
             try:
                 data = self._decoder.read(min(most_bytes, self._step_bytes))
-            except _Damaged as exc:
+            except Damaged as exc:
                 self._left = self._lost() if exc.lost else b""
-                after = units.format_bytes(self._given_bytes + len(self._left))
-                how = f"damaged after {after} of text: {exc}" if str(exc) else f"truncated after {after} of text"
-                self._error = Broken(self._path, f"the {self._compression} data is {how}")
+                if self._damage is not None:
+                    self._left = self._left[: self._damage.sound_bytes - self._given_bytes]
+                found_bytes = self._given_bytes + len(self._left)
+                self._error = self._broken(self._damage or Damage(found_bytes, found_bytes, str(exc)))
             else:
                 self._given_bytes += len(data)
                 return data
         data, self._left = self._left[:most_bytes], self._left[most_bytes:]
         return data
+
+    def _broken(self, damage: Damage) -> Broken:
+        places = dict.fromkeys(map(units.format_bytes, (damage.sound_bytes, damage.found_bytes)))
+        where = f"after {next(iter(places))}" if len(places) == 1 else f"between {' and '.join(places)}"
+        how = f"damaged {where} of text: {damage.reason}" if damage.reason else f"truncated {where} of text"
+        is_doubtful = bool(damage.reason) and self._damage is None and self._decoder.sound_bytes < damage.found_bytes
+        return Broken(self._path, f"the {self._compression} data is {how}", is_doubtful=is_doubtful)
 
     def _lost(self) -> bytes:
         """What lies between what was given and the damage: all is decoded once more, the last step byte by byte. Of
@@ -173,9 +214,9 @@ class _Decoded:
         if self._begin is None:
             return b""
         self._file.seek(self._begin)
-        decoder = self._new(_Raw(self._file, self._step_bytes, slowly_from=self._raw.last_at))
+        decoder = _new(_Raw(self._file, self._step_bytes, slowly_from=self._raw.last_at), self._compression)
         before_bytes, found = self._given_bytes, bytearray()
-        with suppress(_Damaged):
+        with suppress(Damaged):
             while before_bytes and (data := decoder.read(min(before_bytes, _STEP_BYTES))):
                 before_bytes -= len(data)
             # pyarrow reads on until it has all that it was asked for.
@@ -185,7 +226,9 @@ class _Decoded:
 
 
 class _Zst:
-    """Zstandard frames, one after the other, of which some may be skippable."""
+    """Zstandard frames, one after the other, of which some may be skippable; where one ends can't be told."""
+
+    sound_bytes = begin_bytes = 0
 
     def __init__(self, raw: _Raw) -> None:
         import pyarrow as pa
@@ -199,7 +242,7 @@ class _Zst:
             if exc.errno is not None:
                 raise
             # pyarrow tells of bad data by an OSError without a number.
-            raise _Damaged("" if _TRUNCATED in str(exc) else str(exc), lost=True) from exc
+            raise Damaged("" if _TRUNCATED in str(exc) else str(exc), lost=True) from exc
         return data
 
 
@@ -223,6 +266,8 @@ class _Kind:
     errors: tuple[type[Exception], ...]
     padding: int = 1
     """Zero bytes behind a stream are a multiple of so many."""
+    in_blocks: bool = False
+    """What has been read is known to be sound when it is decoded to the last byte."""
 
 
 class _Streams:
@@ -235,25 +280,35 @@ class _Streams:
         self._held = b""
         """Read and not given to the stream."""
         self._ended = False
+        self._given_bytes = self.sound_bytes = self.begin_bytes = 0
 
     def read(self, size: int) -> bytes:
         while not self._ended:
             if self._stream.eof:
+                self.sound_bytes = self._given_bytes
                 self._next()
                 continue
             # A library that wants no more may still hold what it has decoded, or nothing: then it wants more next.
             is_asked = not self._held and self._wants
+            if is_asked and self._kind.in_blocks:
+                if data := self._decoded(b"", size):
+                    return data
+                self.sound_bytes = self._given_bytes
             more = self._raw.read() if is_asked else self._held
-            try:
-                data = self._stream.decompress(more, size)
-            except self._kind.errors as exc:
-                raise _Damaged(str(exc), lost=True) from exc
-            self._held = getattr(self._stream, "unconsumed_tail", b"")
-            if data:
+            if data := self._decoded(more, size):
                 return data
             if is_asked and not more and not self._stream.eof:
-                raise _Damaged("", lost=False)
+                raise Damaged("", lost=False)
         return b""
+
+    def _decoded(self, more: bytes, size: int) -> bytes:
+        try:
+            data = self._stream.decompress(more, size)
+        except self._kind.errors as exc:
+            raise Damaged(str(exc), lost=True) from exc
+        self._held = getattr(self._stream, "unconsumed_tail", b"")
+        self._given_bytes += len(data)
+        return data
 
     @property
     def _wants(self) -> bool:
@@ -270,12 +325,13 @@ class _Streams:
                 break
         zeros += len(rest) - len(stripped)
         if zeros % self._kind.padding:
-            raise _Damaged(f"{zeros} zero bytes behind a stream", lost=False)
+            raise Damaged(f"{zeros} zero bytes behind a stream", lost=False)
         self._stream, self._held = self._kind.new(), stripped
+        self.begin_bytes = self._raw.at - len(stripped)
 
 
 _KINDS = {
     "gz": _Kind(lambda: zlib.decompressobj(zlib.MAX_WBITS | 16), (zlib.error,)),
-    "bz2": _Kind(bz2.BZ2Decompressor, (OSError, ValueError)),
+    "bz2": _Kind(bz2.BZ2Decompressor, (OSError, ValueError), in_blocks=True),
     "xz": _Kind(lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ), (lzma.LZMAError,), padding=4),
 }

@@ -9,6 +9,7 @@ to be split by content, a uint64 hash of each document's text. `part-N.json`, th
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -119,6 +120,14 @@ def finished(directory: str, number: int) -> Record | None:
     except (OSError, ValueError, TypeError, AttributeError):
         return None  # not there, or torn: it is made anew
     return record
+
+
+def forget(directory: str, first: int) -> None:
+    """Of parts with that number and higher ones none is finished any longer."""
+    for entry in list(os.scandir(directory)):
+        stem, suffix = os.path.splitext(entry.name)
+        if suffix == ".json" and stem.startswith("part-") and int(stem.removeprefix("part-")) >= first:
+            os.unlink(entry.path)
 
 
 def _checksum(path: str, start_bytes: int = 0, size_bytes: int = sys.maxsize) -> str:

@@ -1,7 +1,7 @@
 """Pieces: the input cut into what becomes one part each, in order, by bytes and never by who works.
 
 Plain files of many documents are cut into ranges, tables at row groups or batches, small files are put together. What
-must be decoded first is spooled (`dsmem.tokens.spools`).
+must be decoded first is spooled (`dsmem.tokens.spools`), as far as it is sound where bad documents are left out.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from dsmem.tokens import parts, workdir
 from dsmem.tokens.cutting import Separator
 from dsmem.tokens.inputs import BINARY, Source
 
@@ -220,10 +222,19 @@ def _spooled(
 
     kind = _kind(source, how)
     number = -1
+    damage = spools.damage_of(source) if how.skip_bad and source.compression and kind != "files" else None
+    mark = Path(directory, f"{workdir.DAMAGED}{index}")
 
     def path_of() -> str | None:
         nonlocal number
         number = next(numbers)
+        if mark.exists() != (damage is not None):
+            # Parts from here on are of another run, which took more for sound, or less.
+            parts.forget(directory, number)
+            if damage is None:
+                mark.unlink()
+            else:
+                mark.touch()
         return None if is_done(number) else f"{directory}/spool-{number:06d}"
 
     def piece(one: Spool) -> Piece:
@@ -256,5 +267,6 @@ def _spooled(
             encoding=how.encoding,
             skip_bad=how.skip_bad,
             path_of=path_of,
+            damage=damage,
         ),
     )

@@ -17,8 +17,8 @@ from typing import IO, cast
 
 from dsmem.errors import BadDocument, BadSource
 from dsmem.files import FileIdentity
-from dsmem.tokens import compressed, cutting, recoding, values
-from dsmem.tokens.compressed import Broken, Compression, Joined
+from dsmem.tokens import compressed, cutting, recoding, soundness, values
+from dsmem.tokens.compressed import Broken, Compression, Damage, Joined
 from dsmem.tokens.cutting import Separator
 from dsmem.tokens.inputs import STDIN, Source
 
@@ -61,9 +61,10 @@ def spooled(
     encoding: str,
     skip_bad: bool,
     path_of: Callable[[], str | None],
+    damage: Damage | None = None,
 ) -> Iterator[Spool]:
     """A stream in files; `path_of` names the next one, None if its part is done. Raises BadSource, OSError."""
-    with _text(source, encoding, skip_bad) as (raw, text):
+    with _text(source, encoding, skip_bad, damage) as (raw, text):
         chunks, unit = _chunks(text, source, min(piece_bytes, cutting.BLOCK_BYTES))
         before_bytes = 0
         found = stretches(chunks, separator, piece_bytes, shown=source.shown, unit=unit, skip_bad=skip_bad)
@@ -75,6 +76,14 @@ def spooled(
             at = raw.tell() if source.identity is not None else before_bytes + len(one.data)
             yield Spool(path or "", len(one.data), at - before_bytes, one.first, unit, one.left_out)
             before_bytes = at
+
+
+def damage_of(source: Source) -> Damage | None:
+    """What is wrong with a compressed file, looked through; None for a stream, too, which can be read once only."""
+    if source.identity is None:
+        return None
+    with _raw(source) as (raw, compression):
+        return None if compression is None else soundness.damage_of(raw, compression)
 
 
 def spooled_whole(source: Source, path: str | None, *, encoding: str, skip_bad: bool) -> Spool:
@@ -146,6 +155,11 @@ def stretches(
                 yield from take(0, bad(first, cutting.too_long()))
                 is_in_long = True
     except (Broken, values.Ends) as exc:
+        if isinstance(exc, Broken) and exc.is_doubtful and skip_bad:
+            raise BadSource(
+                f"{shown}: {exc.reason}; some of what was read before may be wrong, and of a stream nothing can be "
+                "taken back: what is sound is left of a file only, where that is named"
+            ) from exc
         cut = 0 if is_in_long else cutting.last_cut(held, 0, len(held), separator)
         reason = exc.reason if isinstance(exc, Broken) else str(exc)
         yield from take(cut, bad(first + held.count(b"\n", 0, cut), reason))
@@ -185,9 +199,14 @@ def _as_lines(found: Iterator[values.Value | None]) -> Iterator[bytes | None]:
 
 
 @contextmanager
-def _text(source: Source, encoding: str, skip_bad: bool) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def _text(
+    source: Source, encoding: str, skip_bad: bool, damage: Damage | None = None
+) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """The file as it lies, and its text as UTF-8."""
-    with _raw(source) as (raw, compression), compressed.opened(raw, compression, path=source.shown) as plain:
+    with (
+        _raw(source) as (raw, compression),
+        compressed.opened(raw, compression, path=source.shown, damage=damage) as plain,
+    ):
         yield raw, recoding.as_utf8(plain, encoding, path=source.shown, skip_bad=skip_bad)
 
 

@@ -21,6 +21,8 @@ from dsmem.tokens.recipe import is_as_much, is_compared
 
 PUBLISHED = "published.json"
 """What a run has given its name, or was about to, when it was killed (`dsmem.tokens.claim`)."""
+DAMAGED = "damaged-"
+"""Before the index of an input: parts were made knowing that some of it is damaged (`dsmem.tokens.pieces`)."""
 _PLAN_BYTES = 1 << 30
 _RECORD_BYTES = 64 << 20
 _COMPARED = "compared"
@@ -87,7 +89,7 @@ def settle(directory: str, plan: Plan, *, verify: int, restart: bool, can_resume
     compared = before.pop(_COMPARED, None) if isinstance(before, dict) else None
     if before is not None and not restart:
         if can_resume and before == plan:
-            _clear(directory, keep=("lock", "plan.json", PUBLISHED, "part-", "tokens.bin", "ranks-"))
+            _clear(directory, keep=("lock", "plan.json", PUBLISHED, "part-", "tokens.bin", "ranks-", DAMAGED))
             for spilled in glob.iglob("part-*.bin", root_dir=directory):  # ids that waited for their place
                 os.unlink(f"{directory}/{spilled}")
             if compared != verify:

@@ -8,6 +8,7 @@ import io
 import json
 import lzma
 import random
+import re
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -88,26 +89,91 @@ def test_of_what_is_cut_off_the_documents_before_the_end_count(kind: str, compre
     )
 
 
-@pytest.mark.parametrize("where", ["checksum", "data"])
-@pytest.mark.parametrize("compression", ["gz", "xz", "zst"])
-def test_of_what_is_damaged_all_before_counts(compression: str, where: str, tmp_path: Path) -> None:
-    texts = [random.Random(number).randbytes(40).hex() for number in range(9000)]
-    plain = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
-    pack: dict[str, Callable[[bytes], bytes]] = {
-        "gz": gzip.compress,
-        "xz": partial(lzma.compress, check=lzma.CHECK_CRC32),
-        "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
-    }
-    packed = bytearray(pack[compression](plain))
-    if where == "data":  # a second stream that is none from its first byte on
+CHECKED: dict[str, Callable[[bytes], bytes]] = {
+    **COMPRESSIONS,
+    "xz": partial(lzma.compress, check=lzma.CHECK_CRC32),
+    "zst": zstandard.ZstdCompressor(write_checksum=True).compress,
+}
+
+
+def rows_of(count: int) -> tuple[list[str], list[bytes]]:
+    texts = [random.Random(number).randbytes(40).hex() for number in range(count)]
+    return texts, [json.dumps({"text": text}).encode() + b"\n" for text in texts]
+
+
+@pytest.mark.parametrize("where", ["checksum", "data", "behind"])
+@pytest.mark.parametrize("compression", CHECKED)
+def test_of_what_is_damaged_all_counts_that_a_checksum_holds_for(compression: str, where: str, tmp_path: Path) -> None:
+    """Two streams, of which the second is damaged, or something that is none behind them."""
+    texts, rows = rows_of(18_000)
+    packed = bytearray(b"".join(CHECKED[compression](b"".join(some)) for some in (rows[:9000], rows[9000:])))
+    if where == "behind":
         packed += b"\x1f\x8b\x08" + b"\xff" * 99 if compression == "gz" else b"\xff" * 99
+    elif where == "data":
+        packed[-5000] ^= 4
     else:
-        packed[{"gz": -8, "xz": packed.rindex(b"YZ") - 22, "zst": -4}[compression]] ^= 1
-    (tmp_path / "x.jsonl").write_bytes(packed)
-    done = dsmem.tokenize(tmp_path / "x.jsonl", tmp_path / "out.bin", on_error="skip")
-    assert written(tmp_path / "out.bin") == bytes_of(texts)
+        packed[{"gz": -8, "xz": packed.rindex(b"YZ") - 22, "zst": -4, "bz2": -5}[compression]] ^= 1
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(packed)
+    done = dsmem.tokenize(path, tmp_path / "out.bin", on_error="skip")
+    found = written(tmp_path / "out.bin")
+    assert found == bytes_of(texts[: len(found)])
+    if compression == "bz2":  # each of its blocks has a checksum, and this that of the last is of the whole stream
+        least = {"checksum": 16_000, "data": 16_000, "behind": 18_000}[where]
+        assert least <= len(found) <= least + 2000
+    else:
+        assert len(found) == (18_000 if where == "behind" else 9000)
     assert done.skipped == 1
-    assert f"x.jsonl:9001: the {compression} data is damaged after 817.4 KiB" in done.skipped_places[0]
+    between = "after 1.6 MiB" if where == "behind" else r"(after|between 817\.4 KiB and) .*[KM]iB"
+    between = r"(after|between)" if compression == "bz2" else between
+    told = rf"{path}:{len(found) + 1}: the {compression} data is damaged {between}"
+    assert re.match(told, done.skipped_places[0])
+
+
+@pytest.mark.parametrize("workers", [None, 2])
+def test_parts_of_a_run_that_stopped_at_damage_are_not_taken_over(workers: int | None, tmp_path: Path) -> None:
+    """They are of what was decoded before it, of which some may be wrong."""
+    texts, rows = rows_of(18_000)
+    packed = bytearray(b"".join(gzip.compress(b"".join(some)) for some in (rows[:5000], rows[5000:])))
+    packed[-8] ^= 4
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"".join(rows[:100])))
+    (tmp_path / "b.jsonl.gz").write_bytes(packed)
+    (tmp_path / "c.jsonl.gz").write_bytes(gzip.compress(b"".join(rows[5000:])))
+    inputs = sorted(tmp_path.iterdir())
+    more: dict[str, Any] = {"part_bytes": 1 << 16, "workers": workers}
+    for _ in range(2):
+        with pytest.raises(dsmem.BadDocument, match=r"b\.jsonl\.gz:18001: the gz data is damaged after"):
+            dsmem.tokenize(inputs, tmp_path / "out.bin", **more)
+        assert len(list((tmp_path / ".out.bin.parts").glob("part-*.json"))) > 12
+
+        def stop(done_bytes: int, total_bytes: int) -> None:
+            if done_bytes > total_bytes * 0.8:
+                raise InterruptedError
+
+        with pytest.raises(InterruptedError):
+            dsmem.tokenize(inputs, tmp_path / "out.bin", on_error="skip", progress=stop, **more)
+    done = dsmem.tokenize(inputs, tmp_path / "out.bin", on_error="skip", **more)
+    expected = [*texts[:100], *texts[:5000], *texts[5000:]]
+    assert written(tmp_path / "out.bin") == bytes_of(expected)
+    assert done.skipped == 1 and done.resumed_parts > 3
+    assert ":5001: the gz data is damaged between 454.1 KiB and" in done.skipped_places[0]
+
+
+def test_of_a_stream_what_may_be_wrong_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing can be taken back; what is behind the last checksum, or cut off, is known in time."""
+    _, rows = rows_of(9000)
+    packed = bytearray(gzip.compress(b"".join(rows)))
+
+    class Stdin:
+        buffer = io.BytesIO(bytes(packed[:-8]) + b"12345678")
+
+    monkeypatch.setattr(sys, "stdin", Stdin)
+    with pytest.raises(dsmem.BadSource, match=r"standard input: the gz data is damaged after .* may be wrong"):
+        dsmem.tokenize("-", tmp_path / "out.bin", on_error="skip", workers=1)
+    assert not (tmp_path / "out.bin").exists()
+    Stdin.buffer = io.BytesIO(bytes(packed) + b"\x1f\x8b\x08\xff")
+    done = dsmem.tokenize("-", tmp_path / "out.bin", on_error="skip", workers=1)
+    assert (done.documents, done.skipped) == (9000, 1)
 
 
 @pytest.mark.parametrize(("form", "texts", "place"), [("jsonl", ["a", "b", "c"], "3"), ("txt", ["c"], "")])
