@@ -319,6 +319,10 @@ class Encoder:
             self._reference = self._in_turn(loaded)
         return self._reference
 
+    def rest(self) -> None:
+        """There may be nothing to encode for long: hold little meanwhile."""
+        self._turns.rest()
+
     def expected(self, text: str, *, now: bool) -> Ids:
         """What the reference gives."""
         return self.reference(now=now).encode([text])[0]

@@ -53,6 +53,10 @@ class Turns:
         """Let this be done, instead of giving back what is free, by whoever has to wait: that may take long."""
         self._before_waiting = do
 
+    def rest(self) -> None:
+        """Do what is done before waiting."""
+        self._before_waiting()
+
     def take_alone(self) -> None:
         """Wait until nobody encodes or is alone; until `end_alone`, as often as this was called, others wait."""
         self._depth += 1

@@ -11,10 +11,11 @@ import json
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import count
-from queue import PriorityQueue, SimpleQueue
+from queue import Empty, PriorityQueue, SimpleQueue
 from typing import IO, TYPE_CHECKING, NoReturn
 
 from dsmem import helpers
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from dsmem.tokens.parts import Made
 
 _REPORT_BYTES = 16 << 20
+_IDLE_S = 0.1
+"""Without a request, before what is held for the next is given back: others may still work for long."""
 _PLACE = b'{"place"'
 _COMPARED = b'{"compared"'
 
@@ -81,7 +84,7 @@ def serve(requests: IO[bytes], answers: IO[bytes], engine: Engine | None, refere
     encoder: Encoder | None = None
     report = _Report(parent)
     made: dict[int, Made] = {}
-    while line := parent.hear():
+    while line := parent.hear(encoder.rest if encoder is not None else None):
         told = json.loads(line)
         number = told.get("place", told.get("number"))
         try:
@@ -124,8 +127,12 @@ class _Parent:
             self._waiting.put((2, 0, b""))
             self._compared.put(b"")
 
-    def hear(self) -> bytes:
-        """The next line; b"" after all others."""
+    def hear(self, rest: Callable[[], None] | None = None) -> bytes:
+        """The next line, b"" after all others; `rest` is done where that takes long."""
+        if rest is not None:
+            with suppress(Empty):
+                return self._waiting.get(timeout=_IDLE_S)[2]
+            rest()
         return self._waiting.get()[2]
 
     def say(self, kind: str, value: object) -> None:
