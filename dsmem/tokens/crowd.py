@@ -24,7 +24,7 @@ _EACH_BYTES, _TABLE_BYTES_OF_ID = 15 << 20, 128
 """Of a worker; of ids as many as the next power of two."""
 _TABLES_BYTES, _ALL_TABLES_BYTES = 14 << 20, 180 << 20
 """Of a worker that reads tables besides, and of all that do."""
-_LOADED_BYTES_OF_ID, _COMPARING_BYTES_OF_ID = 1200, 300
+_LOADED_BYTES_OF_ID, _COMPARING_BYTES_OF_ID = 1200, 450
 """Of a worker that loads the tokenizer by itself; of one that compares all by what is loaded elsewhere."""
 _WAITING_BYTES = 26 << 20
 """Of a worker that waits for others to be done with what is long; each of those takes half as much again."""
