@@ -103,7 +103,10 @@ class WindowReader:
 
     def _segments(self, work: Indices, ends: Sequence[Any]) -> Segments:
         seq_len, rows = self._windows.seq_len, np.arange(len(work))
-        cuts = [cuts_in(ends[number], starts, rows[own], seq_len) for number, own, starts in self._windows.locate(work)]
+        cuts = [
+            cuts_in(ends[number], starts, rows[own], seq_len, self._windows.files[number].path)
+            for number, own, starts in self._windows.locate(work)
+        ]
         return Segments.of(np.concatenate(cuts), len(work), seq_len)
 
 

@@ -31,19 +31,17 @@ def ends_of(file: TokenFile) -> Tokens:
     return ends
 
 
-def bounds_of(ends: Tokens, documents: Indices) -> tuple[Indices, Indices]:
+def bounds_of(ends: Tokens, documents: Indices, path: str) -> tuple[Indices, Indices]:
     """First token of each of these documents, and the token after its last; raises BadSource for ends that fall."""
     starts = np.where(documents > 0, ends[documents - 1].astype(np.int64), 0)
     stops = ends[documents].astype(np.int64)
     if (stops < starts).any():
-        raise _falling(documents[stops < starts][0])
+        raise _falling(documents[stops < starts][0], path)
     return starts, stops
 
 
-def _falling(document: int) -> BadSource:
-    return BadSource(
-        f"document {document} ends before the one in front of it; `dsmem tokens verify` tells of which file"
-    )
+def _falling(document: int, path: str) -> BadSource:
+    return BadSource(f"{path}: document {document} ends before the one in front of it")
 
 
 class WithinDocuments:
@@ -101,7 +99,7 @@ class WithinDocuments:
 
     def _of(self, documents: Indices) -> tuple[Indices, Indices]:
         """First token and number of windows of these documents."""
-        firsts, ends = bounds_of(self._ends, documents)
+        firsts, ends = bounds_of(self._ends, documents, "" if self._file is None else self._file.path)
         return firsts, np.maximum((ends - firsts - self._seq_len - 1) // self._stride + 1, 0)
 
 
@@ -128,18 +126,37 @@ class Segments:
         return cls(bounds.astype(np.int32), places.reshape(rows, seq_len))
 
 
-def cuts_in(ends: Tokens, starts: Indices, rows: Indices, seq_len: int) -> Indices:
-    """Document ends inside of windows, as places in the batch: `rows` says in which row each window lies."""
+def cuts_in(ends: Tokens, starts: Indices, rows: Indices, seq_len: int, path: str) -> Indices:
+    """Document ends inside of windows, as places in the batch: `rows` says in which row each window lies.
+
+    Raises BadSource where ends in these windows, or the two in front of them and behind, fall: to look at all of them
+    would take a pass.
+    """
     # Keys of another type than the ends would have numpy convert all the ends.
     low = np.searchsorted(ends, starts.astype(ends.dtype), side="right")
     high = np.searchsorted(ends, (starts + seq_len).astype(ends.dtype), side="left")
     counts = high - low
-    within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    documents = np.repeat(low, counts) + within
-    found = ends[documents].astype(np.int64)
-    # A search among ends that fall ends somewhere: what it shows is told, all of it would take a pass over the ends.
-    outside = (found <= np.repeat(starts, counts)) | (found >= np.repeat(starts + seq_len, counts))
-    if outside.any():
-        raise _falling(documents[outside][0] + 1)
-    cuts: Indices = found - np.repeat(starts - rows * seq_len, counts)
+    if (counts < 0).any():  # so does a search among ends that fall
+        raise _falling(low[counts < 0][0], path)
+    # Two ends more on either side, up to where the search for the next window leads: a search passes by ends that fall,
+    # and where it stops is what tells of them.
+    behind = np.searchsorted(ends, (starts + seq_len).astype(ends.dtype), side="right")
+    looked, bounds = _ranges(np.maximum(low - 2, 0), np.minimum(np.maximum(behind, high) + 2, len(ends)))
+    around = ends[looked]
+    falls = around[1:] < around[:-1]
+    falls[bounds[1:-1] - 1] = False  # from one window to the next
+    if falls.any():
+        raise _falling(looked[1:][falls][0], path)
+    beyond = around > ends[-1]
+    if beyond.any():
+        raise _falling(looked[beyond][0] + 1, path)  # or one behind it
+    documents, _ = _ranges(low, high)
+    cuts: Indices = ends[documents].astype(np.int64) - np.repeat(starts - rows * seq_len, counts)
     return cuts
+
+
+def _ranges(begins: Indices, stops: Indices) -> tuple[Indices, Indices]:
+    """The numbers of all these ranges, one range after the other, and where each begins among them."""
+    counts = stops - begins
+    bounds = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return np.arange(bounds[-1]) + np.repeat(begins - bounds[:-1], counts), bounds

@@ -64,6 +64,7 @@ class Packing:
         if seq_len < 1:
             raise UsageError(f"seq_len={seq_len}: at least 1")
         self._ends = [ends_of(file) for file in files]
+        self._paths = [file.path for file in files]
         self._offsets = np.cumsum([0, *(len(ends) for ends in self._ends)], dtype=np.int64)
         self._documents = int(self._offsets[-1])
         if not self._documents:
@@ -129,7 +130,8 @@ class Packing:
         firsts, ends = np.empty_like(documents), np.empty_like(documents)
         for file in np.unique(files).tolist():
             own = files == file
-            firsts[own], ends[own] = bounds_of(self._ends[file], documents[own] - self._offsets[file])
+            inside = documents[own] - self._offsets[file]
+            firsts[own], ends[own] = bounds_of(self._ends[file], inside, self._paths[file])
         # At least one document, whatever it holds.
         count = max(int(np.searchsorted(np.cumsum(ends - firsts), GROUP_TOKENS, side="right")), 1)
         rows: list[Row] = []

@@ -24,6 +24,7 @@ import dsmem
 from dsmem.errors import BadSource, UsageError
 from dsmem.tokens import batches
 from dsmem.tokens.batches import Batch
+from dsmem.tokens.boundaries import cuts_in
 
 T = 8
 TOKENS = 2001
@@ -239,6 +240,36 @@ def test_ends_that_fall_are_refused(documents: str, tmp_path: Path) -> None:
     if documents == "within":
         with pytest.raises(BadSource):
             dsmem.TokenDataset(tmp_path / "a.bin", 4, within_documents=True)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "ends", [[10, 30, 20, 40], [10, 35, 5, 40], [39, 1, 2, 40], [10, 2**63, 20, 40], [10, 20, 2**64 - 1, 40]]
+)
+def test_marks_are_not_taken_from_ends_that_fall(ends: list[int], shuffle: bool, tmp_path: Path) -> None:
+    make_tokens(tmp_path / "a.bin", [[1] * 10] * 4)
+    np.save(tmp_path / "a.docs.npy", np.array(ends, np.uint64))
+    with pytest.raises(BadSource, match=r"a\.bin: document [123] ends before the one in front of it"):
+        list(dsmem.TokenLoader(tmp_path / "a.bin", 2, 4, documents="mark", shuffle=shuffle))
+
+
+@pytest.mark.parametrize("wrong", [0, 1, 1200, 2**62, 2**63])
+@pytest.mark.parametrize("at_once", [1, 99])
+def test_one_end_that_falls_is_met_wherever_it_lies(wrong: int, at_once: int) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(100):
+        ends = np.sort(random.integers(0, 400, 20)).astype(np.uint64)
+        ends[-1] = 400
+        starts = np.arange(0, 396, 4)
+        rows = np.arange(at_once)
+        cuts = [cuts_in(ends, some, rows, 4, "a.bin").tolist() for some in starts.reshape(-1, at_once)]
+        places = [place + at_once * 4 * batch for batch, some in enumerate(cuts) for place in some]
+        assert places == [end for end in ends.tolist() if end % 4 and end < 396]
+        ends[random.integers(0, 19)] = wrong
+        if (ends[1:] < ends[:-1]).any():
+            with pytest.raises(BadSource, match=r"a\.bin: document \d+ ends before"):
+                for some in starts.reshape(-1, at_once):
+                    cuts_in(ends, some, rows, 4, "a.bin")
 
 
 def test_numbers_are_whole(path: Path) -> None:
