@@ -127,7 +127,7 @@ class Encoder:
                     if isinstance(batch, Long):
                         self._add_row(batch, writer, verifying, faults)
                     else:
-                        self._add(batch, writer, verifying)
+                        self._add(batch, writer, verifying, faults)
                     report(batch.input_bytes)
                     del batch  # which may be large, before the next
             for message in piece.left_out:
@@ -140,10 +140,11 @@ class Encoder:
                 verified_in_pieces=verifying.in_pieces,
             )
 
-    def _add(self, batch: Batch, writer: PartWriter, verifying: Verifying) -> None:
+    def _add(self, batch: Batch, writer: PartWriter, verifying: Verifying, faults: Faults) -> None:
         """Encode the texts of a batch, long ones by themselves, in their order."""
         if batch.long is not None:
-            self._add_long(reading_bytes(batch.long), writer, verifying, path=batch.path, place=batch.place(0))
+            read = reading_bytes(batch.long)
+            self._add_long(read, writer, verifying, faults, path=batch.path, place=batch.place(0))
             return
         begin = 0
         longest = long_bytes(self.engine)
@@ -152,7 +153,8 @@ class Encoder:
             if not is_longer(text, longest):
                 continue
             self._add_short(batch, begin, batch.texts[begin:index], writer, verifying)
-            self._add_long(reading(text), writer, verifying, path=batch.path, place=partial(batch.place, index))
+            place = partial(batch.place, index)
+            self._add_long(reading(text), writer, verifying, faults, path=batch.path, place=place)
             begin = index + 1
         self._add_short(batch, begin, batch.texts[begin:] if begin else batch.texts, writer, verifying)
 
@@ -183,15 +185,22 @@ class Encoder:
             except BadDocument as exc:
                 faults.add_told(str(exc))
                 return
-        self._add_long(row.open(), writer, verifying, path=row.path, place=row.place)
+        self._add_long(row.open(), writer, verifying, faults, path=row.path, place=row.place)
 
     def _add_long(
-        self, read: Read, writer: PartWriter, verifying: Verifying, *, path: str, place: feeding.Place
+        self, read: Read, writer: PartWriter, verifying: Verifying, faults: Faults, *, path: str, place: feeding.Place
     ) -> None:
         seen, comparing = LongDocument(), verifying.long()
         fed = feed(self.engine, lambda size: seen.update(read(size)), path=path, place=place, comparing=comparing)
-        with translated(path):
-            writer.add_long(fed, seen)
+        try:
+            with translated(path):
+                writer.add_long(fed, seen)
+        except feeding.NoCut as exc:
+            if not faults.skip:
+                raise
+            faults.add_told(str(exc))
+            if comparing is not None:
+                verifying.take_back()
 
     def _batches(self, piece: Piece, faults: Faults, slices: dict[str, list[str]]) -> Iterator[Batch | Long]:
         recipe = self._recipe
@@ -281,7 +290,7 @@ class Encoder:
                             with self._document(path, compression, piece) as first:
                                 _check_utf8(first, path=shown)
                         flush()
-                        self._add_long(_from(head, read), writer, verifying, path=shown, place="")
+                        self._add_long(_from(head, read), writer, verifying, faults, path=shown, place="")
                         report(os.stat(path).st_size)
             except BadDocument as exc:
                 if not faults.skip:

@@ -55,7 +55,7 @@ class Comparing:
     """At the speed of the reference."""
 
 
-class _NoCut(BadSource):
+class NoCut(BadDocument):
     """More text than is encoded whole, and no place to cut it."""
 
 
@@ -72,7 +72,7 @@ def is_longer(text: str, size: int) -> bool:
 def feed(engine: Engine, read: Read, *, path: str, place: Place, comparing: Comparing | None = None) -> Iterator[Ids]:
     """The ids of one document, whose UTF-8 `read(size)` gives piece by piece and b"" at the end.
 
-    Raises BadDocument (not UTF-8), BadSource (more than MOST_WHOLE_BYTES without a place to cut), EngineDiffers.
+    Raises BadDocument (not UTF-8, or NoCut), BadSource (the reference has no place to cut), EngineDiffers.
     """
     piece_bytes = long_bytes(engine)
     pieces = _Pieces(engine, piece_bytes, path=path, place=place, advice="; make more than one document of it")
@@ -110,7 +110,7 @@ def compare(engine: Engine, text: str, ids: Ids, *, path: str, place: Place, com
         return
     pieces = _Pieces(comparing.reference, _COMPARED_BYTES, path=path, place=place)
     theirs: Ids | None = None
-    with suppress(_NoCut):  # then what lies before the end is all that is compared
+    with suppress(NoCut):  # then what lies before the end is all that is compared
         while theirs is None and (data := read(_COMPARED_BYTES)):
             theirs = pieces.push(data)
     if theirs is not None:
@@ -180,11 +180,14 @@ class _Pieces:
         if found is None:
             if len(held) > self._most_bytes:
                 self._text(_whole(held))  # that is not UTF-8 is told first
-                raise _NoCut(
-                    f"{named(self._path, self._place)}: no place to cut this document in the "
+                where = said(self._place)
+                raise NoCut(
+                    f"{named(self._path, where)}: no place to cut this document in the "
                     f"{units.format_bytes(len(held))} after {units.format_bytes(self._done_bytes)}: whatever was "
                     f"tried, {self._engine.name} might encode the text otherwise in pieces; whole, it is given "
-                    f"{units.format_bytes(self._most_bytes)} at most{self._advice}"
+                    f"{units.format_bytes(self._most_bytes)} at most{self._advice}",
+                    path=self._path,
+                    place=where,
                 )
             self._try_bytes = min(2 * len(held), max(self._most_bytes, len(held) + 1))
             return None
@@ -240,7 +243,10 @@ class _Compared:
         if self._pieces is None:
             return
         for at in range(0, max(len(data), 1), _COMPARED_BYTES):
-            theirs = self._pieces.push(data[at : at + _COMPARED_BYTES])
+            try:
+                theirs = self._pieces.push(data[at : at + _COMPARED_BYTES])
+            except NoCut as exc:
+                raise BadSource(str(exc)) from exc  # it can be encoded
             self.settle(_NONE if ids is None else ids, _NONE if theirs is None else theirs)
             ids = None
         if not data and (self._mine or self._theirs):

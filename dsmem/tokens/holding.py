@@ -9,6 +9,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,6 +62,17 @@ class Room:
         self._free += blocks
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far bytes had come."""
+
+    size_bytes: int
+    hasher: xxhash.xxh3_128
+    blocks: int = 0
+    left_bytes: int = 0
+    spilled: Mark | None = None
+
+
 class Held:
     """Bytes that wait; from the first for which there is no room on, in the file at `path`."""
 
@@ -95,6 +107,22 @@ class Held:
         if self._spilled is not None:
             self._spilled.write(data)
 
+    def mark(self) -> Mark:
+        """To go back to."""
+        spilled = None if self._spilled is None else self._spilled.mark()
+        return Mark(self.size_bytes, self._hasher.copy(), len(self._blocks), self._left_bytes, spilled)
+
+    def go_back(self, mark: Mark) -> None:
+        """What was written since then was not."""
+        if mark.spilled is None:
+            self._end_spilling()
+            self._room.give(self._blocks[mark.blocks :])
+            del self._blocks[mark.blocks :]
+        elif self._spilled is not None:
+            self._spilled.go_back(mark.spilled)
+        self._left_bytes = mark.left_bytes
+        self.size_bytes, self._hasher = mark.size_bytes, mark.hasher.copy()
+
     def hexdigest(self) -> str:
         """xxh3-128 of all bytes."""
         return self._hasher.hexdigest()
@@ -124,6 +152,9 @@ class Held:
         """Hold nothing any longer."""
         self._room.give(self._blocks)
         self._blocks, self._left_bytes = [], 0
+        self._end_spilling()
+
+    def _end_spilling(self) -> None:
         if self._spilled is not None:
             self._spilled.close()
             files.unlink_if_there(self._path)
@@ -151,6 +182,16 @@ class HashedFile:
         self._hasher.update(data)
         while data:
             data = data[os.write(self._fd, data) :]
+
+    def mark(self) -> Mark:
+        """To go back to."""
+        return Mark(os.lseek(self._fd, 0, os.SEEK_CUR), self._hasher.copy())
+
+    def go_back(self, mark: Mark) -> None:
+        """What was written since then was not."""
+        os.ftruncate(self._fd, mark.size_bytes)
+        os.lseek(self._fd, mark.size_bytes, os.SEEK_SET)
+        self._hasher = mark.hasher.copy()
 
     def close(self) -> None:
         """Nothing more comes."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dsmem import files
-from dsmem.errors import WrongIds
+from dsmem.errors import BadDocument, WrongIds
 from dsmem.tokens.holding import HashedFile, Held, Room
 from dsmem.tokens.layout import LARGEST_ID, TokenDtype
 
@@ -197,15 +197,20 @@ class PartWriter:
         self.text_bytes += _utf8_bytes(texts) if text_bytes is None else text_bytes
 
     def add_long(self, pieces: Iterable[Ids], seen: LongDocument) -> None:
-        """One document in pieces; `seen` has met its bytes when they end."""
+        """One document in pieces; `seen` has met its bytes when they end. After BadDocument nothing of it is there."""
         import numpy as np
 
         count = len(self._head) + len(self._tail)
+        before = self._tokens.mark()
         self._tokens.write(np.array(self._head, self._dtype))
-        for ids in pieces:
-            self._check(ids)
-            self._tokens.write(ids.astype(self._dtype))
-            count += len(ids)
+        try:
+            for ids in pieces:
+                self._check(ids)
+                self._tokens.write(ids.astype(self._dtype))
+                count += len(ids)
+        except BadDocument:
+            self._tokens.go_back(before)
+            raise
         self._tokens.write(np.array(self._tail, self._dtype))
         self._write_lengths(np.array([count]))
         if self._keys is not None:

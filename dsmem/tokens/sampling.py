@@ -113,6 +113,12 @@ class Verifying:
         self.in_pieces += 1
         return Comparing(self._encoder.reference(now=self._asks), all=self._all)
 
+    def take_back(self) -> None:
+        """The last long document is left out."""
+        self._left += 1
+        self.count -= 1
+        self.in_pieces -= 1
+
     def _compare(self, text: str, ids: Ids, path: str, place: Callable[[int], str], index: int) -> None:
         self.count += 1
         if is_longer(text, feeding.MOST_COMPARED_BYTES):

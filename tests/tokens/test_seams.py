@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import sentencepiece
 import tokentexts
+from pyarrow import parquet
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 
 import dsmem
-from dsmem.tokens import engines, feeding, vocabularies
+from dsmem.tokens import encoding, engines, feeding, vocabularies
 from dsmem.tokens.seams import Anywhere, ByteSeams, Seams, TextSeams, of_file, of_sentencepiece, of_tokenizer
 from dsmem.tokens.vocabularies import Located
 
@@ -253,6 +256,49 @@ def test_a_run_that_is_too_long_is_refused_by_name(
     with pytest.raises(dsmem.BadSource, match=r"x\.txt: no place to cut this document in the .* after 2\.. KiB"):
         dsmem.tokenize(tmp_path / "x.txt", tmp_path / "x.bin", tokenizer=tmp_path / "tokenizer.json")
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["tokenizer.json", "x.txt"]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "line", "files", "parquet"])
+@pytest.mark.parametrize("room_bytes", [0, 1 << 20])
+def test_a_run_that_is_too_long_is_left_out(
+    room_bytes: int, kind: str, small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what was written of it before nothing stays."""
+    monkeypatch.setattr(feeding, "MOST_WHOLE_BYTES", 9000)
+    monkeypatch.setattr(encoding, "share_bytes", lambda _: room_bytes)
+    places = feeding.places
+    uncut = b"0" * 2000
+    monkeypatch.setattr(
+        feeding, "places", lambda engine, held, first=0: () if uncut in held else places(engine, held, first)
+    )
+    runs().save(str(tmp_path / "tokenizer.json"))
+    long = "abc" * 1000
+    bad = long + "0" * 20_000
+    texts = ["abc abc", bad, "c", long, bad + "c", bad + long, "0"]
+
+    def made(name: str, texts: list[str]) -> tuple[dsmem.Tokenized, list[bytes]]:
+        directory = tmp_path / name
+        directory.mkdir()
+        rows = [json.dumps({"text": text}) for text in texts] if kind == "jsonl" else texts
+        if kind == "files":
+            for number, text in enumerate(texts):
+                (directory / f"{number}.txt").write_text(text)
+        elif kind == "parquet":
+            parquet.write_table(pa.table({"text": texts}), directory / "x.parquet")
+        else:
+            (directory / f"x.{'jsonl' if kind == 'jsonl' else 'txt'}").write_text("\n".join(rows))
+        options: dict[str, Any] = {"tokenizer": tmp_path / "tokenizer.json", "on_error": "skip"}
+        options["split_on"] = "line" if kind == "line" else None
+        done = dsmem.tokenize(directory, directory / "x.bin", val_fraction=0.4, **options)
+        return done, [one.read_bytes() for one in sorted(directory.glob("*.npy")) + sorted(directory.glob("*.bin"))]
+
+    done, found = made("all", texts)
+    others, expected = made("others", [texts[number] for number in (0, 2, 3, 6)])
+    assert found == expected
+    assert (done.skipped, done.verified, done.verified_in_pieces) == (3, others.verified, others.verified_in_pieces)
+    for place, number in zip(done.skipped_places, (1, 4, 5), strict=True):
+        name = f"{number}.txt" if kind == "files" else rf"x\.\w+:(row )?{number + 1}"
+        assert re.search(f"{name}: no place to cut this document", place)
 
 
 def test_no_token_lies_across_a_cut(tmp_path: Path) -> None:
