@@ -22,9 +22,12 @@ _ALL_BYTES, _ALL_BYTES_OF_ID = 225 << 20, 600
 """Of all processes but for what is each worker's, and of that for each id."""
 _EACH_BYTES, _TABLE_BYTES_OF_ID = 15 << 20, 128
 """Of a worker; of ids as many as the next power of two."""
-_TABLES_BYTES, _ALL_TABLES_BYTES = 14 << 20, 180 << 20
+_GROWING = 4
+"""Workers at once whose table becomes twice as large, the new one beside the old, before they give both back: so many
+were seen of nine, on two CPUs, where every word is new (some 600,000 of them, with 200,000 tokens)."""
+_TABLES_BYTES, _ALL_TABLES_BYTES = 14 << 20, 100 << 20
 """Of a worker that reads tables besides, and of all that do."""
-_LOADED_BYTES_OF_ID, _COMPARING_BYTES_OF_ID = 1200, 450
+_LOADED_BYTES_OF_ID, _COMPARING_BYTES_OF_ID = 1200, 300
 """Of a worker that loads the tokenizer by itself; of one that compares all by what is loaded elsewhere."""
 _WAITING_BYTES = 26 << 20
 """Of a worker that waits for others to be done with what is long; each of those takes half as much again."""
@@ -41,6 +44,7 @@ def most_workers(
     """So many fit, at least one; `has_tables`: of Arrow and Parquet; `compares_all`: with the reference; `is_shared`:
     workers are forked where the tokenizer is loaded already."""
     left_bytes, each_bytes = _left_bytes(largest_id), _each_bytes(largest_id, engine)
+    left_bytes -= _GROWING * 2 * _table_bytes(largest_id, engine)
     if has_tables:
         left_bytes -= _ALL_TABLES_BYTES
         each_bytes += _TABLES_BYTES
@@ -66,7 +70,12 @@ def _do_fit(workers: int, taken: int, largest_id: int, engine: EngineName) -> bo
 
 
 def _each_bytes(largest_id: int, engine: EngineName) -> int:
-    return _EACH_BYTES + (_TABLE_BYTES_OF_ID << largest_id.bit_length() if engine == "fastokens" else 0)
+    return _EACH_BYTES + _table_bytes(largest_id, engine)
+
+
+def _table_bytes(largest_id: int, engine: EngineName) -> int:
+    """Of what each thread that encodes remembers words in."""
+    return _TABLE_BYTES_OF_ID << largest_id.bit_length() if engine == "fastokens" else 0
 
 
 def _left_bytes(largest_id: int) -> int:

@@ -26,7 +26,7 @@ from dsmem.tokens.vocabularies import Located
 MEASURED = {  # vocabulary, workers: MiB of all processes, one run each (docs/figures.md)
     (32_768, 16): 864,
     (32_768, 32): 1100,
-    (200_000, 11): 872,
+    (200_000, 9): 1035,
     (200_000, 16): 1108,
     (200_000, 32): 1744,
 }
@@ -41,7 +41,7 @@ def test_those_that_were_measured_to_fit(tokens: int, workers: int) -> None:
 def test_larger_vocabularies_and_more_besides_leave_room_for_fewer() -> None:
     sizes = 257, 32_768, 65_536, 131_072, 200_000, 262_144
     counts = [crowd.most_workers(size - 1, "fastokens") for size in sizes]
-    assert counts == sorted(counts, reverse=True) and counts[1] >= 24 and counts[4] >= 12
+    assert counts == sorted(counts, reverse=True) and counts[1] >= 24 and counts[4] >= 6
     for size, count in zip(sizes, counts, strict=True):
         with_tables = crowd.most_workers(size - 1, "fastokens", has_tables=True)
         assert 1 < with_tables < count
@@ -87,8 +87,7 @@ def test_a_worker_without_a_request_holds_little(monkeypatch: pytest.MonkeyPatch
 
 def test_what_is_long_takes_more_places_the_more_the_vocabulary_takes() -> None:
     assert [crowd.weight(workers, 32_767, "fastokens") for workers in (2, 8, 16)] == [1, 1, 1]
-    most = crowd.most_workers(199_999, "fastokens")
-    assert [crowd.weight(workers, 199_999, "fastokens") for workers in (2, 8, most)] == [1, 1, 2]
+    assert [crowd.weight(workers, 199_999, "fastokens") for workers in (2, 8, 13)] == [1, 1, 2]
     assert crowd.weight(1000, 199_999, "fastokens") == crowd.PLACES
 
 
@@ -106,7 +105,7 @@ def test_as_few_as_fit_and_the_report_says_why(tmp_path: Path, monkeypatch: pyte
     all_of_them = run(9)
     assert (all_of_them.workers, all_of_them.why_fewer_workers) == (9, "")
     expected = (tmp_path / "out.bin").read_bytes()
-    monkeypatch.setattr(crowd, "_TABLE_BYTES_OF_ID", 200 << 10)  # 200 MiB each
+    monkeypatch.setattr(crowd, "_TABLE_BYTES_OF_ID", 60 << 10)  # 60 MiB each, and as much and as much again while it grows
     few = run(9)
     assert few.workers == 3
     assert few.why_fewer_workers == running._TOO_LARGE == "with more and this tokenizer, memory might exceed 1.0 GiB"
