@@ -38,7 +38,8 @@ class Scratch:
                 weakref.finalize(self, os.close, self._fd)
             files.pwrite_full(self._fd, memoryview(data), self._end)
         except OSError as exc:
-            _log.info("kept in memory, for want of a temporary file: %s", exc)
+            # Not `exc` itself, with which a log that keeps records would keep `data`, too.
+            _log.info("kept in memory, for want of a temporary file: %s", str(exc))
             self._is_over = True
             return None
         begin, self._end = self._end, self._end + len(data)
@@ -76,7 +77,8 @@ def _made() -> int:
 
 
 def _directories() -> Iterator[str]:
-    yield tempfile.gettempdir()
+    with suppress(OSError):  # not one that can be written to
+        yield tempfile.gettempdir()
     yield "/var/tmp"
     with suppress(RuntimeError):  # a user without a home
         yield str(settings.cache_directory())

@@ -70,6 +70,27 @@ def test_no_directory_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Scratch().append(b"x") is None
 
 
+def test_no_directory_for_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def mounted(where: str) -> proc.Mount:
+        return proc.Mount("/", "ext4" if where == str(tmp_path) else "tmpfs", "x", {})
+
+    monkeypatch.setattr(tempfile, "gettempdir", full)
+    monkeypatch.setattr(settings, "cache_directory", lambda: tmp_path)
+    monkeypatch.setattr(
+        proc, "mount_of", lambda where: proc.Mount("/", "ext4" if where == str(tmp_path) else "tmpfs", "x", {})
+    )
+    assert Scratch().append(b"x") == 0
+
+
+def test_a_log_keeps_none_of_it(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(files, "pwrite_full", full)
+    data = bytearray(b"abc")
+    with caplog.at_level("INFO", "dsmem.scratch"):
+        assert Scratch().append(memoryview(data)) is None
+    assert "no space left" in caplog.text
+    data.append(1)  # raises BufferError where anybody has it
+
+
 def test_a_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     one = Scratch()
     assert one.append(b"abc") == 0

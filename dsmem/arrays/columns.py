@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from array import array
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ _WINDOW = 1 << 13
 """Numbers that are looked at together: as a list of Python's each takes 40 bytes."""
 _SORTED_AT_ONCE = 1 << 18
 _SAMPLES = 1 << 12
+_MOST_PARTS = 64
+"""As often all of them are looked at."""
 
 
 class Column:
@@ -41,9 +44,11 @@ class Column:
 
     def extend(self, numbers: Numbers) -> None:
         """Add some of that type, or of one that fits, behind the others."""
-        self._tail.frombytes(numbers.astype(self._tail.typecode, copy=False).tobytes())
-        if len(self._tail) >= self._most:
-            self._put()
+        for begin in range(0, len(numbers), _AT_ONCE):
+            some = numbers[begin : begin + _AT_ONCE]
+            self._tail.frombytes(some.astype(self._tail.typecode, copy=False).tobytes())
+            if len(self._tail) >= self._most:
+                self._put()
 
     def set(self, index: int, number: int) -> None:
         """Put another one in the place of one; arrays that were given show it."""
@@ -56,11 +61,17 @@ class Column:
         """All that there are by now, to be looked at; more is added only when nobody has it any more."""
         if self._stored and self._tail:
             self._put()
-        if self._stored and self._tail:  # no room: what is there is read back
+        if self._stored and not self._tail:
+            with suppress(OSError):  # no more maps, or descriptors
+                return np.frombuffer(self._scratch.mapped(), self._tail.typecode)
+        if self._stored:  # no room: what is there is read back
             every = array(self._tail.typecode)
-            every.frombytes(self._scratch.read(0, self._stored * self._tail.itemsize))
+            for begin in range(0, self._stored, _AT_ONCE):
+                count = min(_AT_ONCE, self._stored - begin)
+                every.frombytes(self._scratch.read(begin * every.itemsize, count * every.itemsize))
             self._tail, self._stored = every + self._tail, 0
-        return np.frombuffer(self._scratch.mapped() if self._stored else self._tail, self._tail.typecode)
+            self._most = sys.maxsize
+        return np.frombuffer(self._tail, self._tail.typecode)
 
     def _put(self) -> None:
         if self._scratch.append(memoryview(self._tail).cast("B")) is None:
@@ -85,7 +96,7 @@ def windows(count: int) -> Iterator[slice]:
 
 def in_order(keys: Numbers) -> Iterator[Numbers]:
     """What `argsort` gives, some at a time, no key in two parts: those with equal keys in the order that they have."""
-    parts = -(-len(keys) // _SORTED_AT_ONCE)
+    parts = min(-(-len(keys) // _SORTED_AT_ONCE), _MOST_PARTS)
     some = np.sort(keys[:: max(1, len(keys) // _SAMPLES)])
     cuts = np.unique(some[len(some) * np.arange(1, parts) // max(parts, 1)])
     for number in range(len(cuts) + 1):

@@ -11,7 +11,7 @@ import marshal
 import struct
 import zlib
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar, cast
 
 from dsmem.scratch import Scratch
@@ -31,11 +31,11 @@ _ENDS = struct.Struct("=I")
 class _Blocks:
     """Blocks of bytes by number: in memory, on a disk, or compressed."""
 
-    def __init__(self, plain_bytes: int) -> None:
+    def __init__(self, plain_bytes: int, scratch: Scratch | None = None) -> None:
         self._plain: list[bytes] = []
         self._left_bytes = plain_bytes
         self._packed: list[bytes] = []
-        self._scratch = Scratch()
+        self._scratch = scratch or Scratch()
         self._places, self._sizes, self._sums = array("q"), array("I"), array("I")
         """Where those that are not plain begin on the disk, or, below 0, the complement of a number of `_packed`."""
 
@@ -162,9 +162,13 @@ class Table(Generic[V]):
 
 
 class Names:
-    """Texts in order that hold no NUL, as those of HDF5's links; `joined`: what `joined` gave."""
+    """Texts in order that hold no NUL, as those of HDF5's links; `joined`: what `joined` gave.
 
-    def __init__(self, joined: bytes = b"") -> None:
+    Many lie in `scratch`, which several may have in common: each of its own has a descriptor.
+    """
+
+    def __init__(self, joined: bytes = b"", scratch: Scratch | None = None) -> None:
+        self._scratch = scratch
         self._full: _Blocks | None = None
         """What comes before the rest, if there are many."""
         self._joined = bytearray(joined)
@@ -196,7 +200,7 @@ class Names:
 
     def _put(self) -> None:
         if self._full is None:
-            self._full = _Blocks(0)
+            self._full = _Blocks(0, self._scratch)
         self._full.append(bytes(self._joined))
         self._joined.clear()
 
@@ -205,16 +209,6 @@ class Names:
         if self._full is not None and self._joined:
             self._put()
         return self._full is not None
-
-    def without(self, names: Collection[str]) -> Names:
-        """These but for some; the same object where there are none."""
-        if not names:
-            return self
-        left = Names()
-        for name in self:
-            if name not in names:
-                left.append(name)
-        return left
 
     def joined(self) -> bytes:
         """All of them, to be kept."""

@@ -12,6 +12,7 @@ from dsmem.arrays.rows import Names, Rows, Table
 from dsmem.arrays.tree import Tree
 from dsmem.errors import Refusal
 from dsmem.hdf5.items import Items
+from dsmem.scratch import Scratch
 
 
 class LongAttribute(NamedTuple):
@@ -82,9 +83,14 @@ class Groups:
         self._rows: Rows[tuple[str, bytes]] = Rows()
         self._large: dict[int, Names] = {}
         """Those that are not copied: by number, where the row has none."""
+        self._scratch = Scratch()
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def names(self) -> Names:
+        """None yet, of a group to be added or of what is below one: there may be many groups that have many."""
+        return Names(scratch=self._scratch)
 
     def add(self, path: str, names: Names) -> None:
         """Add a group behind the others; nobody is to change its names any more."""

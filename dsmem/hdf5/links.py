@@ -86,17 +86,18 @@ def listed(group: Any, held: Held) -> tuple[Names, bytearray]:
         names.append(name)
         types.append(info.type)
 
-    if group.get_num_objs() <= _MANY:
+    count = group.get_num_objs()
+    if count <= _MANY:
         _iterate(group, index, h5.ITER_INC, keep, held)
         return names, types
     found = _Links()
-    _iterate(
-        group,
-        index,
-        h5.ITER_NATIVE,
-        lambda name, info: found.add(info.corder if by_creation else 0, name, info.type),
-        held,
-    )
+
+    def note(name: bytes, info: Any) -> None:
+        if len(found) == count:  # parts of the index of a damaged group may come again and again, without an end
+            raise OSError("a group has more links than it says")
+        found.add(info.corder if by_creation else 0, name, info.type)
+
+    _iterate(group, index, h5.ITER_NATIVE, note, held)
     return found.in_order()
 
 
@@ -133,6 +134,9 @@ class _Links:
         """Those that come behind, in runs, each in order."""
         self._runs = [0]
         self._some: list[_Link] = []
+
+    def __len__(self) -> int:
+        return len(self._names) + len(self._rest) + len(self._some)
 
     def add(self, created: int, name: bytes, kind: int) -> None:
         if not self._is_parted and self._last <= (created, name):

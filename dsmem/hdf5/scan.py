@@ -25,7 +25,7 @@ from dsmem.hdf5.elsewhere import NotAllowed
 from dsmem.hdf5.found import Groups, Scan
 from dsmem.hdf5.met import Met
 from dsmem.hdf5.opening import reason, translated
-from dsmem.hdf5.places import Place, kind, place
+from dsmem.hdf5.places import kind, place
 from dsmem.hdf5.properties import Alike
 from dsmem.stopping import Held
 
@@ -104,8 +104,6 @@ class _Walk:
         self._alike = Alike()
         self._met = Met()
         """What other links may lead to again."""
-        self._met_elsewhere: dict[Place, str] = {}
-        """The same of other files."""
         self._linked_once = Column("Q")
         """Addresses of the rest: a file may have many, and what is said of each takes 200 bytes."""
         self._checked_at = _FIRST_CHECK
@@ -116,7 +114,7 @@ class _Walk:
         self._name_bytes = 0
         self._owned: list[tuple[str, Refusal]] = []
         """Refusals that go when the node they belong to is not selected."""
-        self._outside: set[str] = set()
+        self._outside = Names()
         """Paths of what other files hold."""
         self._fileno = 0
 
@@ -124,7 +122,7 @@ class _Walk:
         """List every group before what is below it; open are the ones on the way to where it is."""
         here = place(root.id)
         self._fileno = here.fileno
-        self._met.add(here.addr, "")
+        self._met.add(here, "")
         todo = [(root.id, "", here.addr, iter(self._group(root.id, "")))]
         while todo:
             group, path, address, below = todo[-1]
@@ -144,16 +142,16 @@ class _Walk:
         """List a group, and what of its links leads to datasets and named types; the names of the groups in it."""
         self._read_attributes(group, path)
         names, types = links.listed(group, self._held)
-        below, left_out = Names(), set()
+        below, kept = self.found.groups.names(), self.found.groups.names()
         for name, link in zip(names, types, strict=True):
             child = tree.join(path, name)
             if not self._link(group, _raw(name), link, child, below):
-                left_out.add(name)
                 continue
+            kept.append(name)
             self._name_bytes += len(child)
             if self._name_bytes > MAX_HEADER_BYTES and not self._only and not self._mappable:
                 raise BadSource(f"{self._path}: names take more than {MAX_HEADER_BYTES:,} bytes, which is the most")
-        self.found.groups.add(path, names.without(left_out))
+        self.found.groups.add(path, kept)
         return below
 
     def _met_once(self, address: int) -> None:
@@ -206,7 +204,11 @@ class _Walk:
         groups = Groups()
         for path, names in found.groups.items():
             if node(path):
-                groups.add(path, names.without({name for name in names if not link(tree.join(path, name))}))
+                kept = groups.names()
+                for name in names:
+                    if link(tree.join(path, name)):
+                        kept.append(name)
+                groups.add(path, kept)
         found.groups = groups
         found.items = found.items.kept(node)
         found.noted = found.noted.kept(node)
@@ -295,7 +297,7 @@ class _Walk:
         if is_elsewhere:
             # Kept open: a file that is closed and opened again has another number, and circles would not be seen.
             self.found.others.setdefault(here.fileno, opened)
-        known = self._met_elsewhere.get(here) if is_elsewhere else self._met.path(here.addr)
+        known = self._met.path(here)
         if known is not None:
             self.found.aliases.add(path, known)
             return True
@@ -309,10 +311,9 @@ class _Walk:
         elif not self._named_type(opened, path):
             return False
         if is_elsewhere:
-            self._met_elsewhere[here] = path
-            self._outside.add(path)
-        elif here.links != 1 or "external" in self._allow:
-            self._met.add(here.addr, path)
+            self._outside.append(path)
+        if is_elsewhere or here.links != 1 or "external" in self._allow:
+            self._met.add(here, path)
         else:
             self._met_once(here.addr)
         return True

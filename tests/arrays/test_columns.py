@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import tracemalloc
 
 import numpy as np
@@ -71,3 +72,28 @@ def test_many_numbers_take_no_memory() -> None:
         tracemalloc.stop()
     assert np.array_equal(ordered, np.sort(some))
     assert peak < 8 * count
+
+
+def test_what_cannot_be_mapped_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(_: Scratch) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr(columns, "_AT_ONCE", 5)
+    found = Column("q")
+    found.extend(np.arange(23))
+    with monkeypatch.context() as patch:
+        patch.setattr(Scratch, "mapped", refused)
+        assert found.array().tolist() == list(range(23))
+    for number in range(23, 40):
+        found.append(number)
+    found.set(3, -3)
+    assert found.array().tolist() == [0, 1, 2, -3, *range(4, 40)]
+
+
+def test_in_few_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each part is a look at all of them."""
+    monkeypatch.setattr(columns, "_SORTED_AT_ONCE", 7)
+    keys = np.random.default_rng(0).permutation(5000)
+    parts = list(in_order(keys))
+    assert len(parts) <= 64
+    assert np.array_equal(np.concatenate(parts), np.argsort(keys))

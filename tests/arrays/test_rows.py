@@ -124,12 +124,14 @@ def look_at_names(texts: list[str]) -> None:
     assert list(names) == texts
     again = Names(names.joined())
     assert (len(again), list(again)) == (len(texts), texts)
-    assert again.without(()) is again
     again.are_stored()
     assert (len(again), list(again)) == (len(texts), texts)
-    left = again.without(set(texts[:2]))
-    assert list(left) == [text for text in texts if text not in texts[:2]]
-    assert list(again) == texts
+    scratch = Scratch()
+    beside, last = Names(scratch=scratch), Names(scratch=scratch)
+    for text in texts:
+        beside.append(text)
+        last.append(text)
+    assert list(beside) == list(last) == texts
 
 
 def _is_of_a_file(text: str) -> bool:

@@ -46,3 +46,30 @@ def test_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(links, "_MANY", 0)
     with h5py.File(tmp_path / "x.h5", "w") as file:
         assert names_of(file["/"]) == ([], [])
+
+
+class Lying:
+    """A group that says that it has fewer links."""
+
+    def __init__(self, group: Any, count: int) -> None:
+        self._group = group
+        self._count = count
+
+    def get_num_objs(self) -> int:
+        return self._count
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._group, name)
+
+
+def test_more_than_a_damaged_group_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An index whose parts come again and again has no end."""
+    monkeypatch.setattr(links, "_MANY", 2)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name in "edcba":
+            file.create_group(name)
+        with stopping.held() as held:
+            held.release()
+            assert list(links.listed(Lying(file.id, 5), held)[0]) == list("abcde")
+            with pytest.raises(OSError, match="more links than it says"):
+                links.listed(Lying(file.id, 4), held)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import numpy as np
 import pytest
 import zoo
 
+from dsmem.arrays import columns, rows
 from dsmem.arrays.rows import Names
 from dsmem.errors import BadSource
+from dsmem.hdf5 import met
 from dsmem.hdf5.found import Scan
 from dsmem.hdf5.scan import NotMappable, scan
 
@@ -52,6 +55,54 @@ def test_everything_once(tmp_path: Path) -> None:
     assert found.tree.groups[""] == ["a", "b", "c", "hard", "soft", "type"]
     assert found.attributes == {"b": {"unit": {"str": "m"}}}
     assert found.refusals == []
+
+
+def test_many_large_groups_take_few_descriptors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "_NAMES_BYTES", 30)
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for number in range(600):
+            file.create_group(f"{'below/' * (number % 20)}{number}/{'x' * 40}")
+    before = len(os.listdir("/proc/self/fd"))
+    found = scanned(tmp_path / "x.h5")
+    assert len(os.listdir("/proc/self/fd")) - before < 10
+    with h5py.File(tmp_path / "x.h5") as file:
+        assert found.tree.groups == groups_of(file)
+
+
+def groups_of(file: Any) -> dict[str, list[str]]:
+    found = {"": list(file)}
+    file.visititems(lambda path, group: found.update({path: list(group)}))
+    return found
+
+
+@pytest.mark.parametrize("options", [{"only": ("y",)}, {"allow": ("external",)}], ids=["not selected", "elsewhere"])
+def test_of_many_little_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, tuple[str, ...]]
+) -> None:
+    """Bytes of memory for each dataset that is left out, or that an external link leads to."""
+    monkeypatch.setattr(columns, "_AT_ONCE", 256)
+    monkeypatch.setattr(columns, "_SORTED_AT_ONCE", 1024)
+    monkeypatch.setattr(rows, "_PLAIN_BYTES", 0)
+    monkeypatch.setattr(rows, "_NAMES_BYTES", 1024)
+    monkeypatch.setattr(met, "_RECENT", 256)
+
+    def peak_bytes(count: int) -> int:
+        path, other = tmp_path / f"{count}.h5", tmp_path / f"{count}-other.h5"
+        with h5py.File(other, "w") as file:
+            for number in range(count):
+                file[f"x/sample_{number:06}"] = np.uint8(1)
+        with h5py.File(path, "w") as file:
+            file["y"] = 1
+            file["there"] = h5py.ExternalLink(other.name, "x")
+        tracemalloc.start()
+        try:
+            found = scanned(other if "only" in options else path, **options)
+            assert len(found.items) == (0 if "only" in options else count + 1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    assert (peak_bytes(8000) - peak_bytes(2000)) / 6000 < 30
 
 
 @pytest.mark.parametrize("userblock", [0, 512, 1024])
