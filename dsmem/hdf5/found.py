@@ -118,6 +118,8 @@ class Scan:
     refusals: list[Refusal] = field(default_factory=list)
     is_outside: bool = False
     """Some of it lies in other files."""
+    seen: Callable[[], object] = bool
+    """To be called now and then where it takes long to tell of all."""
     others: dict[int, Any] = field(default_factory=dict)
     """An object of every other file that a link leads to, by HDF5's file number: it keeps that file open and locked."""
 
@@ -136,7 +138,9 @@ class Scan:
     def dumped(self) -> Iterator[str]:
         """What `tree.dumped()` gives, without it."""
         parts: dict[str, tree.Listed] = {"groups": self.groups, "datasets": _Records(self.items)}
-        return tree.dumped({**parts, "aliases": self.aliases, "soft_links": self.soft_links, "types": self.types})
+        for part in tree.dumped({**parts, "aliases": self.aliases, "soft_links": self.soft_links, "types": self.types}):
+            self.seen()
+            yield part
 
 
 class _Records:

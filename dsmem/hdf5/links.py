@@ -72,11 +72,11 @@ def _candidates(group: Any, filename: str) -> Iterator[str]:
     yield filename
 
 
-def listed(group: Any, held: Held) -> tuple[Names, bytearray]:
+def listed(group: Any, held: Held, seen: Callable[[], None] | None = None) -> tuple[Names, bytearray]:
     """Names of the links in a group in h5py's order, which has them as a list of bytes, and of what type each is.
 
     What is raised inside of what HDF5 calls h5py loses, so nothing is. Many links are sorted here: HDF5 would take 130
-    bytes for each.
+    bytes for each; `seen` is called for them.
     """
     by_creation = bool(group.get_create_plist().get_link_creation_order() & h5p.CRT_ORDER_TRACKED)
     index = h5.INDEX_CRT_ORDER if by_creation else h5.INDEX_NAME
@@ -96,6 +96,8 @@ def listed(group: Any, held: Held) -> tuple[Names, bytearray]:
         if len(found) == count:  # parts of the index of a damaged group may come again and again, without an end
             raise OSError("a group has more links than it says")
         found.add(info.corder if by_creation else 0, name, info.type)
+        if seen is not None:
+            seen()
 
     _iterate(group, index, h5.ITER_NATIVE, note, held)
     return found.in_order()

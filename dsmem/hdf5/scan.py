@@ -55,8 +55,8 @@ def scan(
     """List an open h5py.File; with `only`, the datasets that a glob matches and the groups above them.
 
     With "external" in `allow` (the file opened by its name) what external links lead to is listed like any other group
-    or dataset. `seen` is called for every link. Raises BadSource when h5py can't read the structure, NotMappable (see
-    there) when asked.
+    or dataset. `seen` is called for every link, and now and then when all is told of. Raises BadSource when h5py can't
+    read the structure, NotMappable (see there) when asked.
     """
     with (
         stopping.held() as held,
@@ -75,6 +75,8 @@ def scan(
     if only:
         walk.prune()
     walk.sum_up()
+    if seen is not None:
+        walk.found.seen = seen
     if len(walk.found.items) > _MANY:
         malloc.give_back()  # HDF5 has let go of much
     return walk.found
@@ -141,7 +143,7 @@ class _Walk:
     def _group(self, group: Any, path: str) -> Names:
         """List a group, and what of its links leads to datasets and named types; the names of the groups in it."""
         self._read_attributes(group, path)
-        names, types = links.listed(group, self._held)
+        names, types = links.listed(group, self._held, self._at_link)
         below, kept = self.found.groups.names(), self.found.groups.names()
         for name, link in zip(names, types, strict=True):
             child = tree.join(path, name)

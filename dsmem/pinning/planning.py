@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,8 +27,9 @@ class Tensors:
     A dataset has one, and one of variable length another before it, for its offsets; the last is for long attributes.
     """
 
-    def __init__(self, items: Items, attribute_bytes: int) -> None:
+    def __init__(self, items: Items, attribute_bytes: int, seen: Callable[[], object]) -> None:
         self._items = items
+        self._seen = seen
         self._attribute_bytes = attribute_bytes
         self.total_bytes = 0
         """Of all fixed-size arrays."""
@@ -78,6 +79,7 @@ class Tensors:
         """Tensors by their numbers: which dataset each belongs to, if to one, where it begins, and its size."""
         last = len(self.layout.sizes) - 1 if self._attribute_bytes else None
         for window in windows(len(numbers)):
+            self._seen()
             some = numbers[window]
             owners = np.searchsorted(self._first, some, side="right") - 1
             columns = (some, owners, self.layout.begins[some], self.layout.sizes[some])
@@ -91,6 +93,7 @@ class Tensors:
     def _planned(self, first: Column) -> Iterator[Planned]:
         number = 0
         for item in self._items:
+            self._seen()
             first.append(number)
             self.total_bytes += item.size_bytes
             for planned in _tensors(item):
@@ -152,7 +155,7 @@ def plan(scan: Scan, provenance: Provenance) -> Plan:
 
     Raises HeaderTooLong, TooLarge.
     """
-    tensors = Tensors(scan.items, scan.noted.apart_bytes)
+    tensors = Tensors(scan.items, scan.noted.apart_bytes, scan.seen)
     metadata: dict[str, header.Text] = {
         PROVENANCE_KEY: provenance.dump(),
         views.DATA_BYTES_KEY: _WIDEST,

@@ -101,16 +101,22 @@ class _Report:
         self._channel = channel
         self._lock = threading.Lock()
         self._due_s = 0.0
+        self._last = [0, 1]
 
     def progress(self, done_bytes: int, total_bytes: int) -> None:
-        with self._lock:
-            if time.monotonic() < self._due_s and done_bytes < total_bytes:
-                return
-            self._due_s = time.monotonic() + _REPORT_S
-        self._channel.send("progress", [done_bytes, total_bytes])
+        self._say([done_bytes, total_bytes], at_once=done_bytes >= total_bytes)
 
     def seen(self) -> None:
-        self.progress(0, 1)
+        """Nothing more was read, but it goes on."""
+        self._say(None)
+
+    def _say(self, done: list[int] | None, *, at_once: bool = False) -> None:
+        with self._lock:
+            done = self._last = done or self._last
+            if time.monotonic() < self._due_s and not at_once:
+                return
+            self._due_s = time.monotonic() + _REPORT_S
+        self._channel.send("progress", done)
 
 
 def _limit(source_bytes: int, object_bytes: int) -> None:

@@ -14,7 +14,7 @@ from samples import assert_reads_as_h5py, settle
 import dsmem
 from dsmem.arrays import columns, header, rows
 from dsmem.arrays.header import Header
-from dsmem.hdf5 import met
+from dsmem.hdf5 import links, met
 from dsmem.hdf5.scan import scan
 from dsmem.pinning import copying, planning, summaries
 from dsmem.pinning.copying import Extent
@@ -126,6 +126,34 @@ def test_listing_and_planning_take_little(tmp_path: Path, monkeypatch: pytest.Mo
 
     few, many = peak_bytes(2000), peak_bytes(8000)
     assert (many - few) / 6000 < 25
+
+
+def test_it_is_told_that_it_goes_on(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for one that reads an untrusted file hears of it while much is listed, planned and written."""
+    monkeypatch.setattr(links, "_MANY", 3)
+    monkeypatch.setattr(columns, "_WINDOW", 4)
+    provenance = a_provenance(tmp_path)
+    heard = 0
+
+    def seen() -> None:
+        nonlocal heard
+        heard += 1
+
+    def heard_since() -> int:
+        nonlocal heard
+        so_far, heard = heard, 0
+        return so_far
+
+    with h5py.File(path) as file:
+        found = scan(file, str(path), file_bytes=path.stat().st_size, seen=seen)
+        count = len(found.items)
+        assert heard_since() > 1.5 * count
+        layout = planning.Tensors(found.items, 0, seen)
+        assert heard_since() >= count
+        assert len(list(layout.items())) >= count and heard_since() >= count / 4
+        planning.plan(found, provenance)
+        assert heard_since() > 1.2 * count
+        assert list(found.dumped()) and heard_since() > 5
 
 
 def a_provenance(tmp_path: Path) -> Provenance:
