@@ -105,7 +105,7 @@ def test_as_few_as_fit_and_the_report_says_why(tmp_path: Path, monkeypatch: pyte
     all_of_them = run(9)
     assert (all_of_them.workers, all_of_them.why_fewer_workers) == (9, "")
     expected = (tmp_path / "out.bin").read_bytes()
-    monkeypatch.setattr(crowd, "_TABLE_BYTES_OF_ID", 60 << 10)  # 60 MiB each, and as much and as much again while it grows
+    monkeypatch.setattr(crowd, "_TABLE_BYTES_OF_ID", 60 << 10)  # 60 MiB each, thrice as much while it grows
     few = run(9)
     assert few.workers == 3
     assert few.why_fewer_workers == running._TOO_LARGE == "with more and this tokenizer, memory might exceed 1.0 GiB"
