@@ -24,6 +24,12 @@ _MOST_OBJECTS = 64
 """Of a collection with a long one, which HDF5 makes for it alone."""
 
 
+def is_text(dataset: Any) -> bool:
+    """Whether its items are texts, which end at their first NUL, however long they are said to be."""
+    kind = dataset.id.get_type()
+    return isinstance(kind, h5t.TypeStringID) and bool(kind.is_variable_str())
+
+
 class Heap:
     """The global heap of an open file."""
 
@@ -35,14 +41,12 @@ class Heap:
     @classmethod
     def of(cls, dataset: Any, base: np.dtype[Any], fd: int, file_bytes: int) -> Self | None:
         """That of the file that a dataset lies in, if its elements need no conversion to be `base` in memory."""
-        kind = dataset.id.get_type()
         properties = h5i.get_file_id(dataset.id).get_create_plist()
-        is_plain = isinstance(kind, h5t.TypeVlenID) and not base.hasobject
-        if properties.get_sizes() != (_ADDRESS_BYTES, _ADDRESS_BYTES) or not is_plain:
+        if properties.get_sizes() != (_ADDRESS_BYTES, _ADDRESS_BYTES) or base.hasobject:
             return None
-        if not kind.get_super().equal(h5t.py_create(base, logical=True)):
-            return None
-        return cls(fd, file_bytes, properties.get_userblock())
+        kind = dataset.id.get_type()
+        is_list = isinstance(kind, h5t.TypeVlenID) and kind.get_super().equal(h5t.py_create(base, logical=True))
+        return cls(fd, file_bytes, properties.get_userblock()) if is_list or is_text(dataset) else None
 
     def find(self, pointer: bytes, size_bytes: int) -> int | None:
         """Where in the file the object of that size begins; None where HDF5 is to be asked."""

@@ -21,7 +21,7 @@ from dsmem.hdf5.chunkindex import read_table
 from dsmem.hdf5.chunks import Band, ChunkedDataset
 from dsmem.hdf5.codecs import Pipeline
 from dsmem.hdf5.datasets import Item, pointers
-from dsmem.hdf5.globalheap import Heap
+from dsmem.hdf5.globalheap import Heap, is_text
 from dsmem.hdf5.reading import MOST_CHUNKS, Array, as_bytes
 from dsmem.hdf5.stored import StoredChunks
 
@@ -59,6 +59,7 @@ class Counts:
         self._longest_bytes = 1
         self._fd = fd
         self._label = label
+        self._is_text = is_text(dataset)
         self._next: Iterator[Portion] = self._growing()
         fill = item.info.fillvalue
         stored = pointers(dataset.id, item, _pointer_bytes(dataset), file_bytes)
@@ -79,13 +80,17 @@ class Counts:
     def straight(self, portion: Portion, element_bytes: int) -> Iterator[tuple[memoryview, Array]]:
         """See `read`: the item whose place is known, in pieces; its length comes with the last."""
         assert portion.offset is not None
-        buffer = memoryview(bytearray(min(_PIECE_BYTES, portion.size_bytes)))
-        for start in range(0, portion.size_bytes, _PIECE_BYTES):
-            piece = buffer[: min(_PIECE_BYTES, portion.size_bytes - start)]
-            if files.pread_full(self._fd, piece, portion.offset + start) < len(piece):
+        held = bytearray(min(_PIECE_BYTES, portion.size_bytes))
+        done, is_last = 0, False
+        while not is_last:
+            piece = memoryview(held)[: portion.size_bytes - done]
+            if files.pread_full(self._fd, piece, portion.offset + done) < len(piece):
                 raise BadSource(f"{self._label}: the file ends within it")
-            is_last = start + len(piece) == portion.size_bytes
-            yield piece, np.array([portion.size_bytes // element_bytes] if is_last else [], np.int64)
+            end = held.find(0, 0, len(piece)) if self._is_text else -1
+            piece = piece[:end] if end >= 0 else piece
+            done += len(piece)
+            is_last = end >= 0 or done == portion.size_bytes
+            yield piece, np.array([done // element_bytes] if is_last else [], np.int64)
 
     def saw(self, lengths: Array, element_bytes: int) -> None:
         """Learn from what was read, where nothing could be known before."""

@@ -258,12 +258,28 @@ def test_long_items_that_hdf5_would_convert_are_left_to_it(file: Any, long_items
             assert Heap.of(made, np.dtype(other), source.fileno(), size) is None
 
 
-def test_text_is_left_to_hdf5(file: Any, long_items: list[int]) -> None:
-    """It ends at its first NUL, however long it is said to be."""
-    texts = [b"x" * 9000, b"y" * 5000]
-    data, _ = read(file.create_dataset("x", data=np.array(texts, object), dtype=h5py.string_dtype()))
-    assert data == b"".join(texts)
-    assert sum(long_items) == 2
+@pytest.mark.parametrize("nul", [None, 0, 1, 4095, 4096, 4097, 8191, 8192, 8999])
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize("libver", ["earliest", "latest"])
+def test_a_long_text_ends_at_its_first_nul(
+    libver: str, encoding: str, nul: int | None, tmp_path: Path, long_items: list[int]
+) -> None:
+    """However long it is said to be: as HDF5 reads it."""
+    path = tmp_path / "x.h5"
+    texts = [b"x" * 9000, b"short", b"y" * 5000, b"z" * 4999]
+    with h5py.File(path, "w", libver=libver) as file:
+        file.create_dataset("x", data=np.array(texts, object), dtype=h5py.string_dtype(encoding))
+    if nul is not None:
+        written = bytearray(path.read_bytes())
+        written[written.index(texts[0]) + nul] = 0
+        path.write_bytes(written)
+    with h5py.File(path) as file:
+        expected = list(file["x"][()])
+        data, lengths = read(file["x"])
+    assert len(expected[0]) == (9000 if nul is None else nul)
+    assert data == b"".join(expected)
+    assert lengths == list(map(len, expected))
+    assert sum(long_items) == 2, "HDF5 read the short ones"
 
 
 @pytest.mark.parametrize(
